@@ -1,0 +1,1 @@
+"""Adapters: one place per host library. They translate, nothing else."""

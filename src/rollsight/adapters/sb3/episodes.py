@@ -1,0 +1,99 @@
+"""Which episode each step belongs to, what the environment really paid, and how each episode started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from rollsight.adapters.gymnasium import START
+
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class RoundEpisodes:
+    """Columns of one round, each (n_steps, n_envs).
+
+    episode: unique over environments and rounds; episode_step: steps since the episode began, over rounds; reward: as the environment
+    gave it (before VecNormalize and time-limit bootstrapping); episode_return: total reward of episodes that ended in this round, else
+    nan; start: how the episode began, at its first step, where the environment is wrapped in `EpisodeStart`, else None.
+    finished_returns: (E,) returns of the episodes that ended in this round.
+    """
+
+    episode: Ints
+    episode_step: Ints
+    reward: Floats
+    episode_return: Floats
+    start: np.ndarray[Any, np.dtype[np.object_]]
+    finished_returns: Floats
+
+
+class EpisodeTracker:
+    """Follows the episodes of all environments from round to round."""
+
+    def __init__(self, first_episode: int = 0) -> None:
+        self._next = first_episode
+        self._episode: Ints | None = None
+        self._age: Ints = np.empty(0, dtype=np.int64)
+        self._total: Floats = np.empty(0)
+        self._rewards: list[Any] = []
+        self._starts: list[tuple[int, int, Any]] = []
+
+    def begin_training(self, model: OnPolicyAlgorithm) -> None:
+        """Every environment may just have been reset; what ran before goes on unless `learn` reset it."""
+        env = model.get_env()
+        assert env is not None
+        if self._episode is None or len(self._episode) != env.num_envs:
+            # Unfinished episodes of an earlier `learn` that this tracker did not see get numbers of their own.
+            self._episode = np.arange(self._next, self._next + env.num_envs)
+            self._next += env.num_envs
+            self._age, self._total = np.full(env.num_envs, -1), np.zeros(env.num_envs)
+        self._rewards.clear()
+        self._starts = [(0, i, info.get(START)) for i, info in enumerate(getattr(env, "reset_infos", []))]
+
+    def step(self, model: OnPolicyAlgorithm, rewards: Any, dones: Any) -> None:
+        """Note one step of all environments."""
+        normalizer = model.get_vec_normalize_env()
+        # A copy: the host adds the bootstrapped value of time limits to this very array.
+        self._rewards.append(
+            np.array(rewards if normalizer is None else normalizer.get_original_reward(), dtype=np.float64)
+        )
+        if dones.any():
+            infos = model.get_env().reset_infos  # type: ignore[union-attr]
+            self._starts += [(len(self._rewards), i, infos[i].get(START)) for i in np.flatnonzero(dones)]
+
+    def end_rollout(self, starts: Any, last_dones: Any) -> RoundEpisodes:
+        """Columns of the round. starts: (n_steps, n_envs) the buffer's episode starts; last_dones: (n_envs,)."""
+        assert self._episode is not None
+        begins = np.asarray(starts).astype(bool)
+        steps, envs = begins.shape
+        numbers = self._next - 1 + np.cumsum(begins.ravel()).reshape(begins.shape)
+        clock = np.arange(steps)[:, None]
+        last = np.maximum.accumulate(np.where(begins, clock, -1), axis=0)
+        column = np.arange(envs)
+        episode = np.where(last >= 0, numbers[last, column], self._episode)
+        age = np.where(last >= 0, clock - last, self._age + 1 + clock)
+        reward = np.stack(self._rewards)
+
+        units, position = np.unique(episode.ravel(), return_inverse=True)
+        totals = np.bincount(position, weights=reward.ravel())
+        for number, total in zip(self._episode, self._total, strict=True):
+            totals[units == number] += total
+        open_at_end = episode[-1][~np.asarray(last_dones, dtype=bool)]
+        finished = ~np.isin(units, open_at_end)
+        per_step = np.where(finished[position], totals[position], np.nan).reshape(episode.shape)
+
+        start = np.full(begins.shape, None, dtype=object)
+        for t, env, how in self._starts:
+            if t < steps and begins[t, env]:
+                start[t, env] = how
+        self._starts = [(t - steps, env, how) for t, env, how in self._starts if t >= steps]
+        self._next += int(begins.sum())
+        self._episode, self._age = episode[-1].copy(), age[-1].copy()
+        self._total = totals[np.searchsorted(units, self._episode)]
+        self._rewards.clear()
+        return RoundEpisodes(episode, age, reward, per_step, start, totals[finished])

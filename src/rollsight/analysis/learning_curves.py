@@ -1,0 +1,231 @@
+"""Learning curves of several runs, arm against arm: final return, area under the curve, paired differences.
+
+A run's *final return* is the mean over the last tenth of the rounds (at least one), its *area under the curve* the mean
+over all rounds, so both are in units of return. Round 0, before training, is drawn but never counted.
+Intervals are 95 % Student t-intervals over seeds.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from rollsight.errors import RollsightError
+from rollsight.runs import Run, spell
+
+Measure = Literal["evaluation return", "training return"]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` values and its 95 % t-interval, mean ± half_width; no width can be given for one value."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's learning curve: mean return (R,) after each of the rounds (R,)."""
+
+    rounds: IntArray
+    returns: FloatArray
+
+    def at(self, rounds: Sequence[int]) -> FloatArray:
+        """The returns (len(rounds),) after these rounds, which the curve must have."""
+        return self.returns[np.searchsorted(self.rounds, rounds)]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: its runs over seeds, and its paired difference to the baseline on common seeds.
+
+    `mean` and `half_width` (R,) are the learning curve over the comparison's rounds; half-widths are NaN for one
+    seed. The differences are None for the baseline and where there is no common seed.
+    """
+
+    name: str
+    runs: int
+    final: Interval
+    area: Interval
+    final_difference: Interval | None
+    area_difference: Interval | None
+    mean: FloatArray
+    half_width: FloatArray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms of one environment over the rounds (R,) that all their runs have; notes say what a reader must know."""
+
+    env: str
+    measure: Measure
+    rounds: IntArray
+    baseline: str
+    arms: list[Arm]
+    notes: list[str]
+
+
+def t_interval(values: Sequence[float] | FloatArray) -> Interval:
+    """The mean of the values (n,) and its 95 % t-interval; n at least 1."""
+    sample = np.asarray(values, np.float64)
+    n = len(sample)
+    half_width = float(stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    return Interval(float(sample.mean()), half_width, n)
+
+
+def evaluation_curve(run: Run) -> Curve | None:
+    """Mean evaluation return after each evaluated round, None where the run has no evaluations after training."""
+    if not any(run.evaluation_rounds):
+        return None
+    rows = run.sql('select round, avg("return") from evaluations group by round order by round').fetchall()
+    return Curve(np.array([row[0] for row in rows]), np.array([row[1] for row in rows], np.float64))
+
+
+def training_curve(run: Run) -> Curve | None:
+    """Mean return of the episodes that finished in each round; a round without one repeats the last mean.
+
+    Starts with the first round in which an episode finished; None where there is none.
+    """
+    rows = run.sql("select round, return_mean from rounds order by round").fetchall() if run.rounds else []
+    first = next((i for i, row in enumerate(rows) if row[1] is not None), None)
+    if first is None:
+        return None
+    returns: list[float] = []
+    for _, value in rows[first:]:
+        returns.append(returns[-1] if value is None else value)
+    return Curve(np.array([row[0] for row in rows[first:]]), np.array(returns, np.float64))
+
+
+def final_return(rounds: IntArray, returns: FloatArray) -> float:
+    """Mean of the returns (R,) over the last tenth of the rounds (R,), at least the last one."""
+    window = max(1, int(rounds[-1]) // 10)
+    return float(returns[rounds > rounds[-1] - window].mean())
+
+
+def compare_runs(runs: Sequence[Run], baseline: str | None = None) -> list[Comparison]:
+    """Compare the runs, one comparison per environment in order of appearance.
+
+    Runs belong to the environment, arm and seed in their metadata (`env`, `arm`, `seed`; the run's name is the arm
+    where none is given). Several runs of one arm and seed count as one, their mean. The baseline of the paired
+    differences is the first arm unless named.
+
+    Raises:
+        RollsightError: no environment has the named baseline, a run has no returns, or runs share no rounds.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(str(run.metadata.get("env", "unknown environment")), []).append(run)
+    arms = {_arm(run) for run in runs}
+    if baseline is not None and baseline not in arms:
+        raise RollsightError(f"no run belongs to the arm {baseline!r}: the arms are {', '.join(sorted(arms))}")
+    return [_compare(env, group, baseline) for env, group in groups.items()]
+
+
+def _arm(run: Run) -> str:
+    return str(run.metadata.get("arm") or run.name)
+
+
+def _seed(run: Run) -> str:
+    # Without a seed there is nothing to pair or to pool: every run stands for itself.
+    seed = run.metadata.get("seed")
+    return f"run {run.path}" if seed is None else str(seed)
+
+
+def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
+    notes: list[str] = []
+    curves, measure = _curves(env, runs, notes)
+    rounds = _common_rounds(env, curves, notes)
+    counted = rounds[rounds > 0]
+
+    seeds: dict[str, dict[str, FloatArray]] = {}  # arm -> seed -> returns (R,), the mean over runs of the same seed
+    sizes: dict[str, int] = {}
+    for arm in dict.fromkeys(_arm(run) for run in runs):
+        members = [
+            (_seed(run), curve.at(rounds.tolist())) for run, curve in zip(runs, curves, strict=True) if _arm(run) == arm
+        ]
+        seeds[arm] = {
+            seed: np.mean([r for s, r in members if s == seed], axis=0) for seed in dict.fromkeys(s for s, _ in members)
+        }
+        sizes[arm] = len(members)
+        if len(seeds[arm]) < len(members):
+            notes.append(f"{arm}: several runs of the same seed count as one, their mean ({len(seeds[arm])} seeds)")
+
+    reference = baseline if baseline in seeds else next(iter(seeds))
+    if baseline is not None and baseline not in seeds:
+        notes.append(f"no run of the arm {baseline} here: differences are to {reference}")
+    scores = {
+        arm: {s: (final_return(counted, r[rounds > 0]), float(r[rounds > 0].mean())) for s, r in by_seed.items()}
+        for arm, by_seed in seeds.items()
+    }
+    arms = [
+        _summarise(arm, sizes[arm], seeds[arm], scores[arm], scores[reference] if arm != reference else None)
+        for arm in seeds
+    ]
+    return Comparison(env, measure, rounds, reference, arms, notes)
+
+
+def _summarise(
+    name: str,
+    runs: int,
+    returns: dict[str, FloatArray],
+    scores: dict[str, tuple[float, float]],
+    reference: dict[str, tuple[float, float]] | None,
+) -> Arm:
+    common = [seed for seed in scores if reference is not None and seed in reference]
+
+    def difference(which: int) -> Interval | None:
+        if reference is None or not common:
+            return None
+        return t_interval([scores[seed][which] - reference[seed][which] for seed in common])
+
+    bands = [t_interval(column) for column in np.stack(list(returns.values())).T]
+    return Arm(
+        name=name,
+        runs=runs,
+        final=t_interval([final for final, _ in scores.values()]),
+        area=t_interval([area for _, area in scores.values()]),
+        final_difference=difference(0),
+        area_difference=difference(1),
+        mean=np.array([band.mean for band in bands]),
+        half_width=np.array([np.nan if band.half_width is None else band.half_width for band in bands]),
+    )
+
+
+def _curves(env: str, runs: list[Run], notes: list[str]) -> tuple[list[Curve], Measure]:
+    """The evaluation curves of the runs, or, where one has none, the training curves of all: never one of each."""
+    evaluated = [evaluation_curve(run) for run in runs]
+    without = [run.name for run, curve in zip(runs, evaluated, strict=True) if curve is None]
+    if not without:
+        return [curve for curve in evaluated if curve is not None], "evaluation return"
+    who = "no run has evaluations" if len(without) == len(runs) else f"no evaluations in {', '.join(without)}"
+    notes.append(f"{who}: these are the returns of training episodes")
+    trained = [training_curve(run) for run in runs]
+    for run, curve in zip(runs, trained, strict=True):
+        if curve is None:
+            raise RollsightError(f"{run.path} has no evaluations and no finished episode to compare: leave it out")
+    return [curve for curve in trained if curve is not None], "training return"
+
+
+def _common_rounds(env: str, curves: list[Curve], notes: list[str]) -> IntArray:
+    sets = [set(curve.rounds.tolist()) for curve in curves]
+    common, counted = set.intersection(*sets), set.union(*sets) - {0}
+    shared = common - {0}
+    if not shared:
+        raise RollsightError(f"the runs of {env} share no rounds with returns: compare runs with the same schedule")
+    if shared != counted:
+        notes.append(f"the runs have different rounds: compared over those all have, {describe_rounds(shared)}")
+    return np.array(sorted(common))
+
+
+def describe_rounds(rounds: Iterable[int]) -> str:
+    """Such as "rounds 1-50", or "5 rounds from 10 to 50" where not every round is there."""
+    counted = sorted(number for number in rounds if number > 0)
+    if counted[-1] - counted[0] + 1 == len(counted):
+        return f"rounds {spell(counted)}"
+    return f"{len(counted)} rounds from {counted[0]} to {counted[-1]}"

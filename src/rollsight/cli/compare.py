@@ -1,0 +1,127 @@
+"""`rollsight compare`: learning curves of several runs, arm against arm."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from rollsight import runs
+from rollsight.analysis.learning_curves import Comparison, Interval, compare_runs, describe_rounds
+from rollsight.cli import output
+from rollsight.errors import RollsightError
+from rollsight.runs import Run
+
+_FIGURE_FORMATS = ("png", "pdf", "svg")
+
+
+def compare(
+    paths: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")],
+    /,
+    *,
+    baseline: Annotated[
+        str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: the arm of the first run)")
+    ] = None,
+    json: bool = False,
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+) -> None:
+    """Compare runs: final return and area under the learning curve, with 95 % intervals over seeds.
+
+    Runs are grouped by environment and arm as their metadata say. The final return is the mean over the last tenth of
+    the rounds, the area the mean over all rounds; both come from evaluation episodes, or, where a run has none, from
+    training episodes. Differences are paired: the same seed in both arms.
+
+    Args:
+        paths: Run folders, or folders of run folders.
+        baseline: The arm that the others are compared with.
+        json: Print JSON instead of tables.
+        figure: Draw the learning curves with 95 % bands (.png, .pdf or .svg).
+    """
+    if not paths:
+        raise RollsightError("there is nothing to compare: name at least one run folder")
+    if figure is not None and figure.suffix.lower().removeprefix(".") not in _FIGURE_FORMATS:
+        raise RollsightError(f"{figure} is no figure file: end it in .{', .'.join(_FIGURE_FORMATS)}")
+    comparisons = compare_runs(open_runs(paths), baseline)
+    if figure is not None:
+        draw(comparisons, figure)
+    if json:
+        output.print_json([as_json(comparison) for comparison in comparisons])
+        return
+    console = output.console()
+    for comparison in comparisons:
+        show(comparison, console)
+    if figure is not None:
+        console.print(f"learning curves: {figure}", soft_wrap=True)
+
+
+def open_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs at these paths, each once. A folder of runs stands for the runs in it, the oldest first.
+
+    Raises:
+        RollsightError: a path is neither a run nor a folder of runs.
+    """
+    opened: dict[Path, Run] = {}
+    for path in paths:
+        inside = [] if runs.is_run(path) else [runs.open(child) for child in runs.find_runs(path)]
+        for run in sorted(inside, key=lambda run: str(run.metadata.get("created"))) or [runs.open(path)]:
+            opened.setdefault(run.path.resolve(), run)
+    return list(opened.values())
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print one environment's comparison as a table."""
+    columns = ["arm", "runs", "final return", "area under curve"]
+    others = len(comparison.arms) > 1
+    if others:
+        columns += [f"final vs {comparison.baseline}", f"area vs {comparison.baseline}"]
+    rows = []
+    for arm in comparison.arms:
+        row = [arm.name, str(arm.runs), _spell(arm.final), _spell(arm.area)]
+        if others:
+            row += [_spell(arm.final_difference), _spell(arm.area_difference)]
+        rows.append(row)
+    title = f"{comparison.env}: {comparison.measure}, {describe_rounds(comparison.rounds.tolist())}"
+    console.print(output.table(columns, rows, title=title))
+    console.print("mean ± 95 % t-interval over seeds" + ("; differences on the same seeds" if others else ""))
+    for note in comparison.notes:
+        console.print(f"note: {note}")
+    console.print()
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """One environment's comparison as plain data, learning curves included."""
+    return asdict(comparison)
+
+
+def draw(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw the learning curves, mean and 95 % band of each arm, one panel per environment.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
+
+    figure = Figure(figsize=(6.4 * len(comparisons), 4.2), layout="constrained")
+    for index, comparison in enumerate(comparisons):
+        axes = figure.add_subplot(1, len(comparisons), index + 1)
+        for arm in comparison.arms:
+            (line,) = axes.plot(comparison.rounds, arm.mean, label=f"{arm.name} ({arm.final.n} seeds)", linewidth=1.6)
+            low, high = arm.mean - arm.half_width, arm.mean + arm.half_width
+            axes.fill_between(comparison.rounds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=comparison.env, xlabel="round", ylabel=f"mean {comparison.measure}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    with runs.whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=150)
+
+
+def _spell(interval: Interval | None) -> str:
+    """Mean ± half-width, to the decimals that the width supports."""
+    if interval is None:
+        return "-"
+    if interval.half_width is None:
+        return f"{interval.mean:.4g}"
+    decimals = next((d for d in range(4) if interval.half_width * 10**d >= 10), 3)
+    return f"{interval.mean:.{decimals}f} ± {interval.half_width:.{decimals}f}"

@@ -1,0 +1,69 @@
+"""How the commands print: tables that fit the terminal, and JSON."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rollsight.runs import jsonable
+
+_CELL = 32  # characters of a long value that are shown
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON on standard output: NaN and infinities as null."""
+    print(json.dumps(jsonable(value, non_finite_as_null=True), indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Standard output; 100 columns wide where it is no terminal, whatever the reader's terminal."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100, highlight=False)
+
+
+def cell(value: Any) -> str:
+    """A value in a few characters: four significant digits, long lists and texts shortened, null as a dash."""
+    text = _text(value)
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}" if value == 0 or not 1e4 <= abs(value) < 1e15 else f"{value:.0f}"
+        case list() | tuple():
+            # A long list is an image or a large state: its beginning says enough, and formatting all of it is slow.
+            return "[" + ", ".join(_text(item) for item in value[:_CELL]) + "]"
+        case dict():
+            return ", ".join(f"{key}={_text(item)}" for key, item in value.items())
+    return str(value)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
+    """A table of values, numbers to the right. Where it is too wide, texts and lists are cut, numbers last."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float | None) for row in rows)
+        grid.add_column(Text(column), justify="right" if numeric else "left", no_wrap=numeric)
+    for row in rows:
+        grid.add_row(*(Text(cell(value), no_wrap=True, overflow="ellipsis") for value in row))
+    return grid
+
+
+def print_rows(target: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows as a table, or, where they are too many columns for the width, one below the other."""
+    grid = table(columns, rows)
+    if target.measure(grid, options=target.options.update(max_width=10_000)).maximum <= target.width:
+        target.print(grid)
+        return
+    for number, row in enumerate(rows, 1):
+        target.print(table(["column", f"row {number}"], list(zip(columns, row, strict=True))))

@@ -1,0 +1,64 @@
+"""`Policy`: a module and the one function of it that attribution needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rollsight.errors import RollsightError
+from rollsight.records import Records
+
+
+class Evaluation(NamedTuple):
+    """What a policy says of given actions in given observations.
+
+    log_prob: (N,), or (N, T) for sequences; entropy and value: the same shape, or None where the policy has none.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A module and `evaluate(module, obs, actions) -> Evaluation`, differentiable in the module's parameters.
+
+    `obs` and `actions` reach `evaluate` as they stand in the records: a tensor or a dict of tensors with leading N.
+    `evaluate` must treat the rows independently of one another (that is what makes a record's own gradient exist).
+    """
+
+    module: nn.Module
+    evaluate: Callable[[nn.Module, Any, Any], Evaluation]
+
+    def __call__(self, records: Records) -> Evaluation:
+        """Evaluate the records' actions; `RollsightError` where the log-probabilities come out in a wrong shape."""
+        evaluation = self.evaluate(self.module, records.obs, records.actions)
+        if not isinstance(evaluation, Evaluation):
+            raise RollsightError(
+                f"Policy: `evaluate` returned {type(evaluation).__name__}; return rollsight.Evaluation(log_prob, entropy, value)."
+            )
+        expected, given = tuple(records.log_probs.shape), tuple(evaluation.log_prob.shape)
+        if given != expected:
+            raise RollsightError(
+                f"Policy: `evaluate` gave log-probabilities of shape {given} for records of shape {expected}; "
+                "sum over action dimensions and flatten."
+            )
+        return evaluation
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise RollsightError(
+                "Policy: the module has no trainable parameter; set requires_grad on what training changes."
+            )
+        return parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.module.parameters())).device

@@ -1,0 +1,43 @@
+"""The run folder: what a training run leaves on disk, and the only package that knows how it is laid out.
+
+```text
+runs/NAME/
+  run.json                          metadata, written once
+  records/round-000001.parquet      every record of the round
+  rounds/round-000001.parquet       the round's summary, one row; written last, so the round is complete with it
+  evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
+  snapshots/round-000010.pt         the frozen round
+  .lock                             held by the one writer
+```
+"""
+
+try:
+    import duckdb as _duckdb  # noqa: F401
+    import pyarrow as _pyarrow  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name
+    ) from error
+
+from rollsight.runs.layout import find_runs, is_run, spell, whole_file
+from rollsight.runs.metadata import jsonable
+from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
+from rollsight.runs.reader import Run
+from rollsight.runs.reader import open_run as open
+from rollsight.runs.writer import RunWriter, create, resume
+
+__all__ = [
+    "Run",
+    "RunWriter",
+    "column_as_floats",
+    "create",
+    "find_runs",
+    "is_run",
+    "jsonable",
+    "open",
+    "rank_records",
+    "resume",
+    "scored_records",
+    "spell",
+    "whole_file",
+]

@@ -1,0 +1,230 @@
+"""The one writer of a run folder: append-only, atomic files, an operating-system lock."""
+
+import fcntl
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rollsight.errors import RollsightError
+from rollsight.runs.layout import (
+    LOCK,
+    METADATA,
+    SUFFIXES,
+    Kind,
+    is_run,
+    round_numbers,
+    round_path,
+    temporary_path,
+    whole_file,
+)
+from rollsight.runs.metadata import read_metadata, write_metadata
+
+Column = np.ndarray[Any, np.dtype[Any]] | Sequence[Any]
+
+
+def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = False) -> "RunWriter":
+    """Start a new run folder and hold it for writing.
+
+    `metadata` is kept in `run.json` beside what the run folder says about itself (format, created, command, versions,
+    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is no
+    run, never a file that rollsight did not write.
+
+    Raises:
+        RollsightError: the folder exists and is not empty, or another process writes to it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RollsightError(f"{path} is a file: choose another place for the run")
+    # What a creation that was killed half-way leaves behind is no content.
+    content = set(os.listdir(path)) - {LOCK, temporary_path(path / METADATA).name} if path.is_dir() else set()
+    if content and not is_run(path):
+        raise RollsightError(f"{path} exists, is not empty and is no run: choose another place for the run")
+    if content and not overwrite:
+        raise RollsightError(f"the run {path} exists already: choose another place, or overwrite it (--overwrite)")
+    path.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path)
+    try:
+        for kind in SUFFIXES:
+            (path / kind).mkdir(exist_ok=True)
+            _remove_after(path, kind, -1)
+        write_metadata(path, metadata)  # last: a folder whose removal was interrupted can be overwritten again
+    except BaseException:
+        os.close(lock)
+        raise
+    return RunWriter(path, lock)
+
+
+def resume(path: str | Path) -> "RunWriter":
+    """Hold an existing run folder for writing after its last complete round.
+
+    Whatever a killed writer left of the round in flight (temporary files; records, evaluations and snapshots of a
+    round that never completed) is removed.
+
+    Raises:
+        RollsightError: the folder is no run, or another process writes to it.
+    """
+    path = Path(path)
+    if not is_run(path):
+        raise RollsightError(f"{path} is no run (it has no {METADATA}): create the run first")
+    read_metadata(path)  # refuses a folder of a later format
+    lock = _lock(path)
+    try:
+        last = max(round_numbers(path, "rounds"), default=0)
+        for kind in SUFFIXES:
+            (path / kind).mkdir(exist_ok=True)
+            _remove_after(path, kind, last)
+    except BaseException:
+        os.close(lock)
+        raise
+    return RunWriter(path, lock)
+
+
+class RunWriter:
+    """Appends rounds to a run folder. Rounds count from 1; `write_round` comes last and makes the round complete."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock: int | None = lock
+        self._last_round = max(round_numbers(path, "rounds"), default=0)
+
+    @property
+    def last_round(self) -> int:
+        """The last complete round, 0 when there is none."""
+        return self._last_round
+
+    def write_records(self, round: int, columns: Mapping[str, Column]) -> None:
+        """Write every record of a round, one entry per record in each column.
+
+        A list may hold None (null) and lists; an array of shape (N, ...) becomes fixed-size lists.
+
+        Raises:
+            RollsightError: the round is written already, or the columns differ in length or hold what Parquet cannot.
+        """
+        self._write_table("records", self._next(round), _table(columns))
+
+    def write_round(self, round: int, summary: Mapping[str, Any]) -> None:
+        """Write the round's one-row summary (scalars or None by name) and thereby complete the round.
+
+        Raises:
+            RollsightError: the round is not after the last complete one, or a value is no scalar.
+        """
+        round = self._next(round)
+        self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))
+        self._last_round = round
+
+    def write_evaluation(self, round: int, returns: Column, lengths: Column) -> None:
+        """Write the evaluation episodes made after a round, return and length of each; round 0 is before training.
+
+        Raises:
+            RollsightError: the round has its evaluation already, or the columns differ in length.
+        """
+        columns: dict[str, Column] = {
+            "round": np.full(len(returns), round, np.int64),
+            "episode": np.arange(len(returns)),
+            "return": np.asarray(returns, np.float64),
+            "length": np.asarray(lengths, np.int64),
+        }
+        self._write_table("evaluations", round, _table(columns))
+
+    def write_snapshot(self, round: int, write: Callable[[BinaryIO], None]) -> None:
+        """Write the round's snapshot; `write` puts its bytes into the open binary file it is given.
+
+        Raises:
+            RollsightError: the round has its snapshot already.
+        """
+        with whole_file(self._new_path("snapshots", round)) as temporary, temporary.open("wb") as file:
+            write(file)
+
+    def close(self) -> None:
+        """Let another writer in. Closing twice is harmless."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next(self, round: int) -> int:
+        round = operator.index(round)
+        if round <= self._last_round:
+            raise RollsightError(
+                f"round {round} is not after the last complete round {self._last_round} of {self.path}: "
+                "a run is append-only"
+            )
+        return round
+
+    def _new_path(self, kind: Kind, round: int) -> Path:
+        if self._lock is None:
+            raise RollsightError(f"the writer of {self.path} is closed: resume the run to write to it")
+        first = 0 if kind == "evaluations" else 1
+        if operator.index(round) < first:
+            raise RollsightError(f"round {round} cannot have {kind}: rounds count from {first} there")
+        path = round_path(self.path, kind, operator.index(round))
+        if path.exists():
+            raise RollsightError(f"{path} is written already: a run is append-only")
+        return path
+
+    def _write_table(self, kind: Kind, round: int, table: pa.Table) -> None:
+        with whole_file(self._new_path(kind, round)) as temporary:
+            # No dictionaries: the columns hold few repeated values, and building them triples the time.
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+
+
+def _lock(path: Path) -> int:
+    """The open, exclusively locked lock file. The system releases it with the process, also after kill -9."""
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RollsightError(
+            f"another process is writing to the run {path}: wait for it, or choose another place"
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_after(run: Path, kind: Kind, last: int) -> None:
+    """Remove temporary files, and files of rounds later than `last`."""
+    for round in round_numbers(run, kind):
+        if round > last:
+            round_path(run, kind, round).unlink()
+    for temporary in (run / kind).glob(f".round-*{SUFFIXES[kind]}.tmp"):
+        temporary.unlink()
+
+
+def _table(columns: Mapping[str, Column]) -> pa.Table:
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise RollsightError(f"columns of one table must have equal lengths, these have {lengths}")
+    return pa.table({name: _array(name, values) for name, values in columns.items()})
+
+
+def _array(name: str, values: Column) -> pa.Array:
+    """A column of Parquet: (N, ...) arrays as nested fixed-size lists, None as null, NaN as NaN."""
+    try:
+        if isinstance(values, np.ndarray) and values.ndim > 1 and values.size > 0:
+            array = pa.array(np.ascontiguousarray(values).reshape(-1))
+            for size in reversed(values.shape[1:]):
+                array = pa.FixedSizeListArray.from_arrays(array, size)
+            return array
+        if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype != object:
+            return pa.array(values)
+        # Arrow takes one-dimensional arrays as entries of a list, and no others.
+        return pa.array([v.tolist() if isinstance(v, np.ndarray) and v.ndim != 1 else v for v in values])
+    except (pa.ArrowException, TypeError) as error:
+        raise RollsightError(f"the column {name!r} cannot be stored: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,88 @@
+"""Forward mode: the derivative of every record's loss along one direction in one pass, for any differentiable policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rollsight.objectives import Objective
+from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
+from rollsight.scoring.directions import Direction
+
+
+def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
+    """(n, M) or (n, T, M): <grad l_i, v_m>, one forward pass per direction."""
+    return torch.stack([_along(policy, records, objective, direction) for direction in directions], -1)
+
+
+def _along(policy: Policy, records: Records, objective: Objective, direction: Direction) -> Tensor:
+    with torch.no_grad(), _forward_mode_kernels(), forward_ad.dual_level():
+        duals = {
+            f"module.{name}": forward_ad.make_dual(p.detach(), direction[name])
+            for name, p in policy.trainable().items()
+        }
+        call = Policy(_Call(policy), lambda call, obs, actions: torch.func.functional_call(call, duals, (obs, actions)))
+        losses = objective.losses(call(records), records)
+        primal, tangent = forward_ad.unpack_dual(losses)
+        return torch.zeros_like(primal) if tangent is None else tangent.clone()
+
+
+class _Call(nn.Module):
+    """`functional_call` reaches `forward` only; this makes `evaluate` one."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.module = policy.module
+        self._evaluate = policy.evaluate
+
+    def forward(self, obs: Any, actions: Any) -> Evaluation:
+        return self._evaluate(self.module, obs, actions)
+
+
+@contextmanager
+def _forward_mode_kernels() -> Iterator[None]:
+    """mkldnn's RNN and the fused attention kernels have no forward derivative: use the plain ones."""
+    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class LogProbJacobian:
+    """The Jacobian J of (n,) or (n, T) log-probabilities as a linear operator, for policies that `layerwise` does not cover."""
+
+    def __init__(self, policy: Policy, records: Records) -> None:
+        self._policy, self._records = policy, records
+        self._parameters = policy.trainable()
+        self.evaluation = policy(records)
+
+    def pushforward(self, direction: Direction) -> Tensor:
+        """(n,) or (n, T): <grad log pi_i, v>."""
+        return _along(self._policy, self._records, _LogProb(), direction)
+
+    def pullback(self, weights: Tensor) -> Direction:
+        """sum_i u_i grad log pi_i."""
+        grads = torch.autograd.grad(
+            self.evaluation.log_prob, list(self._parameters.values()), weights, retain_graph=True, allow_unused=True
+        )
+        return {
+            name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(self._parameters.items(), grads, strict=True)
+        }
+
+
+class _LogProb:
+    """The log-probability as an objective."""
+
+    normalisation = "raw"
+
+    def prepare(self, records: Records) -> Records:
+        return records
+
+    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+        return evaluation.log_prob

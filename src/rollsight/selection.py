@@ -1,0 +1,150 @@
+"""Rules that turn scores into weights. A rule says which units to leave out; it never recomputes advantages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollsight.errors import RollsightError
+from rollsight.scoring.scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Weights for the records of one round.
+
+    weights:   (N,) floats, 0 for dropped and invalid records, 1 for kept ones.
+    dropped:   indices of the dropped records, in the order in which they were dropped.
+    requested: number of units the rule asked to drop; `reached` of them were.
+    message:   empty, or one sentence where fewer were dropped than asked.
+    """
+
+    weights: Tensor
+    dropped: Tensor
+    requested: int
+    reached: int
+    message: str = ""
+
+
+class Rule(Protocol):
+    """A selection rule: any callable from scores to a selection."""
+
+    def __call__(self, scores: Scores) -> Selection:
+        """Weights for the scored records."""
+        ...
+
+
+@dataclass(frozen=True)
+class DropNegative:
+    """Drop the fraction p of the *negative* valid units: exactly floor(p * n_negative), lowest first, ties by index.
+
+    unit:     "record", "episode" or another identity; a unit's score is the sum of its records'.
+    min_keep: at least this many valid records stay; where that stops the rule early, the selection's message says so.
+    """
+
+    p: float
+    unit: str = "record"
+    min_keep: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fraction(self.p, self.min_keep)
+
+    def __call__(self, scores: Scores) -> Selection:
+        totals = _unit_totals(scores, self.unit)
+        negative = int((totals < 0).sum())
+        order = torch.sort(totals, stable=True).indices
+        return _drop(scores, self.unit, order, math.floor(self.p * negative), self.min_keep)
+
+
+@dataclass(frozen=True)
+class DropRandom:
+    """Drop as many random valid units as the rule `like` would drop on the same scores: the control of every comparison.
+
+    Its generator is keyed by (seed, round) and touches no other random stream.
+    """
+
+    like: DropNegative
+    seed: int = 0
+
+    def __call__(self, scores: Scores) -> Selection:
+        like = self.like(scores)
+        units = len(_unit_totals(scores, self.like.unit))
+        rounds = scores.ids.get("round")
+        key = (self.seed, int(rounds[0]) if rounds is not None and len(rounds) else 0, 0x5E1EC7)
+        order = torch.from_numpy(np.random.default_rng(key).permutation(units))
+        return replace(
+            _drop(scores, self.like.unit, order.to(scores.values.device), like.reached, self.like.min_keep),
+            requested=like.requested,
+        )
+
+
+def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
+    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones."""
+    kind, _, fraction = text.partition(":")
+    try:
+        rule = DropNegative(float(fraction), unit=unit, min_keep=min_keep)
+    except ValueError as error:
+        if isinstance(error, RollsightError):
+            raise
+        raise RollsightError(f"selection={text!r} has no fraction; write 'negative:0.5' or 'random:0.5'.") from None
+    if kind == "negative":
+        return rule
+    if kind == "random":
+        return DropRandom(like=rule, seed=seed)
+    raise RollsightError(f"selection={text!r} is unknown; write 'negative:0.5' or 'random:0.5'.")
+
+
+def with_floor(rule: Rule, min_keep: int) -> Rule:
+    """The same rule with at least this floor, as an adapter sets it to its host's batch size; other rules are left alone."""
+    if isinstance(rule, DropRandom):
+        return replace(rule, like=replace(rule.like, min_keep=max(rule.like.min_keep, min_keep)))
+    if isinstance(rule, DropNegative):
+        return replace(rule, min_keep=max(rule.min_keep, min_keep))
+    return rule
+
+
+def _check_fraction(p: float, min_keep: int) -> None:
+    if not 0 <= p <= 1:
+        raise RollsightError(
+            f"p={p} is outside [0, 1]; p is the fraction of the negative units to drop, 0.5 for half of them."
+        )
+    if min_keep < 0:
+        raise RollsightError(f"min_keep={min_keep} is negative; give the number of records that must stay, 0 for none.")
+
+
+def _unit_totals(scores: Scores, unit: str) -> Tensor:
+    if scores.values.dim() != 1:
+        raise RollsightError(
+            f"A selection needs one score per record, but values have shape {tuple(scores.values.shape)}; "
+            "use targets.Action(..., each=False), or select one column."
+        )
+    scores.check_finite()
+    return scores.sum_by(unit)
+
+
+def _drop(scores: Scores, unit: str, order: Tensor, requested: int, min_keep: int) -> Selection:
+    """Drop the first `requested` units of `order`, as far as `min_keep` allows."""
+    column, valid = scores.unit_column(unit), scores.valid
+    ids = scores.unit_ids(unit)
+    units, counts = column[valid].unique(return_counts=True)
+    left = int(valid.sum()) - counts[torch.searchsorted(units, ids)][order[:requested]].cumsum(0)
+    reached = int((left >= min_keep).sum())
+    position = torch.full((int(column.max()) + 1,), -1, dtype=torch.long, device=column.device)
+    position[ids[order[:reached]]] = torch.arange(reached, device=column.device)
+    rank = torch.where(valid, position[column], -1)
+    dropped = (rank >= 0).nonzero().flatten()
+    dropped = dropped[torch.sort(rank[dropped], stable=True).indices]
+    weights = valid.to(scores.values.dtype)
+    weights[dropped] = 0
+    message = ""
+    if reached < requested:
+        message = (
+            f"{reached} of {requested} {unit} units were dropped: another would leave fewer than min_keep={min_keep} "
+            f"of the {int(valid.sum())} valid records."
+        )
+    return Selection(weights, dropped, requested, reached, message)

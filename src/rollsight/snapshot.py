@@ -1,0 +1,252 @@
+"""`Snapshot`: the frozen round. Everything its update depended on, so that it can be replayed and traced anywhere."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from os import PathLike
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollsight import objectives, targets
+from rollsight.errors import RollsightError
+from rollsight.policy import Policy
+from rollsight.records import Records
+from rollsight.scoring import Scores, score_records
+from rollsight.scoring.score import Backend
+from rollsight.update import Semantic, Step, UpdateRule, run_update
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """What a replayed round ended in.
+
+    policy: trained, a copy of the snapshot's; steps: optimiser steps taken; semantic: "repack" or "mask".
+    counterfactual: always "replay": the buffer, its advantages and its returns stayed as they were.
+    """
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    steps: int
+    semantic: Semantic
+    counterfactual: Literal["replay"] = "replay"
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters after the update, by name."""
+        return {name: p.detach() for name, p in self.policy.module.named_parameters()}
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One round, frozen at the start of its update.
+
+    model:    the pickled policy and its optimiser, together, so that the optimiser still holds the policy's parameters.
+    records:  the full buffer, with raw advantages; rule: the update's hyper-parameters, schedules evaluated.
+    weights:  (N,) what the round's selection gave the records; None where nothing was selected.
+    numpy_state, torch_state: the global random states at the start of the update.
+    threads, versions: of the process that took it; the same bits need the same build and thread count.
+
+    A snapshot is a pickle: open only what you trust.
+    """
+
+    round: int
+    model: bytes
+    records: Records
+    rule: UpdateRule
+    weights: Tensor | None
+    numpy_state: Any
+    torch_state: Tensor
+    threads: int
+    versions: Mapping[str, str]
+
+    @classmethod
+    def take(
+        cls,
+        round: int,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        records: Records,
+        rule: UpdateRule,
+        weights: Tensor | None = None,
+    ) -> Snapshot:
+        """Freeze the round now. `policy.evaluate` must be a function that can be pickled (one defined in a module)."""
+        buffer = io.BytesIO()
+        torch.save((policy, optimizer), buffer, pickle_module=_pickler())
+        return cls(
+            round=round,
+            model=buffer.getvalue(),
+            records=records,
+            rule=rule,
+            weights=weights,
+            numpy_state=np.random.get_state(),
+            torch_state=torch.get_rng_state(),
+            threads=torch.get_num_threads(),
+            versions={"torch": torch.__version__, "numpy": np.__version__},
+        )
+
+    def save(self, file: BinaryIO | str | PathLike[str]) -> None:
+        """Write the snapshot; `load` reads it back, in any process that can import the policy's classes."""
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        state["records"] = {field.name: getattr(self.records, field.name) for field in fields(Records)}
+        state["rule"] = asdict(self.rule)
+        torch.save({"format": _FORMAT, **state}, file)
+
+    @classmethod
+    def load(cls, file: BinaryIO | str | PathLike[str]) -> Snapshot:
+        """Read a snapshot. Raises `RollsightError` where the file is no snapshot or is truncated."""
+        try:
+            state = torch.load(file, weights_only=False)
+            if state.pop("format") != _FORMAT:
+                raise RollsightError(
+                    f"{file}: this snapshot was written by another version of Rollsight; use that version."
+                )
+            records = Records(**state.pop("records"))
+            snapshot = cls(records=records, rule=UpdateRule(**state.pop("rule")), **state)
+        except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+            raise RollsightError(
+                f"{file}: not a readable snapshot ({str(error).splitlines()[0]}); take it again."
+            ) from error
+        if snapshot.versions["torch"] != torch.__version__:
+            warnings.warn(
+                f"snapshot of round {snapshot.round} was taken with torch {snapshot.versions['torch']}, this is "
+                f"{torch.__version__}: a replay may differ in its last bits",
+                stacklevel=2,
+            )
+        return snapshot
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy at the start of the update. One shared copy, for reading."""
+        return self._rebuild()[0]
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser at the start of the update, over the parameters of `policy`."""
+        policy, optimizer = self._rebuild()
+        self.__dict__["policy"] = policy
+        return optimizer
+
+    def _rebuild(self) -> tuple[Policy, torch.optim.Optimizer]:
+        try:
+            model: tuple[Policy, torch.optim.Optimizer] = torch.load(io.BytesIO(self.model), weights_only=False)
+        except (ImportError, AttributeError) as error:
+            raise RollsightError(
+                f"The policy of round {self.round} cannot be rebuilt here ({error}); import the module that defines its classes first."
+            ) from error
+        return model
+
+    def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None) -> Replay:
+        """Run the round's update again, on a copy of the policy.
+
+        weights None replays what the host did, with the selection it had: the same bits on the same build and thread count.
+        Otherwise (N,) weights, applied as "repack" (weight-0 records leave, minibatches are formed from the rest) or "mask"
+        (minibatches, advantages and denominators stay; the weight multiplies the record's loss). Advantages are never recomputed.
+        """
+        steps, policy, optimizer = 0, *self._rebuild()
+        for _ in self._steps(policy, optimizer, semantic, weights):
+            steps += 1
+        return Replay(policy, optimizer, steps, semantic)
+
+    def trace(
+        self,
+        target: targets.Target | None = None,
+        objective: objectives.Objective | None = None,
+        weighting: Literal["update", "paper"] = "update",
+        backend: Backend = "auto",
+    ) -> Scores:
+        """Full TracIn over the round as it was trained: sum over the steps j that used record i of
+        w_j <grad l_i(theta_j), grad f(theta_j)>, with the advantages that step j used (Hu et al. 2025, section 3).
+
+        weighting: "update": w_j = learning rate x clip factor / minibatch size, what the update really did (to first order, for SGD);
+        "paper": w_j = 1. The target is measured on the snapshot's records unless it has its own.
+        """
+        target = targets.Return() if target is None else target
+        if objective is None:
+            objective = (
+                objectives.A2C(advantage="raw")
+                if self.rule.algorithm == "a2c"
+                else objectives.PPO(advantage="raw", clip_range=self.rule.clip_range)
+            )
+        if weighting not in ("update", "paper"):
+            raise RollsightError(f"weighting={weighting!r} is unknown; give 'update' or 'paper'.")
+        policy, optimizer = self._rebuild()
+        total, used = torch.zeros(len(self.records)), ""
+        for step in self._steps(policy, optimizer, "repack", None):
+            scores = score_records(policy, step.minibatch, _MeasuredOn(target, self.records), objective, backend)
+            weight = step.learning_rate * step.clip / len(step.index) if weighting == "update" else 1.0
+            values = scores.values.cpu() if step.weights is None else scores.values.cpu() * step.weights.cpu()
+            total[step.index] += weight * values
+            used = scores.backend
+        return Scores(
+            total,
+            None,
+            self.records.ids,
+            self.records.valid_rows,
+            target=target.name,
+            normalisation="minibatch" if self.rule.normalize_advantage else "raw",
+            backend=used,
+            reason=f"TracIn over every step, {weighting} weights",
+        )
+
+    def _steps(
+        self, policy: Policy, optimizer: torch.optim.Optimizer, semantic: Semantic, weights: Tensor | None
+    ) -> Iterator[Step]:
+        if semantic not in ("repack", "mask"):
+            raise RollsightError(f"semantic={semantic!r} is unknown; give 'repack' or 'mask'.")
+        if weights is not None and weights.shape != (len(self.records),):
+            raise RollsightError(
+                f"weights has shape {tuple(weights.shape)} for {len(self.records)} records; give one weight per record."
+            )
+        weights = self.weights if weights is None else weights
+        rng = np.random.RandomState()
+        rng.set_state(self.numpy_state)
+        policy.module.train()
+        with _threads(self.threads), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.set_rng_state(self.torch_state)
+            yield from run_update(policy, optimizer, self.records, self.rule, rng, semantic, weights)
+
+
+class _MeasuredOn:
+    """A target bound to the round's buffer, while minibatches of it are scored."""
+
+    def __init__(self, target: targets.Target, records: Records) -> None:
+        self.name = target.name
+        self.each = getattr(target, "each", False)
+        if self.each:
+            raise RollsightError("trace gives one score per record; use targets.Action(..., each=False).")
+        self._measured = target.measured_on(records)
+        self.terms, self.count = target.terms, target.count
+
+    def measured_on(self, records: Records) -> Records:
+        return self._measured
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _pickler() -> Any:
+    """cloudpickle where it is installed (hosts bring it): it also carries classes defined in the user's script."""
+    try:
+        import cloudpickle
+    except ImportError:
+        import pickle
+
+        return pickle
+    return cloudpickle

@@ -1,0 +1,141 @@
+"""What is explained: each target is the mean of a differentiable function of a policy and records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rollsight import objectives
+from rollsight.errors import RollsightError
+from rollsight.policy import Evaluation
+from rollsight.records import Records, Rows, as_rows, rows_of
+
+
+class Target(Protocol):
+    """What `score_records` asks of a target: the records it is measured on, and its terms there."""
+
+    @property
+    def name(self) -> str:
+        """Short name, used for columns and logs."""
+        ...
+
+    def measured_on(self, records: Records) -> Records:
+        """The records whose mean defines the target; `records` themselves unless it has its own."""
+        ...
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        """(N,) or (N, T): terms whose mean over valid entries is the target; 0 where invalid."""
+        ...
+
+    def count(self, records: Records) -> int:
+        """What the sum of the terms is divided by."""
+        ...
+
+
+@dataclass(frozen=True)
+class Return:
+    """`f_return` = E[log pi(a given s) * A(s, a)] with raw advantages (Hu et al. 2025, section 3).
+
+    Over sequences it is the mean over tokens. records: measure it on other records than the training ones.
+    """
+
+    records: Records | None = None
+    name: str = "return"
+
+    def measured_on(self, records: Records) -> Records:
+        return records if self.records is None else self.records
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        advantage = objectives.per_token(records.advantages, evaluation.log_prob)
+        return torch.where(records.valid, evaluation.log_prob * advantage, 0.0)
+
+    def count(self, records: Records) -> int:
+        return int(records.valid.sum())
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """`f_seq` = E[log pi(y given x) * A_last(x, y)]: the sequence's log-probability times the advantage at its last valid
+    token (Hu et al. 2025, section 3). Needs records of shape (N, T)."""
+
+    records: Records | None = None
+    name: str = "sequence"
+
+    def measured_on(self, records: Records) -> Records:
+        measured = records if self.records is None else self.records
+        if measured.log_probs.dim() != 2:
+            raise RollsightError(
+                f"targets.Sequence needs log_probs of shape (N, T), not {tuple(measured.log_probs.shape)}; use targets.Return."
+            )
+        return measured
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        tokens = torch.where(records.valid, evaluation.log_prob, 0.0)
+        if records.advantages.dim() == 1:
+            return tokens.sum(1) * records.advantages
+        positions = torch.arange(records.valid.shape[1], device=records.valid.device)
+        last = (records.valid * positions).argmax(1, keepdim=True)
+        last_advantage = records.advantages.gather(1, last).squeeze(1)
+        return tokens.sum(1) * torch.where(records.valid_rows, last_advantage, 0.0)
+
+    def count(self, records: Records) -> int:
+        return int(records.valid_rows.sum())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The training objective itself, as its mean over valid records: which records pull the way the whole update goes?
+
+    objective: None means PPO with its defaults; give the trainer's own.
+    """
+
+    objective: objectives.Objective | None = None
+    records: Records | None = None
+    name: str = "objective"
+
+    def measured_on(self, records: Records) -> Records:
+        measured = records if self.records is None else self.records
+        return self._objective.prepare(measured)
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        return self._objective.losses(evaluation, records)
+
+    def count(self, records: Records) -> int:
+        return int(records.valid.sum())
+
+    @property
+    def _objective(self) -> objectives.Objective:
+        return objectives.PPO() if self.objective is None else self.objective
+
+
+class Action:
+    """`f_action` = log pi(a given s) for given state-action pairs: why does the agent do this here?
+
+    obs, actions: as in `Records`, with leading M. each=False explains their mean (scores (N,)); each=True explains every
+    pair on its own (scores (N, M)).
+    """
+
+    def __init__(self, obs: Any, actions: Any, each: bool = False, name: str = "action") -> None:
+        self.obs: Rows = as_rows(obs, "obs")
+        self.actions: Rows = as_rows(actions, "actions")
+        self.each = each
+        self.name = name
+        if rows_of(self.obs) != rows_of(self.actions) or rows_of(self.obs) == 0:
+            raise RollsightError(
+                f"targets.Action: {rows_of(self.obs)} observations and {rows_of(self.actions)} actions; "
+                "give the same number of both, at least one (with a leading dimension)."
+            )
+
+    def measured_on(self, records: Records) -> Records:
+        pairs = rows_of(self.obs)
+        shape = (pairs, *records.log_probs.shape[1:])
+        return Records(self.obs, self.actions, records.log_probs.new_zeros(shape), records.log_probs.new_zeros(shape))
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        return evaluation.log_prob if evaluation.log_prob.dim() == 1 else evaluation.log_prob.sum(1)
+
+    def count(self, records: Records) -> int:
+        return len(records)

@@ -1,0 +1,176 @@
+"""One round's optimisation as the host does it: minibatches, loss, gradient clipping, early stopping.
+
+`replay` reproduces the operations of Stable-Baselines3's `PPO.train` and `A2C.train` in their order, so that it ends in the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rollsight.errors import RollsightError
+from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
+
+Semantic: TypeAlias = Literal["repack", "mask"]
+Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """The hyper-parameters of one update, with schedules already evaluated for its round.
+
+    algorithm:  "ppo" (clipped surrogate) or "a2c" (one step on A log pi).
+    batch_size: records per minibatch; None takes all at once.
+    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8); `normalize_single` also where the minibatch has one record.
+    clip_range_vf, target_kl: None switches them off.
+    """
+
+    algorithm: Literal["ppo", "a2c"]
+    n_epochs: int
+    batch_size: int | None
+    clip_range: float = 0.2
+    clip_range_vf: float | None = None
+    normalize_advantage: bool = True
+    normalize_single: bool = False
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimiser step about to be taken; the policy is still at its parameters.
+
+    index: (B,) rows of the records; minibatch: those records with the advantages this step uses; weights: (B,) or None.
+    clip:  factor that gradient clipping put on the gradient (1: none); learning_rate: of the first parameter group.
+    """
+
+    epoch: int
+    index: Indices
+    minibatch: Records
+    weights: Tensor | None
+    clip: float
+    learning_rate: float
+
+
+def repack(order: Indices, batch_size: int | None) -> list[Indices]:
+    """Minibatches from an order of surviving records. A last one smaller than half of the batch size, or of a single record, is left
+    out when at least one full one exists: its advantage statistics would be noise."""
+    size = batch_size or len(order)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    if len(parts) > 1 and size > 1 and len(parts[-1]) < max(size / 2, 2):
+        parts.pop()
+    return parts
+
+
+def run_update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    records: Records,
+    rule: UpdateRule,
+    rng: np.random.RandomState,
+    semantic: Semantic = "repack",
+    weights: Tensor | None = None,
+) -> Iterator[Step]:
+    """Train the policy in place, yielding each step just before the optimiser takes it.
+
+    weights None is the stock update. With weights (N,): "repack" forms the minibatches from the records of weight 1 (0 and 1 only);
+    "mask" keeps the minibatches, normalised advantages and denominators of the full buffer and multiplies each record's loss.
+    """
+    if semantic == "repack" and weights is not None:
+        kept = _kept(weights)
+        rows, weights = (None if len(kept) == len(records) else kept), None
+    else:
+        rows = None
+    for epoch in range(rule.n_epochs):
+        if rows is not None:
+            minibatches = repack(rng.permutation(rows), rule.batch_size)
+        else:
+            order = rng.permutation(len(records))
+            size = rule.batch_size or len(records)
+            minibatches = [order[start : start + size] for start in range(0, len(order), size)]
+        for index in minibatches:
+            step = _step(policy, optimizer, records, rule, epoch, index, weights)
+            if step is None:
+                return
+            if step.weights is not None and not bool(step.weights.any()):
+                continue
+            yield step
+            optimizer.step()
+
+
+def _kept(weights: Tensor) -> Indices:
+    if not bool(((weights == 0) | (weights == 1)).all()):
+        raise RollsightError(
+            "semantic='repack' takes weights of 0 and 1 only, because it leaves records out; use semantic='mask' for others."
+        )
+    kept: Indices = weights.cpu().numpy().nonzero()[0]
+    if len(kept) == 0:
+        raise RollsightError("Every record has weight 0, so there is nothing to train on; keep at least one.")
+    return kept
+
+
+def _step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    records: Records,
+    rule: UpdateRule,
+    epoch: int,
+    index: Indices,
+    weights: Tensor | None,
+) -> Step | None:
+    """Gradients of one minibatch, clipped; None where target_kl ends the update."""
+    minibatch = records.take(torch.from_numpy(index).to(records.log_probs.device))
+    w = None if weights is None else weights[torch.from_numpy(index)].to(minibatch.log_probs)
+    evaluation = policy(minibatch)
+    advantages = minibatch.advantages
+    if rule.normalize_advantage and (len(advantages) > 1 or rule.normalize_single):
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    loss = _loss(evaluation, minibatch, advantages, rule, w)
+    with torch.no_grad():
+        log_ratio = evaluation.log_prob - minibatch.log_probs
+        approx_kl = torch.mean((torch.exp(log_ratio) - 1) - log_ratio).item()
+    if rule.target_kl is not None and approx_kl > 1.5 * rule.target_kl:
+        return None
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    length = float(torch.nn.utils.clip_grad_norm_(policy.module.parameters(), rule.max_grad_norm))
+    return Step(
+        epoch,
+        index,
+        minibatch.with_advantages(advantages),
+        w,
+        min(1.0, rule.max_grad_norm / (length + 1e-6)),
+        float(optimizer.param_groups[0]["lr"]),
+    )
+
+
+def _loss(evaluation: Evaluation, minibatch: Records, advantages: Tensor, rule: UpdateRule, w: Tensor | None) -> Tensor:
+    """The minimised loss, with the operations in the host's order."""
+
+    def mean(terms: Tensor) -> Tensor:
+        return terms.mean() if w is None else (w * terms).sum() / len(w)
+
+    log_prob = evaluation.log_prob
+    if rule.algorithm == "a2c":
+        policy_loss = -mean(advantages * log_prob)
+    else:
+        ratio = torch.exp(log_prob - minibatch.log_probs)
+        clipped = advantages * torch.clamp(ratio, 1 - rule.clip_range, 1 + rule.clip_range)
+        policy_loss = -mean(torch.min(advantages * ratio, clipped))
+    assert evaluation.value is not None and minibatch.returns is not None
+    value = evaluation.value
+    if rule.clip_range_vf is not None:
+        assert minibatch.values is not None
+        value = minibatch.values + torch.clamp(value - minibatch.values, -rule.clip_range_vf, rule.clip_range_vf)
+    value_loss = F.mse_loss(minibatch.returns, value) if w is None else mean((minibatch.returns - value) ** 2)
+    entropy_loss = mean(log_prob) if evaluation.entropy is None else -mean(evaluation.entropy)
+    return policy_loss + rule.ent_coef * entropy_loss + rule.vf_coef * value_loss
