@@ -44,7 +44,8 @@ class PPO:
     advantage:  "raw"; "buffer", (A - mean) / (std with n - 1 + 1e-8) over the valid records; "chunk:64", the same over
                 consecutive chunks of 64 records (what the paper's released code did).
     clip_range: c. At the behaviour policy the ratio r is 1 and the clip is inactive.
-    entropy, value: coefficients of the entropy bonus and the value error; 0 leaves the clipped policy term, as in the paper.
+    entropy, value: coefficients of the entropy bonus and the value error; 0 leaves the clipped policy term, as in the
+    paper.
     """
 
     advantage: str = "buffer"
@@ -76,7 +77,8 @@ class PPO:
 
 @dataclass(frozen=True)
 class A2C:
-    """Advantage actor-critic (Mnih et al. 2016): l_i = A_i log pi(a_i given s_i) + entropy * H_i - value * (R_i - V_i)^2.
+    """Advantage actor-critic (Mnih et al. 2016): l_i = A_i log pi(a_i given s_i) + entropy * H_i - value * (R_i -
+    V_i)^2.
 
     `advantage` as in `PPO`; the default is "raw", as Stable-Baselines3's A2C has it.
     """

@@ -40,7 +40,8 @@ class Policy:
         evaluation = self.evaluate(self.module, records.obs, records.actions)
         if not isinstance(evaluation, Evaluation):
             raise RollsightError(
-                f"Policy: `evaluate` returned {type(evaluation).__name__}; return rollsight.Evaluation(log_prob, entropy, value)."
+                f"Policy: `evaluate` returned {type(evaluation).__name__}; return rollsight.Evaluation(log_prob, "
+                f"entropy, value)."
             )
         expected, given = tuple(records.log_probs.shape), tuple(evaluation.log_prob.shape)
         if given != expected:

@@ -35,13 +35,16 @@ def take_rows(rows: Rows, index: Tensor | slice) -> Rows:
 class Records:
     """The columns of one rollout buffer: N records, or N sequences of T tokens.
 
-    obs, actions: a tensor or a dict of tensors with leading N. Action masks, LSTM states and attention masks are entries of `obs`.
+    obs, actions: a tensor or a dict of tensors with leading N. Action masks, LSTM states and attention masks are
+    entries of `obs`.
     log_probs:    (N,) or (N, T), of the behaviour policy.
     advantages:   (N,) or (N, T), as the host computed them, *not* normalised: the objective does that.
     returns, values, rewards: (N,) or (N, T), optional.
-    ids:          name -> (N,) integers, any of `round`, `env`, `step`, `episode`, `group`. A number names one unit of the
+    ids:          name -> (N,) integers, any of `round`, `env`, `step`, `episode`, `group`. A number names one unit of
+                  the
                   whole buffer: two environments must not share an episode number.
-    valid:        (N,) or (N, T) booleans. Invalid rows (autoreset rows, padding) score 0, weigh 0 and are never counted.
+    valid:        (N,) or (N, T) booleans. Invalid rows (autoreset rows, padding) score 0, weigh 0 and are never
+                  counted.
 
     NumPy arrays and lists are converted. Raises `RollsightError` on empty or unequal columns and on values that are not
     finite in valid rows.
@@ -96,7 +99,8 @@ class Records:
             columns[name] = column.shape[0] if column.dim() else 0
             if columns[name] == n and tuple(column.shape) not in ((n,), shape):
                 raise RollsightError(
-                    f"Records: `{name}` has shape {tuple(column.shape)} but `log_probs` has {shape}; give the same shape."
+                    f"Records: `{name}` has shape {tuple(column.shape)} but `log_probs` has {shape}; give the same "
+                    f"shape."
                 )
         for name, length in columns.items():
             if length != n:
@@ -114,8 +118,8 @@ class Records:
         valid = self.valid if column.dim() == self.valid.dim() else self.valid.any(1)
         bad = (~torch.isfinite(column) & valid).reshape(len(self), -1).any(1).nonzero().flatten()
         if len(bad):
-            value = column.reshape(len(self), -1)[bad[0]]
-            value = value[~torch.isfinite(value)][0].item()
+            row = column.reshape(len(self), -1)[bad[0]]
+            value = row[~torch.isfinite(row)][0].item()
             raise RollsightError(
                 f"Records: `{name}` is {value} in {len(bad)} valid record(s), first at index {int(bad[0])}; "
                 "mark such rows invalid or mend the buffer."

@@ -63,7 +63,8 @@ class DropNegative:
 
 @dataclass(frozen=True)
 class DropRandom:
-    """Drop as many random valid units as the rule `like` would drop on the same scores: the control of every comparison.
+    """Drop as many random valid units as the rule `like` would drop on the same scores: the control of every
+    comparison.
 
     Its generator is keyed by (seed, round) and touches no other random stream.
     """
@@ -100,7 +101,8 @@ def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int =
 
 
 def with_floor(rule: Rule, min_keep: int) -> Rule:
-    """The same rule with at least this floor, as an adapter sets it to its host's batch size; other rules are left alone."""
+    """The same rule with at least this floor, as an adapter sets it to its host's batch size; other rules are left
+    alone."""
     if isinstance(rule, DropRandom):
         return replace(rule, like=replace(rule.like, min_keep=max(rule.like.min_keep, min_keep)))
     if isinstance(rule, DropNegative):

@@ -141,16 +141,18 @@ class Snapshot:
             model: tuple[Policy, torch.optim.Optimizer] = torch.load(io.BytesIO(self.model), weights_only=False)
         except (ImportError, AttributeError) as error:
             raise RollsightError(
-                f"The policy of round {self.round} cannot be rebuilt here ({error}); import the module that defines its classes first."
+                f"The policy of round {self.round} cannot be rebuilt here ({error}); import the module that defines "
+                f"its classes first."
             ) from error
         return model
 
     def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None) -> Replay:
         """Run the round's update again, on a copy of the policy.
 
-        weights None replays what the host did, with the selection it had: the same bits on the same build and thread count.
-        Otherwise (N,) weights, applied as "repack" (weight-0 records leave, minibatches are formed from the rest) or "mask"
-        (minibatches, advantages and denominators stay; the weight multiplies the record's loss). Advantages are never recomputed.
+        weights None replays what the host did, with the selection it had: the same bits on the same build and thread
+        count. Otherwise (N,) weights, applied as "repack" (weight-0 records leave, minibatches are formed from the
+        rest) or as "mask" (minibatches, advantages and denominators stay; the weight multiplies the record's loss).
+        Advantages are never recomputed.
         """
         steps, policy, optimizer = 0, *self._rebuild()
         for _ in self._steps(policy, optimizer, semantic, weights):
@@ -164,11 +166,11 @@ class Snapshot:
         weighting: Literal["update", "paper"] = "update",
         backend: Backend = "auto",
     ) -> Scores:
-        """Full TracIn over the round as it was trained: sum over the steps j that used record i of
-        w_j <grad l_i(theta_j), grad f(theta_j)>, with the advantages that step j used (Hu et al. 2025, section 3).
+        """Full TracIn over the round as it was trained (Hu et al. 2025, section 3): the sum, over the steps j that used
+        record i, of w_j <grad l_i(theta_j), grad f(theta_j)>, with the advantages that step j used.
 
-        weighting: "update": w_j = learning rate x clip factor / minibatch size, what the update really did (to first order, for SGD);
-        "paper": w_j = 1. The target is measured on the snapshot's records unless it has its own.
+        weighting: "update", w_j = learning rate x clip factor / minibatch size, is what the update really did (to first
+        order, for SGD); "paper", w_j = 1. The target is measured on the snapshot's records unless it has its own.
         """
         target = targets.Return() if target is None else target
         if objective is None:

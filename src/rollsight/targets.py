@@ -58,7 +58,8 @@ class Return:
 
 @dataclass(frozen=True)
 class Sequence:
-    """`f_seq` = E[log pi(y given x) * A_last(x, y)]: the sequence's log-probability times the advantage at its last valid
+    """`f_seq` = E[log pi(y given x) * A_last(x, y)]: the sequence's log-probability times the advantage at its last
+    valid
     token (Hu et al. 2025, section 3). Needs records of shape (N, T)."""
 
     records: Records | None = None
@@ -68,7 +69,8 @@ class Sequence:
         measured = records if self.records is None else self.records
         if measured.log_probs.dim() != 2:
             raise RollsightError(
-                f"targets.Sequence needs log_probs of shape (N, T), not {tuple(measured.log_probs.shape)}; use targets.Return."
+                f"targets.Sequence needs log_probs of shape (N, T), not {tuple(measured.log_probs.shape)}; use "
+                f"targets.Return."
             )
         return measured
 
@@ -114,7 +116,8 @@ class Objective:
 class Action:
     """`f_action` = log pi(a given s) for given state-action pairs: why does the agent do this here?
 
-    obs, actions: as in `Records`, with leading M. each=False explains their mean (scores (N,)); each=True explains every
+    obs, actions: as in `Records`, with leading M. each=False explains their mean (scores (N,)); each=True explains
+    every
     pair on its own (scores (N, M)).
     """
 

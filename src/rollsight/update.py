@@ -1,6 +1,7 @@
 """One round's optimisation as the host does it: minibatches, loss, gradient clipping, early stopping.
 
-`replay` reproduces the operations of Stable-Baselines3's `PPO.train` and `A2C.train` in their order, so that it ends in the same bits.
+`replay` reproduces the operations of Stable-Baselines3's `PPO.train` and `A2C.train` in their order, so that it ends
+in the same bits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class UpdateRule:
 
     algorithm:  "ppo" (clipped surrogate) or "a2c" (one step on A log pi).
     batch_size: records per minibatch; None takes all at once.
-    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8); `normalize_single` also where the minibatch has one record.
+    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8); `normalize_single` also where the minibatch has one
+    record.
     clip_range_vf, target_kl: None switches them off.
     """
 
@@ -62,7 +64,8 @@ class Step:
 
 
 def repack(order: Indices, batch_size: int | None) -> list[Indices]:
-    """Minibatches from an order of surviving records. A last one smaller than half of the batch size, or of a single record, is left
+    """Minibatches from an order of surviving records. A last one smaller than half of the batch size, or of a single
+    record, is left
     out when at least one full one exists: its advantage statistics would be noise."""
     size = batch_size or len(order)
     parts = [order[start : start + size] for start in range(0, len(order), size)]
@@ -82,8 +85,9 @@ def run_update(
 ) -> Iterator[Step]:
     """Train the policy in place, yielding each step just before the optimiser takes it.
 
-    weights None is the stock update. With weights (N,): "repack" forms the minibatches from the records of weight 1 (0 and 1 only);
-    "mask" keeps the minibatches, normalised advantages and denominators of the full buffer and multiplies each record's loss.
+    weights None is the stock update. With weights (N,), 0 and 1 only, "repack" forms the minibatches from the records
+    of weight 1; "mask", with any weights, keeps the minibatches, normalised advantages and denominators of the full
+    buffer and multiplies each record's loss.
     """
     if semantic == "repack" and weights is not None:
         kept = _kept(weights)
@@ -110,7 +114,8 @@ def run_update(
 def _kept(weights: Tensor) -> Indices:
     if not bool(((weights == 0) | (weights == 1)).all()):
         raise RollsightError(
-            "semantic='repack' takes weights of 0 and 1 only, because it leaves records out; use semantic='mask' for others."
+            "semantic='repack' takes weights of 0 and 1 only, because it leaves records out; use semantic='mask' for "
+            "others."
         )
     kept: Indices = weights.cpu().numpy().nonzero()[0]
     if len(kept) == 0:
@@ -166,7 +171,8 @@ def _loss(evaluation: Evaluation, minibatch: Records, advantages: Tensor, rule: 
         ratio = torch.exp(log_prob - minibatch.log_probs)
         clipped = advantages * torch.clamp(ratio, 1 - rule.clip_range, 1 + rule.clip_range)
         policy_loss = -mean(torch.min(advantages * ratio, clipped))
-    assert evaluation.value is not None and minibatch.returns is not None
+    assert evaluation.value is not None
+    assert minibatch.returns is not None
     value = evaluation.value
     if rule.clip_range_vf is not None:
         assert minibatch.values is not None

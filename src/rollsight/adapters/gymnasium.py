@@ -11,7 +11,8 @@ START = "rollsight_episode_start"
 
 
 class EpisodeStart(gym.Wrapper[Any, Any, Any, Any]):
-    """Puts into the info of every reset what reproduces it: the seed, or the random generator's state just before the reset.
+    """Puts into the info of every reset what reproduces it: the seed, or the random generator's state just before the
+    reset.
 
     The entry `rollsight_episode_start` is a JSON text, `{"seed": 3}` or `{"state": {...}}`.
     """

@@ -1,4 +1,5 @@
-"""sb3-contrib: what differs from Stable-Baselines3. MaskablePPO and TRPO need nothing; RecurrentPPO is scored by whole sequences."""
+"""sb3-contrib: what differs from Stable-Baselines3. MaskablePPO and TRPO need nothing; RecurrentPPO is scored by whole
+sequences."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ _STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_state
 
 
 def sequences(model: Any, records: Records) -> tuple[Records, Tensor]:
-    """One row per piece of an episode inside this rollout, padded to the longest, and where each step stands among the tokens.
+    """One row per piece of an episode inside this rollout, padded to the longest, and where each step stands among the
+    tokens.
 
-    A step's gradient flows back through the steps of its sequence before it, from the LSTM state stored at the sequence's start:
+    A step's gradient flows back through the steps of its sequence before it, from the LSTM state stored at the
+    sequence's start:
     a record's influence includes that recurrent path.
     """
     buffer = model.rollout_buffer
@@ -44,7 +47,8 @@ def sequences(model: Any, records: Records) -> tuple[Records, Tensor]:
         entries = {f"obs.{key}": padded(column) for key, column in records.obs.items()}
     fresh = torch.from_numpy(begins_episode[begin]).view(-1, 1, 1)
     for name in _STATES:
-        # (n_steps, layers, n_envs, hidden) -> env-major rows -> the state at each sequence's start, zero where an episode begins
+        # (n_steps, layers, n_envs, hidden) -> env-major rows -> the state at each sequence's start, zero where an
+        # episode begins
         state = getattr(buffer, name).transpose(2, 0, 1, 3).reshape(envs * steps, -1, buffer.hidden_state_shape[3])
         entries[name] = torch.where(fresh, 0.0, torch.from_numpy(state[begin]))
     episode = records.ids.get("episode")

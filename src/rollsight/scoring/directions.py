@@ -51,7 +51,8 @@ def precondition(
 ) -> Direction:
     """`direction / (sqrt(v_hat) + eps)` with the optimiser's second moments, as protocol section 2 defines it.
 
-    current: gradient of the training objective over the full buffer, which v_hat takes in first. Before the optimiser's first
+    current: gradient of the training objective over the full buffer, which v_hat takes in first. Before the
+    optimiser's first
     step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.
     Adam and AdamW (with amsgrad) and RMSprop; SGD leaves the direction as it is. Others raise `RollsightError`.
     """
@@ -61,7 +62,8 @@ def precondition(
     missing = [name for name, p in parameters.items() if id(p) not in groups and bool(direction[name].any())]
     if missing:
         raise RollsightError(
-            f"optimizer=: it does not hold the parameter(s) {', '.join(missing[:5])}; give the optimiser that trains this policy."
+            f"optimizer=: it does not hold the parameter(s) {', '.join(missing[:5])}; give the optimiser that trains "
+            f"this policy."
         )
     result = {}
     for name, parameter in parameters.items():

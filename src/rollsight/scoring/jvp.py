@@ -1,4 +1,5 @@
-"""Forward mode: the derivative of every record's loss along one direction in one pass, for any differentiable policy."""
+"""Forward mode: the derivative of every record's loss along one direction in one pass, for any differentiable
+policy."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def _forward_mode_kernels() -> Iterator[None]:
 
 
 class LogProbJacobian:
-    """The Jacobian J of (n,) or (n, T) log-probabilities as a linear operator, for policies that `layerwise` does not cover."""
+    """The Jacobian J of (n,) or (n, T) log-probabilities as a linear operator, for policies that `layerwise` does not
+    cover."""
 
     def __init__(self, policy: Policy, records: Records) -> None:
         self._policy, self._records = policy, records

@@ -159,10 +159,12 @@ def capture(policy: Policy) -> Iterator[list[_Call]]:
 
 
 def check_coverage(policy: Policy, records: Records, objective: Objective) -> None:
-    """Raise `NotCovered`, naming the parameter, unless every trainable parameter that the loss reaches sits in a covered layer
+    """Raise `NotCovered`, naming the parameter, unless every trainable parameter that the loss reaches sits in a
+    covered layer
     that is called with the records as leading dimension.
 
-    One record is evaluated: a call whose leading dimension is not 1 then is not over records, whatever its size in a full buffer.
+    One record is evaluated: a call whose leading dimension is not 1 then is not over records, whatever its size in a
+    full buffer.
     """
     record = records.take(slice(0, 1))
     with capture(policy) as calls:
@@ -172,7 +174,8 @@ def check_coverage(policy: Policy, records: Records, objective: Objective) -> No
         if call.x.dim() == 0 or call.x.shape[0] != 1:
             name = next(iter(call.names.values()))
             raise NotCovered(
-                f"backend 'layerwise' does not cover {name!r}: its layer is called with shape {tuple(call.x.shape)} for one "
+                f"backend 'layerwise' does not cover {name!r}: its layer is called with shape {tuple(call.x.shape)} "
+                f"for one "
                 "record, so its leading dimension is not the records'; use backend='jvp'."
             )
         covered.update(call.names.values())
@@ -187,7 +190,8 @@ def check_coverage(policy: Policy, records: Records, objective: Objective) -> No
 
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
-    """(n, M): <grad l_i, v_m>; for sequences the sum over tokens. Raises `NotCovered` where sum_i s_i != <grad sum_i l_i, v>."""
+    """(n, M): <grad l_i, v_m>; for sequences the sum over tokens. Raises `NotCovered` where sum_i s_i != <grad sum_i
+    l_i, v>."""
     parameters = policy.trainable()
     with capture(policy) as calls:
         losses = objective.losses(policy(records), records)
@@ -222,10 +226,12 @@ def check_sum(column: Tensor, expected: float) -> None:
 
 
 class LogProbJacobian:
-    """The Jacobian J of (n,) log-probabilities as a linear operator: `J.pushforward(v)` and `J.pullback(u)`, from one forward
+    """The Jacobian J of (n,) log-probabilities as a linear operator: `J.pushforward(v)` and `J.pullback(u)`, from one
+    forward
     and one backward.
 
-    The backward is seeded with weights w, so that it yields `seed_gradient` = J^T w, by autograd, on the way; each record's own
+    The backward is seeded with weights w, so that it yields `seed_gradient` = J^T w, by autograd, on the way; each
+    record's own
     output gradient is the captured one divided by w_i. Zero weights are replaced by ones below the dtype's resolution.
     """
 

@@ -45,21 +45,27 @@ def score_records(
 ) -> Scores:
     """Score every record: `s_i = <grad l_i(theta), grad f(theta)>` at the module's present parameters.
 
-    l_i is record i's own term of the maximised `objective` (unscaled), f the `target` (a mean), as in Hu et al. 2025, section 3:
+    l_i is record i's own term of the maximised `objective` (unscaled), f the `target` (a mean), as in Hu et al. 2025,
+    section 3:
     a positive score means that the record pushes the target up.
 
-    target:    what is explained; default `targets.Return()` on the same records. A target may be measured on other records.
+    target:    what is explained; default `targets.Return()` on the same records. A target may be measured on other
+               records.
     objective: the trainer's loss; default `objectives.PPO()`.
     backend:   "layerwise" (one forward and backward, layers linear in their parameters), "jvp" (forward mode, any
                differentiable policy), "double_backward", "oracle" (a loop, slow); "auto" takes the first that covers the policy and
                `Scores.reason` says why.
-    optimizer: precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no change).
-    cross_fit: score each record against the gradient of the half of the buffer (halves by episode, drawn with `seed`) that does not
+    optimizer: precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
+    change).
+    cross_fit: score each record against the gradient of the half of the buffer (halves by episode, drawn with `seed`)
+    that does not
                hold it, so that no record's own contribution is in its score.
     chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations.
 
-    Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the backend gives them.
-    Gradients, training modes and random states are left as they were; dropout is off while scoring. Raises `RollsightError` for
+    Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the
+    backend gives them.
+    Gradients, training modes and random states are left as they were; dropout is off while scoring. Raises
+    `RollsightError` for
     BatchNorm in training mode, parameters that the chosen backend cannot cover, and scores that are not finite.
     """
     target = targets.Return() if target is None else target
@@ -121,7 +127,8 @@ class _Job:
         self.own_records = self.measured.obs is records.obs
         if cross_fit and not self.own_records:
             raise RollsightError(
-                f"cross_fit=True needs a target measured on the training records, but {target.name!r} has its own; use one of both."
+                f"cross_fit=True needs a target measured on the training records, but {target.name!r} has its own; "
+                f"use one of both."
             )
 
     def run(self, backend: Backend) -> tuple[Tensor, str, str]:

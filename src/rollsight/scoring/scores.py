@@ -15,7 +15,8 @@ from rollsight.errors import RollsightError
 class Scores:
     """Influence of each record on a target. Positive: the record pushed the target up (helped); negative: it hurt.
 
-    values: (N,), or (N, M) for `targets.Action(..., each=True)`; in units of the target per unit of the record's weight.
+    values: (N,), or (N, M) for `targets.Action(..., each=True)`; in units of the target per unit of the record's
+    weight.
     tokens: (N, T) where the backend gives them, else None; they add up to `values`.
     ids, valid: as in the records; invalid records score 0.
     target, normalisation, backend, reason: what was computed, and why with this backend.
@@ -36,7 +37,8 @@ class Scores:
         object.__setattr__(self, "valid", valid)
         if valid.shape != self.values.shape[:1]:
             raise RollsightError(
-                f"Scores: `valid` has shape {tuple(valid.shape)} but there are {len(self.values)} scores; give one per record."
+                f"Scores: `valid` has shape {tuple(valid.shape)} but there are {len(self.values)} scores; give one "
+                f"per record."
             )
 
     def __len__(self) -> int:

@@ -21,10 +21,12 @@ from rollsight.scoring.score import default_chunk_size, untouched
 class TrustLine:
     """What a round's scores rest on.
 
-    split_half:          Spearman correlation of the scores against each half's gradient (halves by episode). Near 0: the ranking is
+    split_half:          Spearman correlation of the scores against each half's gradient (halves by episode). Near 0:
+                         the ranking is
                          made by the noise of one half.
     split_half_permuted: the same with advantages permuted over records: what the in-sample trap alone gives.
-    gradient_ratio:      norm of the mean training gradient after the selection, over before. Far above 1: the selection lengthens
+    gradient_ratio:      norm of the mean training gradient after the selection, over before. Far above 1: the
+                         selection lengthens
                          the step, and part of its gain is a larger learning rate. 1 without a selection.
     target_gradient_norm: norm of the gradient of `f_return`.
     """
@@ -43,7 +45,8 @@ def trust_line(
     *,
     seed: int = 0,
 ) -> TrustLine:
-    """The trust line of `f_return` scores on these records, with the selection's weights, (N,) or (N, T), where there is one.
+    """The trust line of `f_return` scores on these records, with the selection's weights, (N,) or (N, T), where there
+    is one.
 
     Buffers that do not fit in one chunk of `score_records` are represented by a random part of that size.
     """

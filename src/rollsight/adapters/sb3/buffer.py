@@ -15,7 +15,8 @@ from rollsight.update import repack
 if TYPE_CHECKING:
     _Base = RolloutBuffer
 else:
-    # Not object: Python swaps the class of a living buffer only between classes that extend the same base in the same way, and the
+    # Not object: Python swaps the class of a living buffer only between classes that extend the same base in the same
+    # way, and the
     # host's buffers extend ABC.
     _Base = ABC
 
@@ -24,7 +25,8 @@ class SelectingMixin(_Base):
     """In front of any rollout buffer class.
 
     keep:     (N,) booleans in the buffer's flat, env-major order; None hands out everything, exactly as the host does.
-    on_train: called once per round, when `train()` asks for its first minibatch; by then the host has set learning rate, training
+    on_train: called once per round, when `train()` asks for its first minibatch; by then the host has set learning
+    rate, training
               mode and progress, and has not yet drawn a random number.
     """
 
@@ -58,7 +60,8 @@ class SelectingMixin(_Base):
 
 
 class SelectingRecurrentMixin(SelectingMixin):
-    """For recurrent buffers: sequences stay whole, because the LSTM needs every step; dropped records leave the loss through the
+    """For recurrent buffers: sequences stay whole, because the LSTM needs every step; dropped records leave the loss
+    through the
     mask. A minibatch with fewer than two survivors is not handed out."""
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]

@@ -31,11 +31,14 @@ Evaluate = Callable[[OnPolicyAlgorithm, int], tuple[Sequence[float], Sequence[in
 class InfluenceCallback(BaseCallback):
     """Scores every record of every rollout buffer before `train()` and, where asked, leaves the harmful ones out of it.
 
-    Works with PPO and A2C and with sb3-contrib's TRPO, MaskablePPO and RecurrentPPO, without subclassing or patching them. Put it last
-    in a list of callbacks that edit rewards or advantages. `InfluenceCallback()` only scores: training is bit-identical to a run
+    Works with PPO and A2C and with sb3-contrib's TRPO, MaskablePPO and RecurrentPPO, without subclassing or patching
+    them. Put it last
+    in a list of callbacks that edit rewards or advantages. `InfluenceCallback()` only scores: training is
+    bit-identical to a run
     without it.
 
-    :param drop: fraction p of the negative-score records to leave out of each update, lowest first (IIF); None drops nothing
+    :param drop: fraction p of the negative-score records to leave out of each update, lowest first (IIF); None drops
+        nothing
     :param target: "return" (`f_return`), "objective", a `rollsight.targets` object, or a list of them: the first decides the
         selection, all are recorded
     :param selection: another rule: a `rollsight.selection` rule, or text ("negative:0.5", "random:0.5"); not together with `drop`
@@ -49,7 +52,8 @@ class InfluenceCallback(BaseCallback):
     :param precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`)
     :param cross_fit: score each record against the half of the buffer that does not hold it
     :param metadata: further entries for the run folder's `run.json`
-    :param evaluate: called after each round (and before the first, as round 0) with the model and the round; returns the
+    :param evaluate: called after each round (and before the first, as round 0) with the model and the round; returns
+        the
         evaluation episodes' returns and lengths, which go to the run folder; its time is kept apart from training's
     :param on_round: called with each finished round's summary, for progress displays
     """
@@ -184,7 +188,8 @@ class InfluenceCallback(BaseCallback):
     def _model(self) -> OnPolicyAlgorithm:
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise RollsightError(
-                f"InfluenceCallback needs an on-policy algorithm with a rollout buffer (PPO, A2C, TRPO, ...), not {type(self.model).__name__}."
+                f"InfluenceCallback needs an on-policy algorithm with a rollout buffer (PPO, A2C, TRPO, ...), not "
+                f"{type(self.model).__name__}."
             )
         return self.model
 
@@ -216,7 +221,8 @@ class InfluenceCallback(BaseCallback):
         keep = (chosen.weights > 0).cpu().numpy()
         if keep.sum() < min(2, len(keep)):
             raise RollsightError(
-                f"The selection leaves {int(keep.sum())} of {len(keep)} records in round {self.round}; keep at least 2 (min_keep=)."
+                f"The selection leaves {int(keep.sum())} of {len(keep)} records in round {self.round}; keep at least "
+                f"2 (min_keep=)."
             )
         if chosen.message and self.verbose:
             print(f"round {self.round}: {chosen.message}")

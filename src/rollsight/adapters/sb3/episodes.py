@@ -18,8 +18,10 @@ Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 class RoundEpisodes:
     """Columns of one round, each (n_steps, n_envs).
 
-    episode: unique over environments and rounds; episode_step: steps since the episode began, over rounds; reward: as the environment
-    gave it (before VecNormalize and time-limit bootstrapping); episode_return: total reward of episodes that ended in this round, else
+    episode: unique over environments and rounds; episode_step: steps since the episode began, over rounds; reward: as
+    the environment
+    gave it (before VecNormalize and time-limit bootstrapping); episode_return: total reward of episodes that ended in
+    this round, else
     nan; start: how the episode began, at its first step, where the environment is wrapped in `EpisodeStart`, else None.
     finished_returns: (E,) returns of the episodes that ended in this round.
     """

@@ -1,4 +1,5 @@
-"""The numbers of one round: what goes to the host's logger as `influence/*` and into the run folder's `rounds` table."""
+"""The numbers of one round: what goes to the host's logger as `influence/*` and into the run folder's `rounds`
+table."""
 
 from __future__ import annotations
 

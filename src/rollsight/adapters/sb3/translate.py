@@ -45,7 +45,8 @@ class Translated:
             return scores
         if scores.tokens is None:
             raise RollsightError(
-                f"backend={scores.backend!r} gives no score per step for a recurrent policy; use backend='auto' or 'jvp'."
+                f"backend={scores.backend!r} gives no score per step for a recurrent policy; use backend='auto' or "
+                f"'jvp'."
             )
         values = scores.tokens.reshape(-1)[self.position]
         return Scores(
@@ -74,7 +75,8 @@ def translate(
     """Translate a model whose rollout buffer is full and not yet flattened (as in a callback's `_on_rollout_end`).
 
     ids: name -> (n_steps, n_envs) integers beside `env` and `step`, which are filled in.
-    objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does (its
+    objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does
+    (its
     per-minibatch normalisation is represented by the whole buffer's).
     """
     buffer = model.rollout_buffer
