@@ -29,9 +29,12 @@ def compare(
 ) -> None:
     """Compare runs: final return and area under the learning curve, with 95 % intervals over seeds.
 
-    Runs are grouped by environment and arm as their metadata say. The final return is the mean over the last tenth of
-    the rounds, the area the mean over all rounds; both come from evaluation episodes, or, where a run has none, from
-    training episodes. Differences are paired: the same seed in both arms.
+    - Runs are grouped by the environment and arm in their metadata.
+    - Final return: mean over the last tenth of the rounds. Area: mean over all rounds.
+    - Both come from evaluation episodes; where a run has none, from training episodes.
+    - Differences are paired: the same seed in both arms.
+
+    Example: rollsight compare runs/ --baseline ppo --figure curves.png
 
     Args:
         paths: Run folders, or folders of run folders.
@@ -50,7 +53,8 @@ def compare(
         output.print_json([as_json(comparison) for comparison in comparisons])
         return
     console = output.console()
-    for comparison in comparisons:
+    for index, comparison in enumerate(comparisons):
+        console.print("\n" if index else "", end="")
         show(comparison, console)
     if figure is not None:
         console.print(f"learning curves: {figure}", soft_wrap=True)
@@ -86,8 +90,7 @@ def show(comparison: Comparison, console: Console) -> None:
     console.print(output.table(columns, rows, title=title))
     console.print("mean ± 95 % t-interval over seeds" + ("; differences on the same seeds" if others else ""))
     for note in comparison.notes:
-        console.print(f"note: {note}")
-    console.print()
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -29,7 +29,10 @@ def export(
 ) -> None:
     """Write a run's records, rounds or evaluations to a CSV, Parquet or JSON file.
 
-    CSV holds lists (observations, say) as JSON text; JSON is a list with one object per row, NaN as null.
+    - CSV holds lists, such as observations, as JSON text.
+    - JSON is a list with one object per row; NaN and infinities become null.
+
+    Example: rollsight export runs/lander --out records.parquet
 
     Args:
         run: The run folder.

@@ -22,11 +22,12 @@ def sql(
 ) -> None:
     """Query a run's records, rounds and evaluations with SQL (DuckDB's dialect).
 
-    The tables are `records` (one row per record), `rounds` (one row per complete round), `evaluations` (one row per
-    evaluation episode) and `run` (one row: the metadata, nested entries as JSON). `return` is a keyword: write it in
-    double quotes. To see the columns of a table: "describe records".
+    - records: one row per record; rounds: one row per complete round.
+    - evaluations: one row per evaluation episode; round 0 is before training.
+    - run: one row, the metadata; nested entries are JSON: versions->>'torch'.
+    - "describe records" lists the columns.
 
-    Example: rollsight sql runs/lander 'select round, kept_share, return_mean from rounds'
+    Example: rollsight sql runs/lander "select round, kept_share, return_mean from rounds"
 
     Args:
         run: The run folder.

@@ -11,7 +11,19 @@ from rollsight.cli import output
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
-_COLUMNS = ("rank", "env", "step", "episode", "episode_step", "obs", "action", "reward", "advantage", "score", "kept")
+_HEADINGS = {  # column: what the table calls it, in few characters
+    "rank": "#",
+    "env": "env",
+    "step": "step",
+    "episode": "episode",
+    "episode_step": "its step",
+    "obs": "obs",
+    "action": "action",
+    "reward": "reward",
+    "advantage": "advantage",
+    "score": "score",
+    "kept": "kept",
+}
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -20,7 +32,7 @@ def top(
     /,
     *,
     round: Annotated[
-        int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last one that can be shown)")
+        int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last that has scores)")
     ] = None,
     target: str = "return",
     record: Annotated[str | None, tyro.conf.arg(metavar="ENV:STEP", help_behavior_hint="")] = None,
@@ -30,8 +42,11 @@ def top(
 ) -> None:
     """Show the records of one round with the highest scores: those that helped the target most.
 
-    With --bottom, those that hurt it most. Scores of `return` are stored with the round. Scores of `action` explain why
-    the policy takes one action in one state: name its record with --record, in a round that has a snapshot.
+    - Scores of `return` are stored with every scored round.
+    - Scores of `action` say why the policy acts as it does in one state: name the
+      record with --record, in a round that has a snapshot.
+
+    Example: rollsight top runs/lander --target action --record 0:12
 
     Args:
         run: The run folder.
@@ -74,11 +89,8 @@ def top(
         f"the {len(ranked)} of {records.num_rows} records that {'hurt' if bottom else 'helped'} most "
         f"({negative:.0%} of the scores are negative)"
     )
-    console.print(
-        output.table(
-            [name.replace("_", " ") for name in _COLUMNS], [[row.get(name) for name in _COLUMNS] for row in ranked]
-        )
-    )
+    rows = [[row.get(name) for name in _HEADINGS] for row in ranked]
+    console.print(output.table(list(_HEADINGS.values()), rows))
 
 
 def scored_round(run: Run, target: str, round: int | None) -> int:

@@ -15,6 +15,7 @@ Kind = Literal["records", "rounds", "evaluations", "snapshots"]
 FORMAT = 1  # raised when a reader of the older layout could misread a newer folder
 METADATA = "run.json"
 LOCK = ".lock"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TABLES: tuple[Kind, ...] = ("records", "rounds", "evaluations")
 SUFFIXES: dict[Kind, str] = {
     "rounds": ".parquet",  # first: where files are removed, a round stops being complete before it loses its records
@@ -74,9 +75,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         cause = _system_error(error)
         if cause is None:
             raise
+        advice = "make room on the disk" if cause.errno in _DISK_FULL else "choose another place"
         raise RollsightError(
-            f"{path} could not be written ({cause.strerror or cause}): make room or choose another place; "
-            "everything written before it is intact"
+            f"{path} could not be written ({cause.strerror or cause}): {advice}, everything written before it is intact"
         ) from error
 
 
@@ -86,7 +87,7 @@ def _system_error(error: BaseException) -> OSError | None:
         return error
     seen = error.__cause__ or error.__context__  # torch.save turns a full disk into a RuntimeError about positions
     while isinstance(error, Exception) and seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(seen, OSError) and seen.errno in _DISK_FULL:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None

@@ -123,7 +123,7 @@ class Run:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         for table in (table for table, paths in files.items() if not paths):
             if f"name {table} " in lines[0].lower():
-                return f"the run {self.path} has no {table} yet: wait for its first round, or ask for another table"
+                return f"the run {self.path} holds no {table} (yet): ask for another table, or wait for its next round"
         # The mistakes of a query need no look at the files; anything else may come from a damaged one.
         if not isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.CatalogException):
             for path in (path for paths in files.values() for path in paths):

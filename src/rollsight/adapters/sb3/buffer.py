@@ -35,7 +35,7 @@ class SelectingMixin(_Base):
 
     def reset(self) -> None:
         super().reset()
-        self.keep = None
+        self.keep = self.on_train = None
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
         self._start_of_train()
@@ -81,14 +81,16 @@ class SelectingRecurrentMixin(SelectingMixin):
 @cache
 def selecting(kind: type[RolloutBuffer]) -> type[RolloutBuffer]:
     """The buffer class with the mixin in front."""
-    mixin = SelectingRecurrentMixin if "Recurrent" in kind.__name__ else SelectingMixin
+    # By name, because sb3-contrib need not be installed.
+    recurrent = any("Recurrent" in base.__name__ for base in kind.__mro__)
+    mixin = SelectingRecurrentMixin if recurrent else SelectingMixin
     return type(f"Selecting{kind.__name__}", (mixin, kind), {})
 
 
 def install(model: Any) -> None:
     """Swap the class of the model's buffer; buffers hold nothing but attributes, so that is all there is to it."""
-    if not isinstance(model.rollout_buffer, SelectingMixin):
-        model.rollout_buffer.__class__ = selecting(type(model.rollout_buffer))
+    remove(model)  # a `learn` that raised left the class it had
+    model.rollout_buffer.__class__ = selecting(type(model.rollout_buffer))
 
 
 def remove(model: Any) -> None:

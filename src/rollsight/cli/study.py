@@ -1,0 +1,121 @@
+"""`rollsight study`: plain training, IIF and random drop on the same seeds, compared."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from rollsight.cli import compare, output
+from rollsight.cli.train import describe, progress_bars
+from rollsight.errors import RollsightError
+
+if TYPE_CHECKING:
+    from rollsight.studies.runner import Job
+
+
+def study(
+    env: Annotated[str, tyro.conf.arg(metavar="ENV")],
+    /,
+    *,
+    arms: tuple[Literal["ppo", "iif", "random"], ...] = ("ppo", "iif", "random"),
+    drop: Annotated[
+        float | None, tyro.conf.arg(metavar="P", help_behavior_hint="(default: the paper's, else 0.5)")
+    ] = None,
+    seeds: int = 5,
+    first_seed: int = 0,
+    rounds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the paper's, else 50)")] = None,
+    envs: int = 1,
+    optimizer: Annotated[
+        Literal["sgd", "adam", "rmsprop"] | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")
+    ] = None,
+    lr: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")] = None,
+    eval_episodes: int = 20,
+    snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
+    minutes: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: no limit)")] = None,
+    processes: int = 2,
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/study-ENV-TIME)")
+    ] = None,
+    json: bool = False,
+) -> None:
+    """Train the same environment several ways with the same seeds, and compare: final return, area under the curve, intervals.
+
+    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop as many random ones).
+
+    Args:
+        env: A gymnasium environment, such as FrozenLake-v1.
+        arms: The ways of training; the first is what the others are compared with.
+        drop: The fraction p of the negative-score records that IIF drops.
+        seeds: Number of seeds.
+        first_seed: The first of them.
+        rounds: Rounds of 2048 records.
+        envs: Environments side by side in each run; the paper has one.
+        optimizer: The optimiser.
+        lr: Learning rate.
+        eval_episodes: Episodes of the stochastic policy after each round.
+        snapshots: Rounds frozen for replay.
+        minutes: Stop adding seeds when the next would not end within this time.
+        processes: Runs side by side, one thread each.
+        out: Folder for the run folders and the picture.
+        json: Print the comparison as JSON.
+    """
+    from rollsight.studies.runner import jobs_of, run_jobs
+    from rollsight.studies.settings import settings_for
+    from rollsight.studies.training_run import RunSettings
+
+    for name, value in {"seeds": seeds, "processes": processes, "arms": len(arms)}.items():
+        if value < 1:
+            raise RollsightError(f"--{name} is {value}: give at least 1")
+    folder = out or Path("runs") / f"study-{env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and any(folder.iterdir()):
+        raise RollsightError(f"{folder} exists already and is not empty: choose another --out")
+    p = drop if drop is not None else settings_for(env).drop or 0.5
+    base = RunSettings(
+        env, optimizer=optimizer, lr=lr, rounds=rounds, envs=envs, eval_episodes=eval_episodes, snapshots=snapshots
+    )
+    jobs = jobs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
+    settings = jobs[0].settings
+    console = Console(stderr=True) if json else output.console()
+    limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
+    console.print(
+        f"{env}: {', '.join(arms)} with p = {p:g}; {settings.rounds} rounds of 2048 records, {settings.optimizer} at "
+        f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, up to {seeds} seeds{limit}; {processes} processes",
+        soft_wrap=True,
+    )
+    started = time.monotonic()
+    finished = _show(console, jobs, run_jobs(jobs, len(arms), processes, None if minutes is None else 60 * minutes))
+    done = sorted({job.settings.seed for job in finished})
+    console.print(
+        f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {time.monotonic() - started:.0f} s\n"
+    )
+    comparisons = compare.compare_runs(compare.open_runs([job.out for job in finished]), arms[0])
+    compare.draw(comparisons, folder / "curves.png")
+    if json:
+        output.print_json([compare.as_json(one) for one in comparisons])
+        return
+    for one in comparisons:
+        compare.show(one, console)
+    console.print(f"learning curves: {folder / 'curves.png'}\nrun folders:     {folder}", soft_wrap=True)
+    console.print(f"look inside:     rollsight top {finished[0].out} --bottom", soft_wrap=True)
+
+
+def _show(console: Console, jobs: list[Job], events: object) -> list[Job]:
+    """Draw a bar per running job; return the jobs that finished, in the order of `jobs`."""
+    finished = []
+    with progress_bars(console) as progress:
+        bars: dict[str, object] = {}
+        for event in events:  # type: ignore[attr-defined]
+            job = event.job
+            if event.summary is None:
+                finished.append(job)
+                progress.remove_task(bars.pop(job.name))
+                progress.console.print(f"{job.name:<14} done", highlight=False)
+                continue
+            if job.name not in bars:
+                bars[job.name] = progress.add_task(job.name, total=job.settings.rounds, detail="")
+            progress.update(bars[job.name], completed=event.summary["round"], detail=describe(event.summary))
+    return [job for job in jobs if job in finished]

@@ -1,0 +1,125 @@
+"""`rollsight train`: one agent, scored, filtered and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rollsight.cli import output
+from rollsight.errors import RollsightError
+
+
+def train(
+    env: Annotated[str, tyro.conf.arg(metavar="ENV")],
+    /,
+    *,
+    algo: Literal["ppo", "a2c"] = "ppo",
+    optimizer: Annotated[
+        Literal["sgd", "adam", "rmsprop"] | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")
+    ] = None,
+    lr: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")] = None,
+    drop: Annotated[
+        float | None, tyro.conf.arg(metavar="P", help_behavior_hint="(default: the paper's, else 0)")
+    ] = None,
+    random: bool = False,
+    unit: Literal["record", "episode"] = "record",
+    every: int = 1,
+    rounds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the paper's, else 50)")] = None,
+    seed: int = 0,
+    envs: int = 1,
+    eval_episodes: int = 20,
+    snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
+    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: runs/ENV-ARM-TIME)")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Train an agent with Stable-Baselines3; score every rollout, drop what hurts, and record all of it.
+
+    A round is 2048 records. Settings default to the paper's for FrozenLake-v1, Acrobot-v1, MiniGrid-Empty-8x8-v0, highway-v0,
+    LunarLander-v3 and BipedalWalker-v3, and to its common ones (SGD 5e-3, nothing dropped) for any other environment.
+
+    Args:
+        env: A gymnasium environment, such as FrozenLake-v1.
+        algo: The algorithm; A2C defaults to RMSprop at 7e-4.
+        optimizer: The optimiser.
+        lr: Learning rate.
+        drop: Fraction of the negative-score records to leave out of each update, lowest first; 0 only scores.
+        random: Drop as many random records instead: the control.
+        unit: What is dropped.
+        every: Score every k-th round, and keep everything in the others.
+        rounds: Rounds to train.
+        seed: Seed of every random stream.
+        envs: Environments side by side.
+        eval_episodes: Episodes of the stochastic policy after each round, apart from training; 0 for none.
+        snapshots: Rounds frozen for replay.
+        out: The run folder.
+        overwrite: Replace the run folder if it is there.
+    """
+    import torch
+
+    from rollsight.studies.settings import settings_for
+    from rollsight.studies.training_run import RunSettings, run_training
+
+    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    p = settings_for(env).drop if drop is None else drop
+    settings = RunSettings(
+        env,
+        algo=algo,
+        optimizer=optimizer,
+        lr=lr,
+        selection=f"{'random' if random else 'negative'}:{p}",
+        unit=unit,
+        every=every,
+        rounds=rounds,
+        seed=seed,
+        envs=envs,
+        eval_episodes=eval_episodes,
+        snapshots=snapshots,
+    ).resolved()
+    arm = str(settings.arm).replace(" ", "-").replace("=", "")
+    folder = out or Path("runs") / f"{env.replace('/', '-')}-{arm}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and not overwrite and any(folder.iterdir()):
+        raise RollsightError(f"{folder} exists already: choose another --out, or --overwrite it")
+    console = output.console()
+    console.print(
+        f"{env}: {settings.arm}, {settings.optimizer} at {settings.lr:g}, {settings.rounds} rounds, seed {seed}, "
+        f"{envs} environment{'s' if envs > 1 else ''}",
+        highlight=False,
+    )
+    last: Mapping[str, Any] = {}
+    with progress_bars(console) as progress:
+        task = progress.add_task(str(settings.arm), total=settings.rounds, detail="")
+
+        def on_round(summary: Mapping[str, Any]) -> None:
+            nonlocal last
+            last = summary
+            progress.update(task, completed=summary["round"], detail=describe(summary))
+
+        run_training(settings, folder, overwrite=overwrite, on_round=on_round)
+    console.print(f"round {last['round']}: {describe(last)}", soft_wrap=True)
+    console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
+
+
+def progress_bars(console: Any) -> Progress:
+    """Bars of rounds, with what each round says of itself."""
+    return Progress(
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=18),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """A round in one line: return, kept share, seconds per phase."""
+    value = summary.get("evaluation_return", summary["return_mean"])
+    parts = ["return  -" if value is None else f"return {value:.4g}", f"kept {100 * summary['kept_frac']:.1f} %"]
+    phases = {"collect": "time_collect", "score": "time_score", "train": "time_train", "eval": "time_eval"}
+    parts += [f"{name} {summary[key]:.2f}s" for name, key in phases.items() if key in summary]
+    return "  ".join(parts)

@@ -1,0 +1,1 @@
+"""Experiments: the paper's settings as data, one training run, and the runner of many."""

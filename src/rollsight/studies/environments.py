@@ -1,0 +1,106 @@
+"""Environments by name, ready for Stable-Baselines3, and their evaluation on random streams of its own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
+
+from rollsight.adapters.gymnasium import EpisodeStart
+from rollsight.errors import RollsightError
+from rollsight.studies.settings import settings_for
+
+_EVALUATION = 0xE7A1  # keys the stream of evaluation
+_EXTRA = "pip install 'rollsight[envs]'"
+
+# Environments that another package registers, by the start of their names.
+_PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "highway-": "highway_env", "ALE/": "ale_py"}
+
+
+def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
+    """`count` copies of the environment in one process, each noting how its episodes start.
+
+    Raises `RollsightError` for an unknown name, naming near ones, and where the environment's extra is not installed.
+    """
+    _register(env)
+    wrap = _wrapper(env)
+    try:
+        vectorised = make_vec_env(env, n_envs=count, seed=seed, wrapper_class=wrap, vec_env_cls=DummyVecEnv)
+    except gym.error.DependencyNotInstalled as error:
+        raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
+    except gym.error.UnregisteredEnv as error:
+        near = difflib.get_close_matches(env, gym.registry, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see gymnasium.envs.registry for the names."
+        raise RollsightError(f"There is no environment {env!r}; {hint}") from error
+    except gym.error.Error as error:
+        raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
+    return VecFrameStack(vectorised, 4) if settings_for(env).network == "atari" else vectorised
+
+
+class Evaluation:
+    """Evaluates a model's stochastic policy on environments of its own.
+
+    Its random streams are keyed by (seed, round), so that training does not depend on whether, or how long, it runs.
+    """
+
+    def __init__(self, env: str, episodes: int, seed: int) -> None:
+        self._episodes, self._seed = episodes, seed
+        self._envs = make_environments(env, min(episodes, 10))
+
+    def __call__(self, model: OnPolicyAlgorithm, round: int) -> tuple[list[float], list[int]]:
+        """Returns and lengths of the episodes."""
+        key = np.random.SeedSequence((self._seed, round, _EVALUATION)).generate_state(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(key[0]))
+            self._envs.seed(int(key[0] % 2**31))
+            returns, lengths = evaluate_policy(
+                model, self._envs, self._episodes, deterministic=False, return_episode_rewards=True, warn=False
+            )
+        return returns, lengths  # type: ignore[return-value]
+
+
+def _register(env: str) -> None:
+    package = next((package for start, package in _PACKAGES.items() if env.startswith(start)), None)
+    if package is None:
+        return
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise RollsightError(f"{env} needs the package {package}, which is not installed: {_EXTRA}") from error
+    if package != "minigrid":
+        gym.register_envs(module)
+
+
+def _wrapper(env: str) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+    network = settings_for(env).network
+    if network == "minigrid":
+        return _wrap_minigrid
+    if network == "atari":
+        return _wrap_atari
+    return EpisodeStart
+
+
+def _wrap_minigrid(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    from minigrid.wrappers import ImgObsWrapper
+
+    return EpisodeStart(ImgObsWrapper(env))
+
+
+def _wrap_atari(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise RollsightError(
+            f"Atari's frames need the package opencv-python-headless, which is not installed: {_EXTRA}"
+        ) from error
+    return EpisodeStart(AtariWrapper(env))

@@ -1,0 +1,134 @@
+"""One training run: environment, model, callback, run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from rollsight import selection
+from rollsight.adapters.sb3 import InfluenceCallback
+from rollsight.errors import RollsightError
+from rollsight.studies.environments import Evaluation, make_environments
+from rollsight.studies.networks import MiniGridFeatures
+from rollsight.studies.settings import RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
+
+_OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What one run is; None stands for the paper's value for the environment (`settings_for`).
+
+    selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's name in
+    comparisons. Evaluation uses `eval_episodes` episodes of the stochastic policy after each round; 0 switches it off.
+    """
+
+    env: str
+    algo: Algorithm = "ppo"
+    optimizer: Optimizer | None = None
+    lr: float | None = None
+    selection: str | None = None
+    unit: str = "record"
+    every: int = 1
+    rounds: int | None = None
+    seed: int = 0
+    envs: int = 1
+    eval_episodes: int = 20
+    snapshots: str = "every:10"
+    arm: str | None = None
+
+    def resolved(self) -> RunSettings:
+        """With every None replaced, and the values checked."""
+        paper: EnvSettings = settings_for(self.env)
+        on_policy = (
+            {"optimizer": paper.optimizer, "lr": paper.lr}
+            if self.algo == "ppo"
+            else {"optimizer": "rmsprop", "lr": 7e-4}
+        )
+        rule = None if self.selection is None else selection.from_text(self.selection)
+        settings = replace(
+            self,
+            optimizer=self.optimizer or on_policy["optimizer"],
+            lr=on_policy["lr"] if self.lr is None else self.lr,
+            rounds=paper.rounds if self.rounds is None else self.rounds,
+            selection=None if isinstance(rule, selection.DropNegative) and rule.p == 0 else self.selection,
+        )
+        if self.arm is None:
+            settings = replace(settings, arm=_arm(settings))
+        for name in ("rounds", "envs"):
+            if getattr(settings, name) < 1:
+                raise RollsightError(f"{name}={getattr(settings, name)} is not a positive number; give at least 1.")
+        if settings.eval_episodes < 0 or settings.lr <= 0:
+            raise RollsightError(
+                f"eval_episodes={settings.eval_episodes} and lr={settings.lr} must not be negative (lr not 0)."
+            )
+        if RECORDS_PER_ROUND % settings.envs:
+            raise RollsightError(
+                f"envs={settings.envs} does not divide the {RECORDS_PER_ROUND} records of a round; give 1, 2, 4, 8, ..."
+            )
+        return settings
+
+
+def _arm(settings: RunSettings) -> str:
+    if settings.selection is None:
+        return settings.algo
+    kind, _, fraction = settings.selection.partition(":")
+    return f"{'iif' if kind == 'negative' else kind} p={float(fraction):g}"
+
+
+def run_training(
+    settings: RunSettings,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    on_round: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Train one agent with Stable-Baselines3 and write its run folder `out`. `on_round` is called with each round's summary."""
+    settings = settings.resolved()
+    assert settings.rounds is not None
+    environments = make_environments(settings.env, settings.envs)
+    model = _model(settings, environments)
+    callback = InfluenceCallback(
+        selection=settings.selection,
+        unit=settings.unit,
+        every=settings.every,
+        run=out,
+        overwrite=overwrite,
+        snapshots=settings.snapshots,
+        metadata={"arm": settings.arm, "run_settings": asdict(settings)},
+        evaluate=Evaluation(settings.env, settings.eval_episodes, settings.seed) if settings.eval_episodes else None,
+        on_round=on_round,
+    )
+    model.learn(settings.rounds * RECORDS_PER_ROUND, callback=callback)
+    environments.close()
+
+
+def _model(settings: RunSettings, environments: Any) -> OnPolicyAlgorithm:
+    network = settings_for(settings.env).network
+    keywords: dict[str, Any] = {"optimizer_class": _OPTIMIZERS[str(settings.optimizer)], "optimizer_kwargs": {}}
+    if settings.optimizer == "adam":
+        keywords["optimizer_kwargs"] = {"eps": 1e-5}
+    if settings.optimizer == "rmsprop":
+        keywords["optimizer_kwargs"] = {"alpha": 0.99, "eps": 1e-5}
+    if network == "minigrid":
+        # MiniGrid's "image" holds object, colour and state numbers up to 10, not intensities to divide by 255.
+        keywords |= {"features_extractor_class": MiniGridFeatures, "normalize_images": False, "net_arch": []}
+    common: dict[str, Any] = {
+        "policy": "MlpPolicy" if network == "mlp" else "CnnPolicy",
+        "env": environments,
+        "learning_rate": settings.lr,
+        "n_steps": RECORDS_PER_ROUND // settings.envs,
+        "gamma": 0.99,
+        "seed": settings.seed,
+        "device": "cpu",
+        "policy_kwargs": keywords,
+    }
+    if settings.algo == "a2c":
+        return A2C(**common)
+    return PPO(batch_size=64, n_epochs=10, gae_lambda=0.95, clip_range=0.2, ent_coef=0.0, vf_coef=0.5, **common)
