@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.progress import TaskID
 
+from rollsight.analysis.learning_curves import compare_runs
 from rollsight.cli import compare, output
 from rollsight.cli.train import describe, progress_bars
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
-    from rollsight.studies.runner import Job
+    from rollsight.studies.runner import Job, Progress
 
 
 def study(
@@ -42,9 +45,10 @@ def study(
     ] = None,
     json: bool = False,
 ) -> None:
-    """Train the same environment several ways with the same seeds, and compare: final return, area under the curve, intervals.
+    """Train the same environment several ways with the same seeds, and compare final return and area under the curve.
 
-    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop as many random ones).
+    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop as many random
+    ones).
 
     Args:
         env: A gymnasium environment, such as FrozenLake-v1.
@@ -88,11 +92,10 @@ def study(
     )
     started = time.monotonic()
     finished = _show(console, jobs, run_jobs(jobs, len(arms), processes, None if minutes is None else 60 * minutes))
+    seconds = time.monotonic() - started
     done = sorted({job.settings.seed for job in finished})
-    console.print(
-        f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {time.monotonic() - started:.0f} s\n"
-    )
-    comparisons = compare.compare_runs(compare.open_runs([job.out for job in finished]), arms[0])
+    console.print(f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")
+    comparisons = compare_runs(compare.open_runs([job.out for job in finished]), arms[0])
     compare.draw(comparisons, folder / "curves.png")
     if json:
         output.print_json([compare.as_json(one) for one in comparisons])
@@ -103,12 +106,12 @@ def study(
     console.print(f"look inside:     rollsight top {finished[0].out} --bottom", soft_wrap=True)
 
 
-def _show(console: Console, jobs: list[Job], events: object) -> list[Job]:
+def _show(console: Console, jobs: list[Job], events: Iterator[Progress]) -> list[Job]:
     """Draw a bar per running job; return the jobs that finished, in the order of `jobs`."""
     finished = []
     with progress_bars(console) as progress:
-        bars: dict[str, object] = {}
-        for event in events:  # type: ignore[attr-defined]
+        bars: dict[str, TaskID] = {}
+        for event in events:
             job = event.job
             if event.summary is None:
                 finished.append(job)

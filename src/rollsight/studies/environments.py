@@ -93,7 +93,7 @@ def _wrapper(env: str) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
 def _wrap_minigrid(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     from minigrid.wrappers import ImgObsWrapper
 
-    return EpisodeStart(ImgObsWrapper(env))
+    return EpisodeStart(ImgObsWrapper(env))  # type: ignore[no-untyped-call]
 
 
 def _wrap_atari(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

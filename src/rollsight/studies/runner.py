@@ -49,7 +49,8 @@ def jobs_of(base: RunSettings, arms: Sequence[Arm], drop: float, seeds: Sequence
 def run_jobs(jobs: Sequence[Job], arms: int, processes: int, seconds: float | None = None) -> Iterator[Progress]:
     """Run the jobs side by side, one thread each, yielding their progress.
 
-    seconds: start the arms of a further seed only while they are expected to end within it; the first two seeds always run.
+    seconds: start the arms of a further seed only while they are expected to end within it; the first two seeds always
+    run.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", "1")

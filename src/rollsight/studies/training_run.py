@@ -25,8 +25,8 @@ _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torc
 class RunSettings:
     """What one run is; None stands for the paper's value for the environment (`settings_for`).
 
-    selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's name in
-    comparisons. Evaluation uses `eval_episodes` episodes of the stochastic policy after each round; 0 switches it off.
+    selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's
+    name in comparisons. Evaluation uses `eval_episodes` episodes of the stochastic policy after each round; 0 switches it off.
     """
 
     env: str
@@ -46,16 +46,12 @@ class RunSettings:
     def resolved(self) -> RunSettings:
         """With every None replaced, and the values checked."""
         paper: EnvSettings = settings_for(self.env)
-        on_policy = (
-            {"optimizer": paper.optimizer, "lr": paper.lr}
-            if self.algo == "ppo"
-            else {"optimizer": "rmsprop", "lr": 7e-4}
-        )
+        plain: tuple[Optimizer, float] = (paper.optimizer, paper.lr) if self.algo == "ppo" else ("rmsprop", 7e-4)
         rule = None if self.selection is None else selection.from_text(self.selection)
         settings = replace(
             self,
-            optimizer=self.optimizer or on_policy["optimizer"],
-            lr=on_policy["lr"] if self.lr is None else self.lr,
+            optimizer=self.optimizer or plain[0],
+            lr=plain[1] if self.lr is None else self.lr,
             rounds=paper.rounds if self.rounds is None else self.rounds,
             selection=None if isinstance(rule, selection.DropNegative) and rule.p == 0 else self.selection,
         )
@@ -64,7 +60,7 @@ class RunSettings:
         for name in ("rounds", "envs"):
             if getattr(settings, name) < 1:
                 raise RollsightError(f"{name}={getattr(settings, name)} is not a positive number; give at least 1.")
-        if settings.eval_episodes < 0 or settings.lr <= 0:
+        if settings.eval_episodes < 0 or not (settings.lr or 0) > 0:
             raise RollsightError(
                 f"eval_episodes={settings.eval_episodes} and lr={settings.lr} must not be negative (lr not 0)."
             )
@@ -89,7 +85,7 @@ def run_training(
     overwrite: bool = False,
     on_round: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Train one agent with Stable-Baselines3 and write its run folder `out`. `on_round` is called with each round's summary."""
+    """Train one agent with Stable-Baselines3 and write its run folder `out`; `on_round` gets each round's summary."""
     settings = settings.resolved()
     assert settings.rounds is not None
     environments = make_environments(settings.env, settings.envs)
