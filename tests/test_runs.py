@@ -110,7 +110,7 @@ def test_a_reader_follows_an_active_writer_and_sees_complete_rounds_only(tmp_pat
         writer.write_records(2, columns(2))
         assert run.rounds == [1]
         assert run.sql("select count(*) from records").fetchall() == [(N,)]
-        with pytest.raises(RollsightError, match="round 2 .* has no records"):
+        with pytest.raises(RollsightError, match=r"round 2 .* has no records"):
             run.records(2)
         writer.write_round(2, {})
         assert run.rounds == [1, 2]
@@ -145,8 +145,8 @@ def test_metadata_says_how_the_run_was_made_and_takes_odd_values(tmp_path):
     assert metadata["machine"]["torch_threads"] == torch.get_num_threads()
     assert {"format", "created", "command"} < metadata.keys()
     with pytest.raises(RollsightError, match="'command' is written by the run folder itself"):
-        runs.create(tmp_path / "other", {"command": "x"})
-    runs.create(tmp_path / "other", {}).close()  # the failed creation is in nobody's way
+        runs.create(tmp_path / "run", {"command": "x"}, overwrite=True)
+    assert runs.open(tmp_path / "run").metadata == metadata
 
 
 # Append-only, one writer.
@@ -184,7 +184,7 @@ def test_a_second_writer_is_refused_until_the_first_closes(path):
 
 def test_create_refuses_an_existing_run_unless_told_to_overwrite(path):
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(RollsightError, match="exists already.*--overwrite"):
+    with pytest.raises(RollsightError, match=r"exists already.*--overwrite"):
         runs.create(path, {})
     with runs.create(path, {"seed": 4}, overwrite=True) as writer:
         assert writer.last_round == 0
@@ -205,16 +205,23 @@ def test_create_never_touches_what_is_no_run(tmp_path):
     assert everything_in(tmp_path) == ["thesis.tex"]
 
 
-def test_create_continues_where_a_killed_creation_left_off(tmp_path):
-    (tmp_path / ".lock").touch()
-    (tmp_path / ".run.json.tmp").write_text("{")
-    with runs.create(tmp_path, {}):
-        assert runs.is_run(tmp_path)
+def test_a_creation_that_failed_is_in_nobodys_way(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RollsightError, match=r"run.json could not be written"):
+        runs.create(tmp_path / "run", {})
+    monkeypatch.undo()
+    (tmp_path / "run/.run.json.tmp").write_text("{")  # as kill -9 would leave it
+    with runs.create(tmp_path / "run", {}) as writer:
+        write(writer, 1)
+    assert runs.open(tmp_path / "run").rounds == [1]
 
 
 def test_wrong_columns_are_named_and_leave_nothing_behind(path):
     with runs.resume(path) as writer:
-        with pytest.raises(RollsightError, match="equal lengths.*'b': 2"):
+        with pytest.raises(RollsightError, match=r"equal lengths.*'b': 2"):
             writer.write_records(4, {"a": [1], "b": [1, 2]})
         with pytest.raises(RollsightError, match="column 'a' cannot be stored"):
             writer.write_records(4, {"a": [1, "x"]})
@@ -227,9 +234,11 @@ def test_wrong_columns_are_named_and_leave_nothing_behind(path):
 # Whole files, or none.
 
 
-def test_a_writer_that_fails_half_way_leaves_no_file(path):
+def test_a_half_written_file_is_never_seen_and_never_left(path):
     def fail(file):
         file.write(b"half")
+        file.flush()
+        assert list((path / "snapshots").glob("round-000004*")) == []
         raise KeyboardInterrupt
 
     before = everything_in(path)
@@ -290,7 +299,7 @@ def test_kill_9_loses_at_most_the_round_in_flight(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rollsight.runs"])
     last = 0
-    for _ in range(8):
+    for _ in range(4):
         process = context.Process(target=write_until_killed, args=(path,))
         process.start()
         run, deadline = runs.open(path), time.monotonic() + 60
@@ -377,6 +386,9 @@ def test_sql_joins_rounds_with_different_columns_and_null_only_columns(tmp_path)
 
 @pytest.mark.parametrize("name", ["p=0.5", "a[1]", "b*c?", "it's"])
 def test_sql_takes_any_folder_name(tmp_path, name):
+    for other in ("a1", "bxcx"):  # what a[1] and b*c? would match as patterns
+        with runs.create(tmp_path / other, {"seed": 2}) as writer:
+            write(writer, 1)
     with runs.create(tmp_path / name, {"seed": 1}) as writer:
         write(writer, 1)
     run = runs.open(tmp_path / name)
@@ -438,3 +450,5 @@ def test_ranking_leaves_out_invalid_and_unscored_records_and_keeps_buffer_order_
     best = runs.rank_records(records, scores, 10)
     assert [(row["rank"], row["step"], row["score"]) for row in best] == [(1, 1, 2.0), (2, 3, 2.0), (3, 0, 1.0)]
     assert [row["step"] for row in runs.rank_records(records, scores, 2, lowest=True)] == [0, 1]
+    many = pa.table({"step": np.arange(1000)})
+    assert [row["step"] for row in runs.rank_records(many, np.arange(1000) % 2.0, 500)] == list(range(1, 1000, 2))

@@ -7,24 +7,49 @@ See `score_records` for what the numbers mean. Hosts are attached through `rolls
 `rollsight.runs`.
 """
 
-from rollsight import objectives, selection, targets
-from rollsight.errors import RollsightError
-from rollsight.policy import Evaluation, Policy
-from rollsight.records import Records
-from rollsight.scoring import Scores, TrustLine, score_records, trust_line
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rollsight import objectives as objectives
+    from rollsight import selection as selection
+    from rollsight import targets as targets
+    from rollsight.errors import RollsightError as RollsightError
+    from rollsight.policy import Evaluation as Evaluation
+    from rollsight.policy import Policy as Policy
+    from rollsight.records import Records as Records
+    from rollsight.scoring import Scores as Scores
+    from rollsight.scoring import TrustLine as TrustLine
+    from rollsight.scoring import score_records as score_records
+    from rollsight.scoring import trust_line as trust_line
+    from rollsight.snapshot import Snapshot as Snapshot
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Evaluation",
-    "Policy",
-    "Records",
-    "RollsightError",
-    "Scores",
-    "TrustLine",
-    "objectives",
-    "score_records",
-    "selection",
-    "targets",
-    "trust_line",
-]
+# Where each public name lives. Imported at first use: reading a run folder needs no torch, whose import takes seconds.
+_HOMES = {
+    "Evaluation": "policy",
+    "Policy": "policy",
+    "Records": "records",
+    "RollsightError": "errors",
+    "Scores": "scoring",
+    "Snapshot": "snapshot",
+    "TrustLine": "scoring",
+    "score_records": "scoring",
+    "trust_line": "scoring",
+}
+_MODULES = ("objectives", "selection", "targets")
+
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"rollsight.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"rollsight.{name}")
+    raise AttributeError(f"module 'rollsight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

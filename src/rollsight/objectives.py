@@ -147,7 +147,7 @@ def _with_bonuses(
         losses = losses + entropy * bonus
     if value:
         if evaluation.value is None or records.returns is None:
-            missing = "a value from `evaluate`" if evaluation.value is None else "`returns` in the records"
+            missing = "value from `evaluate`" if evaluation.value is None else "`returns` in the records"
             raise RollsightError(f"The objective has value={value} but there is no {missing}; give it or set value=0.")
         losses = losses - value * (per_token(records.returns, evaluation.log_prob) - evaluation.value) ** 2
     return torch.where(records.valid, losses, 0.0)

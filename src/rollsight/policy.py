@@ -36,7 +36,7 @@ class Policy:
     evaluate: Callable[[nn.Module, Any, Any], Evaluation]
 
     def __call__(self, records: Records) -> Evaluation:
-        """Evaluate the records' actions; `RollsightError` where the log-probabilities come out in a wrong shape."""
+        """Evaluate the records' actions; `RollsightError` where something comes out in a wrong shape."""
         evaluation = self.evaluate(self.module, records.obs, records.actions)
         if not isinstance(evaluation, Evaluation):
             raise RollsightError(
@@ -49,6 +49,12 @@ class Policy:
                 f"Policy: `evaluate` gave log-probabilities of shape {given} for records of shape {expected}; "
                 "sum over action dimensions and flatten."
             )
+        for name, part in (("entropy", evaluation.entropy), ("value", evaluation.value)):
+            if part is not None and tuple(part.shape) != expected:  # (N, 1) would broadcast to (N, N)
+                raise RollsightError(
+                    f"Policy: `evaluate` gave `{name}` of shape {tuple(part.shape)} for records of shape {expected}; "
+                    "give one number per log-probability."
+                )
         return evaluation
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -36,15 +36,14 @@ class Records:
     """The columns of one rollout buffer: N records, or N sequences of T tokens.
 
     obs, actions: a tensor or a dict of tensors with leading N. Action masks, LSTM states and attention masks are
-    entries of `obs`.
+                  entries of `obs`.
     log_probs:    (N,) or (N, T), of the behaviour policy.
     advantages:   (N,) or (N, T), as the host computed them, *not* normalised: the objective does that.
     returns, values, rewards: (N,) or (N, T), optional.
     ids:          name -> (N,) integers, any of `round`, `env`, `step`, `episode`, `group`. A number names one unit of
-                  the
-                  whole buffer: two environments must not share an episode number.
+                  the whole buffer: two environments must not share an episode number.
     valid:        (N,) or (N, T) booleans. Invalid rows (autoreset rows, padding) score 0, weigh 0 and are never
-                  counted.
+                  counted; what is not finite in their number columns is set to 0, because 0 * NaN is NaN.
 
     NumPy arrays and lists are converted. Raises `RollsightError` on empty or unequal columns and on values that are not
     finite in valid rows.
@@ -73,7 +72,7 @@ class Records:
         valid = torch.ones(shape, dtype=torch.bool) if self.valid is None else torch.as_tensor(self.valid)
         if valid.dtype != torch.bool:
             raise RollsightError(f"Records: `valid` has dtype {valid.dtype}; give booleans.")
-        if len(shape) == 2 and valid.dim() == 1:
+        if len(shape) == 2 and valid.shape == shape[:1]:
             valid = valid[:, None].expand(shape).clone()
         self._set("valid", valid.to(self.log_probs.device))
         self._check()
@@ -97,7 +96,7 @@ class Records:
             if column is None:
                 continue
             columns[name] = column.shape[0] if column.dim() else 0
-            if columns[name] == n and tuple(column.shape) not in ((n,), shape):
+            if columns[name] == shape[0] and tuple(column.shape) not in (shape[:1], shape):
                 raise RollsightError(
                     f"Records: `{name}` has shape {tuple(column.shape)} but `log_probs` has {shape}; give the same "
                     f"shape."
@@ -109,17 +108,17 @@ class Records:
                 )
         for name in ("log_probs", "advantages", "returns", "values"):
             column = getattr(self, name)
-            if column is not None:
+            if column is not None and not bool(torch.isfinite(column).all()):
                 self._check_finite(name, column)
+                self._set(name, torch.where(torch.isfinite(column), column, 0.0))
 
     def _check_finite(self, name: str, column: Tensor) -> None:
-        if bool(torch.isfinite(column).all()):
-            return
+        """`RollsightError` where a valid entry is not finite."""
         valid = self.valid if column.dim() == self.valid.dim() else self.valid.any(1)
-        bad = (~torch.isfinite(column) & valid).reshape(len(self), -1).any(1).nonzero().flatten()
+        wrong = ~torch.isfinite(column) & valid
+        bad = wrong.reshape(len(self), -1).any(1).nonzero().flatten()
         if len(bad):
-            row = column.reshape(len(self), -1)[bad[0]]
-            value = row[~torch.isfinite(row)][0].item()
+            value = column[bad[0]][wrong[bad[0]]].reshape(-1)[0].item()
             raise RollsightError(
                 f"Records: `{name}` is {value} in {len(bad)} valid record(s), first at index {int(bad[0])}; "
                 "mark such rows invalid or mend the buffer."

@@ -78,10 +78,8 @@ class DropRandom:
         rounds = scores.ids.get("round")
         key = (self.seed, int(rounds[0]) if rounds is not None and len(rounds) else 0, 0x5E1EC7)
         order = torch.from_numpy(np.random.default_rng(key).permutation(units))
-        return replace(
-            _drop(scores, self.like.unit, order.to(scores.values.device), like.reached, self.like.min_keep),
-            requested=like.requested,
-        )
+        mine = _drop(scores, self.like.unit, order.to(scores.values.device), like.reached, self.like.min_keep)
+        return replace(mine, requested=like.requested, message=mine.message or like.message)
 
 
 def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
@@ -131,14 +129,14 @@ def _unit_totals(scores: Scores, unit: str) -> Tensor:
 
 def _drop(scores: Scores, unit: str, order: Tensor, requested: int, min_keep: int) -> Selection:
     """Drop the first `requested` units of `order`, as far as `min_keep` allows."""
-    column, valid = scores.unit_column(unit), scores.valid
-    ids = scores.unit_ids(unit)
-    units, counts = column[valid].unique(return_counts=True)
-    left = int(valid.sum()) - counts[torch.searchsorted(units, ids)][order[:requested]].cumsum(0)
+    valid = scores.valid
+    units, position, counts = scores.unit_column(unit)[valid].unique(return_inverse=True, return_counts=True)
+    left = int(valid.sum()) - counts[order[:requested]].cumsum(0)
     reached = int((left >= min_keep).sum())
-    position = torch.full((int(column.max()) + 1,), -1, dtype=torch.long, device=column.device)
-    position[ids[order[:reached]]] = torch.arange(reached, device=column.device)
-    rank = torch.where(valid, position[column], -1)
+    place = torch.full_like(units, -1)
+    place[order[:reached]] = torch.arange(reached, device=units.device)
+    rank = torch.full_like(valid, -1, dtype=torch.long)
+    rank[valid] = place[position]
     dropped = (rank >= 0).nonzero().flatten()
     dropped = dropped[torch.sort(rank[dropped], stable=True).indices]
     weights = valid.to(scores.values.dtype)

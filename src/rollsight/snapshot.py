@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
@@ -82,12 +82,13 @@ class Snapshot:
         """Freeze the round now. `policy.evaluate` must be a function that can be pickled (one defined in a module)."""
         buffer = io.BytesIO()
         torch.save((policy, optimizer), buffer, pickle_module=_pickler())
+        everything = torch.arange(len(records), device=records.log_probs.device)
         return cls(
             round=round,
             model=buffer.getvalue(),
-            records=records,
+            records=records.take(everything),  # copies: a host may write the next round into the same buffer
             rule=rule,
-            weights=weights,
+            weights=None if weights is None else weights.clone(),
             numpy_state=np.random.get_state(),
             torch_state=torch.get_rng_state(),
             threads=torch.get_num_threads(),
@@ -112,10 +113,11 @@ class Snapshot:
                 )
             records = Records(**state.pop("records"))
             snapshot = cls(records=records, rule=UpdateRule(**state.pop("rule")), **state)
-        except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-            raise RollsightError(
-                f"{file}: not a readable snapshot ({str(error).splitlines()[0]}); take it again."
-            ) from error
+        except (OSError, RollsightError):
+            raise
+        except Exception as error:  # bytes that are no snapshot fail in whatever way the unpickler comes across them
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise RollsightError(f"{file}: not a readable snapshot ({reason}); take it again.") from error
         if snapshot.versions["torch"] != torch.__version__:
             warnings.warn(
                 f"snapshot of round {snapshot.round} was taken with torch {snapshot.versions['torch']}, this is "
@@ -124,17 +126,19 @@ class Snapshot:
             )
         return snapshot
 
-    @cached_property
+    @property
     def policy(self) -> Policy:
         """The policy at the start of the update. One shared copy, for reading."""
-        return self._rebuild()[0]
+        return self._start[0]
 
-    @cached_property
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimiser at the start of the update, over the parameters of `policy`."""
-        policy, optimizer = self._rebuild()
-        self.__dict__["policy"] = policy
-        return optimizer
+        return self._start[1]
+
+    @cached_property
+    def _start(self) -> tuple[Policy, torch.optim.Optimizer]:
+        return self._rebuild()
 
     def _rebuild(self) -> tuple[Policy, torch.optim.Optimizer]:
         try:
@@ -182,13 +186,14 @@ class Snapshot:
         if weighting not in ("update", "paper"):
             raise RollsightError(f"weighting={weighting!r} is unknown; give 'update' or 'paper'.")
         policy, optimizer = self._rebuild()
-        total, used = torch.zeros(len(self.records)), ""
-        for step in self._steps(policy, optimizer, "repack", None):
-            scores = score_records(policy, step.minibatch, _MeasuredOn(target, self.records), objective, backend)
-            weight = step.learning_rate * step.clip / len(step.index) if weighting == "update" else 1.0
-            values = scores.values.cpu() if step.weights is None else scores.values.cpu() * step.weights.cpu()
-            total[step.index] += weight * values
-            used = scores.backend
+        measured, used = _MeasuredOn(target, self.records), ""
+        total = torch.zeros(len(self.records), dtype=self.records.log_probs.dtype)
+        with closing(self._steps(policy, optimizer, "repack", None)) as steps:
+            for step in steps:
+                scores = score_records(policy, step.minibatch, measured, objective, backend)
+                weight = step.learning_rate * step.clip / len(step.index) if weighting == "update" else 1.0
+                total[step.index] += weight * scores.values.cpu()
+                used = scores.backend
         return Scores(
             total,
             None,
@@ -202,7 +207,7 @@ class Snapshot:
 
     def _steps(
         self, policy: Policy, optimizer: torch.optim.Optimizer, semantic: Semantic, weights: Tensor | None
-    ) -> Iterator[Step]:
+    ) -> Generator[Step]:
         if semantic not in ("repack", "mask"):
             raise RollsightError(f"semantic={semantic!r} is unknown; give 'repack' or 'mask'.")
         if weights is not None and weights.shape != (len(self.records),):
@@ -212,7 +217,6 @@ class Snapshot:
         weights = self.weights if weights is None else weights
         rng = np.random.RandomState()
         rng.set_state(self.numpy_state)
-        policy.module.train()
         with _threads(self.threads), torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(self.torch_state)
             yield from run_update(policy, optimizer, self.records, self.rule, rng, semantic, weights)

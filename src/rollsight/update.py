@@ -65,8 +65,7 @@ class Step:
 
 def repack(order: Indices, batch_size: int | None) -> list[Indices]:
     """Minibatches from an order of surviving records. A last one smaller than half of the batch size, or of a single
-    record, is left
-    out when at least one full one exists: its advantage statistics would be noise."""
+    record, is left out when at least one full one exists: its advantage statistics would be noise."""
     size = batch_size or len(order)
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     if len(parts) > 1 and size > 1 and len(parts[-1]) < max(size / 2, 2):
@@ -85,10 +84,12 @@ def run_update(
 ) -> Iterator[Step]:
     """Train the policy in place, yielding each step just before the optimiser takes it.
 
-    weights None is the stock update. With weights (N,), 0 and 1 only, "repack" forms the minibatches from the records
-    of weight 1; "mask", with any weights, keeps the minibatches, normalised advantages and denominators of the full
-    buffer and multiplies each record's loss.
+    weights None is the stock update; invalid records weigh 0. With weights (N,), 0 and 1 only, "repack" forms the
+    minibatches from the records of weight 1; "mask", with any weights, keeps the minibatches, normalised advantages and
+    denominators of the full buffer and multiplies each record's loss.
     """
+    if not bool(records.valid.all()):
+        weights = records.valid_rows * (1.0 if weights is None else weights)
     if semantic == "repack" and weights is not None:
         kept = _kept(weights)
         rows, weights = (None if len(kept) == len(records) else kept), None
@@ -171,11 +172,13 @@ def _loss(evaluation: Evaluation, minibatch: Records, advantages: Tensor, rule: 
         ratio = torch.exp(log_prob - minibatch.log_probs)
         clipped = advantages * torch.clamp(ratio, 1 - rule.clip_range, 1 + rule.clip_range)
         policy_loss = -mean(torch.min(advantages * ratio, clipped))
-    assert evaluation.value is not None
-    assert minibatch.returns is not None
     value = evaluation.value
-    if rule.clip_range_vf is not None:
-        assert minibatch.values is not None
+    if value is None or minibatch.returns is None or (rule.clip_range_vf is not None and minibatch.values is None):
+        raise RollsightError(
+            "The update has a value loss, so `evaluate` must give a value and the records need `returns` "
+            f"(and `values` for clip_range_vf={rule.clip_range_vf})."
+        )
+    if rule.clip_range_vf is not None and minibatch.values is not None:
         value = minibatch.values + torch.clamp(value - minibatch.values, -rule.clip_range_vf, rule.clip_range_vf)
     value_loss = F.mse_loss(minibatch.returns, value) if w is None else mean((minibatch.returns - value) ** 2)
     entropy_loss = mean(log_prob) if evaluation.entropy is None else -mean(evaluation.entropy)

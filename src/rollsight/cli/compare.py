@@ -88,7 +88,12 @@ def show(comparison: Comparison, console: Console) -> None:
         rows.append(row)
     title = f"{comparison.env}: {comparison.measure}, {describe_rounds(comparison.rounds.tolist())}"
     console.print(output.table(columns, rows, title=title))
-    console.print("mean ± 95 % t-interval over seeds" + ("; differences on the same seeds" if others else ""))
+    single = any(arm.final.n == 1 for arm in comparison.arms)
+    console.print(
+        "mean ± 95 % t-interval over seeds"
+        + (", none for a single seed" if single else "")
+        + ("; differences on the same seeds" if others else "")
+    )
     for note in comparison.notes:
         console.print(f"note: {note}", soft_wrap=True)
 

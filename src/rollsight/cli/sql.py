@@ -27,7 +27,7 @@ def sql(
     - run: one row, the metadata; nested entries are JSON: versions->>'torch'.
     - "describe records" lists the columns.
 
-    Example: rollsight sql runs/lander "select round, kept_share, return_mean from rounds"
+    Example: rollsight sql runs/lander "select round, timesteps, return_mean from rounds"
 
     Args:
         run: The run folder.

@@ -67,6 +67,7 @@ def study(
         out: Folder for the run folders and the picture.
         json: Print the comparison as JSON.
     """
+    from rollsight.studies.environments import check_environment
     from rollsight.studies.runner import jobs_of, run_jobs
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings
@@ -77,6 +78,7 @@ def study(
     folder = out or Path("runs") / f"study-{env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir()):
         raise RollsightError(f"{folder} exists already and is not empty: choose another --out")
+    check_environment(env)
     p = drop if drop is not None else settings_for(env).drop or 0.5
     base = RunSettings(
         env, optimizer=optimizer, lr=lr, rounds=rounds, envs=envs, eval_episodes=eval_episodes, snapshots=snapshots
@@ -87,7 +89,8 @@ def study(
     limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
     console.print(
         f"{env}: {', '.join(arms)} with p = {p:g}; {settings.rounds} rounds of 2048 records, {settings.optimizer} at "
-        f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, up to {seeds} seeds{limit}; {processes} processes",
+        f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, up to {seeds} seeds{limit}; "
+        f"{processes} processes",
         soft_wrap=True,
     )
     started = time.monotonic()
@@ -113,12 +116,13 @@ def _show(console: Console, jobs: list[Job], events: Iterator[Progress]) -> list
         bars: dict[str, TaskID] = {}
         for event in events:
             job = event.job
-            if event.summary is None:
+            if job.name not in bars:
+                bars[job.name] = progress.add_task(job.name, total=job.settings.rounds, detail="")
+            progress.update(bars[job.name], completed=event.rounds)
+            if event.summary is not None:
+                progress.update(bars[job.name], detail=describe(event.summary))
+            if event.finished:
                 finished.append(job)
                 progress.remove_task(bars.pop(job.name))
                 progress.console.print(f"{job.name:<14} done", highlight=False)
-                continue
-            if job.name not in bars:
-                bars[job.name] = progress.add_task(job.name, total=job.settings.rounds, detail="")
-            progress.update(bars[job.name], completed=event.summary["round"], detail=describe(event.summary))
     return [job for job in jobs if job in finished]

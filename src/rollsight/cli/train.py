@@ -62,9 +62,11 @@ def train(
     """
     import torch
 
+    from rollsight.studies.environments import check_environment
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings, run_training
 
+    check_environment(env)
     torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
     p = settings_for(env).drop if drop is None else drop
     settings = RunSettings(
@@ -95,12 +97,14 @@ def train(
     with progress_bars(console) as progress:
         task = progress.add_task(str(settings.arm), total=settings.rounds, detail="")
 
-        def on_round(summary: Mapping[str, Any]) -> None:
+        def on_progress(rounds: float, summary: Mapping[str, Any] | None) -> None:
             nonlocal last
-            last = summary
-            progress.update(task, completed=summary["round"], detail=describe(summary))
+            progress.update(task, completed=rounds)
+            if summary is not None:
+                last = summary
+                progress.update(task, detail=describe(summary))
 
-        run_training(settings, folder, overwrite=overwrite, on_round=on_round)
+        run_training(settings, folder, overwrite=overwrite, on_progress=on_progress)
     console.print(f"round {last['round']}: {describe(last)}", soft_wrap=True)
     console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
 

@@ -22,18 +22,23 @@ from rollsight.runs.layout import FORMAT, METADATA, whole_file
 _PACKAGES = ("rollsight", "torch", "numpy", "stable-baselines3", "sb3-contrib", "gymnasium", "pyarrow", "duckdb")
 
 
-def write_metadata(run: Path, metadata: Mapping[str, Any]) -> None:
-    """Write `run.json`: what every run says about its making, and the caller's entries beside it.
+def describe_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a run made here and now: what every run says about its making, and the given entries beside it.
 
     Raises:
-        RollsightError: the caller uses a name that is taken, or the file cannot be written.
+        RollsightError: a given entry has a name that is taken.
     """
     made = _making()
-    taken = sorted(made.keys() & metadata.keys())
+    taken = sorted(made.keys() & given.keys())
     if taken:
         raise RollsightError(f"the metadata name {taken[0]!r} is written by the run folder itself: choose another")
+    return {**made, **jsonable(given)}
+
+
+def write_metadata(run: Path, metadata: dict[str, Any]) -> None:
+    """Write `run.json`."""
     with whole_file(run / METADATA) as temporary:
-        temporary.write_text(json.dumps(made | jsonable(metadata), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_metadata(run: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rollsight.runs.layout import (
     temporary_path,
     whole_file,
 )
-from rollsight.runs.metadata import read_metadata, write_metadata
+from rollsight.runs.metadata import describe_run, read_metadata, write_metadata
 
 Column = np.ndarray[Any, np.dtype[Any]] | Sequence[Any]
 
@@ -48,13 +48,16 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
         raise RollsightError(f"{path} exists, is not empty and is no run: choose another place for the run")
     if content and not overwrite:
         raise RollsightError(f"the run {path} exists already: choose another place, or overwrite it (--overwrite)")
+    described = describe_run(metadata)
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     try:
+        # In this order, so that a creation killed anywhere leaves what the next one accepts: an empty folder or a run.
+        for kind in SUFFIXES:
+            _remove_after(path, kind, -1)
+        write_metadata(path, described)
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)
-            _remove_after(path, kind, -1)
-        write_metadata(path, metadata)  # last: a folder whose removal was interrupted can be overwritten again
     except BaseException:
         os.close(lock)
         raise
@@ -78,8 +81,8 @@ def resume(path: str | Path) -> "RunWriter":
     try:
         last = max(round_numbers(path, "rounds"), default=0)
         for kind in SUFFIXES:
-            (path / kind).mkdir(exist_ok=True)
             _remove_after(path, kind, last)
+            (path / kind).mkdir(exist_ok=True)  # a creation killed half-way may have made none
     except BaseException:
         os.close(lock)
         raise

@@ -24,16 +24,21 @@ def gradient(
     for start in range(0, len(records), chunk_size):
         part = records.take(slice(start, start + chunk_size))
         value = term(policy(part), part).sum() / count
-        if not value.requires_grad:
-            raise RollsightError(
-                "The policy's log-probabilities do not depend on its trainable parameters; "
-                "`evaluate` must compute them with gradients enabled and without detaching."
-            )
+        check_attached(value)
         grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
         for accumulated, grad in zip(total.values(), grads, strict=True):
             if grad is not None:
                 accumulated += grad
     return total
+
+
+def check_attached(value: Tensor) -> None:
+    """`RollsightError` where a value computed from the policy has lost its graph."""
+    if not value.requires_grad:
+        raise RollsightError(
+            "The policy's log-probabilities do not depend on its trainable parameters; "
+            "`evaluate` must compute them with gradients enabled and without detaching."
+        )
 
 
 def inner(a: Mapping[str, Tensor | None], b: Mapping[str, Tensor]) -> float:
@@ -56,8 +61,6 @@ def precondition(
     step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.
     Adam and AdamW (with amsgrad) and RMSprop; SGD leaves the direction as it is. Others raise `RollsightError`.
     """
-    if isinstance(optimizer, torch.optim.SGD):
-        return direction
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in parameters.items() if id(p) not in groups and bool(direction[name].any())]
     if missing:
@@ -65,6 +68,8 @@ def precondition(
             f"optimizer=: it does not hold the parameter(s) {', '.join(missing[:5])}; give the optimiser that trains "
             f"this policy."
         )
+    if isinstance(optimizer, torch.optim.SGD):
+        return direction
     result = {}
     for name, parameter in parameters.items():
         if id(parameter) not in groups:

@@ -25,14 +25,30 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
 
 def _along(policy: Policy, records: Records, objective: Objective, direction: Direction) -> Tensor:
     with torch.no_grad(), _forward_mode_kernels(), forward_ad.dual_level():
-        duals = {
-            f"module.{name}": forward_ad.make_dual(p.detach(), direction[name])
-            for name, p in policy.trainable().items()
-        }
-        call = Policy(_Call(policy), lambda call, obs, actions: torch.func.functional_call(call, duals, (obs, actions)))
+        duals = {name: forward_ad.make_dual(p.detach(), direction[name]) for name, p in policy.trainable().items()}
+        swap = {f"module.{place}": duals[name] for place, name in _places(policy).items()}
+        call = Policy(
+            _Call(policy),
+            lambda call, obs, actions: torch.func.functional_call(call, swap, (obs, actions), tie_weights=False),
+        )
         losses = objective.losses(call(records), records)
         primal, tangent = forward_ad.unpack_dual(losses)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
+
+
+def _places(policy: Policy) -> dict[str, str]:
+    """Every place of a trainable parameter in the module, each once, and the name that `trainable` gives the parameter.
+
+    `functional_call`'s own `tie_weights` takes a submodule with two names (Stable-Baselines3's shared features
+    extractor) for two places, and leaves the swapped tensors in the module.
+    """
+    names = {id(p): name for name, p in policy.trainable().items()}
+    return {
+        f"{prefix}.{own}" if prefix else own: names[id(p)]
+        for prefix, part in policy.module.named_modules()
+        for own, p in part._parameters.items()
+        if id(p) in names
+    }
 
 
 class _Call(nn.Module):
@@ -49,9 +65,17 @@ class _Call(nn.Module):
 
 @contextmanager
 def _forward_mode_kernels() -> Iterator[None]:
-    """mkldnn's RNN and the fused attention kernels have no forward derivative: use the plain ones."""
-    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
-        yield
+    """mkldnn's RNN, fused attention and attention's inference path have no forward derivative: use the plain ones."""
+    mkldnn, mha = torch.backends.mkldnn, torch.backends.mha
+    before = mkldnn.enabled, mha.get_fastpath_enabled()
+    mkldnn.enabled = False  # type: ignore[assignment]
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mkldnn.enabled = before[0]
+        mha.set_fastpath_enabled(before[1])
 
 
 class LogProbJacobian:

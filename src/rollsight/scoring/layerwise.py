@@ -5,7 +5,7 @@ One forward and backward captures each call's input x and output gradient g_out;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,10 @@ from rollsight.errors import RollsightError
 from rollsight.objectives import Objective
 from rollsight.policy import Policy
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction, inner
+from rollsight.scoring.directions import Direction, check_attached, inner
 
 Slices = dict[str, Tensor]
+Slopes = Mapping[str, Tensor | None]
 
 
 class NotCovered(RollsightError):
@@ -38,7 +39,7 @@ def _conv(m: Any, x: Tensor, v: Slices) -> Tensor:
 
 
 def _embedding(m: Any, x: Tensor, v: Slices) -> Tensor:
-    return F.embedding(x, v["weight"])
+    return F.embedding(x, v["weight"], m.padding_idx)
 
 
 def _layer_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
@@ -85,8 +86,12 @@ LAYERS: dict[type[nn.Module], Callable[[Any, Tensor, Slices], Tensor]] = {
 
 def _layer_of(module: nn.Module) -> Callable[[Any, Tensor, Slices], Tensor] | None:
     """The layer's map, for the class itself and for subclasses that leave `forward` alone."""
+    parameters = dict(module.named_parameters(recurse=False))
     for kind, apply in LAYERS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
+            # A computed weight (weight_norm) is no parameter, and a parameter of another name is no part of the map.
+            if "weight" not in parameters or not parameters.keys() <= {"weight", "bias"}:
+                return None
             unusual = isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None)
             return None if unusual else apply
     return None
@@ -172,14 +177,10 @@ def check_coverage(policy: Policy, records: Records, objective: Objective) -> No
     covered: set[str] = set()
     for call in calls:
         if call.x.dim() == 0 or call.x.shape[0] != 1:
-            name = next(iter(call.names.values()))
-            raise NotCovered(
-                f"backend 'layerwise' does not cover {name!r}: its layer is called with shape {tuple(call.x.shape)} "
-                f"for one "
-                "record, so its leading dimension is not the records'; use backend='jvp'."
-            )
+            raise _not_over_records(call, "one record")
         covered.update(call.names.values())
     parameters = policy.trainable()
+    check_attached(losses)
     grads = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
     uncovered = [name for name, g in zip(parameters, grads, strict=True) if g is not None and name not in covered]
     if uncovered:
@@ -200,29 +201,52 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
     total = dict(zip(parameters, grads[len(edges) :], strict=True))
     columns = []
     for direction in directions:
-        column = _project(calls, grads, direction, losses)
-        check_sum(column, inner(total, direction))
-        columns.append(column)
+        columns.append(_project(calls, grads, direction, losses, total))
     return torch.stack(columns, -1)
 
 
-def _project(calls: list[_Call], g_outs: tuple[Tensor | None, ...], direction: Direction, like: Tensor) -> Tensor:
-    total = torch.zeros(len(like), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+def _project(
+    calls: list[_Call], g_outs: tuple[Tensor | None, ...], direction: Direction, like: Tensor, gradient: Slopes
+) -> Tensor:
+    """(n,) the calls' products, added up and checked.
+
+    gradient: by autograd, of the sum over records. The sum of the products must be its inner product with the
+    direction, which catches tied and functional uses of weights; `NotCovered` names the weight.
+    """
+    column = torch.zeros(len(like), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     for call, g_out in zip(calls, g_outs, strict=False):
         if g_out is not None:
-            total += call.along(direction, g_out)
-    return total
-
-
-def check_sum(column: Tensor, expected: float) -> None:
-    """The sum over records must be the gradient's inner product: it catches tied and functional uses of weights."""
+            if not len(call.x) == len(g_out) == len(like):
+                raise _not_over_records(call, f"{len(like)} record(s)")
+            column += call.along(direction, g_out)
     tolerance = 1e-9 if column.dtype == torch.float64 else 1e-4
-    total, scale = float(column.sum()), float(column.abs().sum())
-    if not abs(total - expected) <= tolerance * (scale + abs(expected)):
+    total, expected, scale = float(column.sum()), inner(gradient, direction), float(column.abs().sum())
+    if abs(total - expected) > tolerance * (scale + abs(expected)):
+        name = _most_missed(calls, g_outs, direction, gradient)
         raise NotCovered(
-            f"backend 'layerwise' does not cover this policy: the scores add up to {total:.6g} but the gradient gives "
-            f"{expected:.6g}, so a weight is tied or used outside its layer; use backend='jvp'."
+            f"backend 'layerwise' does not cover {name!r}: the scores add up to {total:.6g} but the gradient gives "
+            f"{expected:.6g}, so this weight is tied or used outside its layer; use backend='jvp'."
         )
+    return column
+
+
+def _most_missed(calls: list[_Call], g_outs: tuple[Tensor | None, ...], direction: Direction, gradient: Slopes) -> str:
+    """The parameter whose calls are furthest from its gradient."""
+    missed = {name: 0.0 if (g := gradient[name]) is None else float((g * v).sum()) for name, v in direction.items()}
+    for call, g_out in zip(calls, g_outs, strict=False):
+        for name in call.names.values():
+            if g_out is not None:
+                only = {full: v if full == name else torch.zeros_like(v) for full, v in direction.items()}
+                missed[name] -= float(call.along(only, g_out).sum())
+    return max(missed, key=lambda name: abs(missed[name]))
+
+
+def _not_over_records(call: _Call, records: str) -> NotCovered:
+    name = next(iter(call.names.values()))
+    return NotCovered(
+        f"backend 'layerwise' does not cover {name!r}: its layer is called with shape {tuple(call.x.shape)} for "
+        f"{records}, so its leading dimension is not the records'; use backend='jvp'."
+    )
 
 
 class LogProbJacobian:
@@ -240,7 +264,8 @@ class LogProbJacobian:
         with capture(policy) as self._calls:
             self.evaluation = policy(records)
         log_prob = self.evaluation.log_prob
-        smallest = 0.1 * torch.finfo(log_prob.dtype).eps * weights.abs().max()
+        largest = weights.abs().max()
+        smallest = torch.where(largest > 0, 0.1 * torch.finfo(log_prob.dtype).eps * largest, 1.0)
         self._weights = torch.where(weights.abs() < smallest, smallest, weights)
         edges = [call.edge for call in self._calls]
         grads = torch.autograd.grad(log_prob, [*edges, *parameters.values()], self._weights, allow_unused=True)
@@ -252,8 +277,7 @@ class LogProbJacobian:
 
     def pushforward(self, direction: Direction) -> Tensor:
         """(n,) <grad log pi_i, v>; raises `NotCovered` like `derivatives`."""
-        column = _project(self._calls, self._g_outs, direction, self._weights)
-        check_sum(column, inner(self.seed_gradient, direction))
+        column = _project(self._calls, self._g_outs, direction, self._weights, self.seed_gradient)
         return column / self._weights
 
     def pullback(self, weights: Tensor) -> Direction:

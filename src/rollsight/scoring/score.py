@@ -73,16 +73,10 @@ def score_records(
     if backend not in ("auto", *_BACKENDS):
         raise RollsightError(f"backend={backend!r} is unknown; give auto, {', '.join(_BACKENDS)}.")
     with untouched(policy.module):
-        valid = records.valid_rows
-        if not bool(valid.any()):
-            raise RollsightError(
-                f"None of the {len(records)} records is valid; score a buffer with at least one valid record."
-            )
-        everything = bool(valid.all())
-        part = records if everything else records.take(valid.nonzero().flatten())
+        part, valid = only_valid(records), records.valid_rows
         job = _Job(policy, part, target, objective, optimizer, cross_fit, seed, chunk_size or default_chunk_size(part))
         values, used, reason = job.run(backend)
-        if not everything:
+        if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
             full[valid] = values
             values = full
@@ -125,6 +119,8 @@ class _Job:
         self.prepared = objective.prepare(records)
         self.measured = target.measured_on(records)
         self.own_records = self.measured.obs is records.obs
+        if not self.own_records:
+            self.measured = only_valid(self.measured)
         if cross_fit and not self.own_records:
             raise RollsightError(
                 f"cross_fit=True needs a target measured on the training records, but {target.name!r} has its own; "
@@ -198,6 +194,8 @@ class _Job:
         weights = _log_prob_weights(lambda e: self.target.terms(e, self.measured).sum() / count, records)
         if weights is None:
             return None
+        if not bool(weights.any()):
+            return weights
         jacobian = layerwise.LogProbJacobian(self.policy, records, weights)
         slopes = _log_prob_weights(lambda e: self.objective.losses(e, records).sum(), records, at=jacobian.evaluation)
         if slopes is None:
@@ -226,6 +224,18 @@ def _log_prob_weights(
     return weights.detach()
 
 
+def only_valid(records: Records) -> Records:
+    """The records with a valid token; the same object where that is all of them."""
+    valid = records.valid_rows
+    if bool(valid.all()):
+        return records
+    if not bool(valid.any()):
+        raise RollsightError(
+            f"None of the {len(records)} records is valid; score a buffer with at least one valid record."
+        )
+    return records.take(valid.nonzero().flatten())
+
+
 def default_chunk_size(records: Records) -> int:
     """Rows evaluated at once: about 4096 tokens, fewer where observations are large (images)."""
     entries = [records.obs] if isinstance(records.obs, Tensor) else list(records.obs.values())
@@ -238,10 +248,11 @@ def default_chunk_size(records: Records) -> int:
 def untouched(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on; modes and random states afterwards as before."""
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
+            mode = "is in training mode" if part.training else "has no running statistics"
+            mend = "call module.eval() before scoring" if part.running_mean is not None else "track_running_stats=True"
             raise RollsightError(
-                f"BatchNorm layer {name!r} is in training mode, where a record's loss depends on the other records; "
-                "call module.eval() before scoring."
+                f"BatchNorm layer {name!r} {mode}, where a record's loss depends on the other records; {mend}."
             )
     training = [part for part in module.modules() if part.training]
     devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]

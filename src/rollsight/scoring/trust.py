@@ -14,7 +14,7 @@ from rollsight.records import Records
 from rollsight.scoring import jvp, layerwise
 from rollsight.scoring.directions import Direction, norm
 from rollsight.scoring.halves import split_halves
-from rollsight.scoring.score import default_chunk_size, untouched
+from rollsight.scoring.score import default_chunk_size, only_valid, untouched
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def trust_line(
     """
     objective = objectives.PPO() if objective is None else objective
     with untouched(policy.module):
+        only_valid(records)  # complains where nothing is
         rows = records.valid_rows.nonzero().flatten()
         rng = np.random.default_rng(seed)
         limit = default_chunk_size(records)

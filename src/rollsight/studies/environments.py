@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -20,37 +19,43 @@ from rollsight.adapters.gymnasium import EpisodeStart
 from rollsight.errors import RollsightError
 from rollsight.studies.settings import settings_for
 
-_EVALUATION = 0xE7A1  # keys the stream of evaluation
+_EVALUATION = 0xE7A1  # the purpose in the key of the evaluation environments' seed
 _EXTRA = "pip install 'rollsight[envs]'"
 
 # Environments that another package registers, by the start of their names.
 _PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "highway-": "highway_env", "ALE/": "ale_py"}
 
 
-def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
-    """`count` copies of the environment in one process, each noting how its episodes start.
-
-    Raises `RollsightError` for an unknown name, naming near ones, and where the environment's extra is not installed.
-    """
+def check_environment(env: str) -> None:
+    """Raise `RollsightError` for an unknown name, naming near ones, and where the environment's package is missing."""
     _register(env)
-    wrap = _wrapper(env)
     try:
-        vectorised = make_vec_env(env, n_envs=count, seed=seed, wrapper_class=wrap, vec_env_cls=DummyVecEnv)
-    except gym.error.DependencyNotInstalled as error:
-        raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
-    except gym.error.UnregisteredEnv as error:
+        gym.spec(env)
+    except gym.error.Error as error:
         near = difflib.get_close_matches(env, gym.registry, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see gymnasium.envs.registry for the names."
         raise RollsightError(f"There is no environment {env!r}; {hint}") from error
+
+
+def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
+    """`count` copies of the environment in one process, each noting how its episodes start.
+
+    Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
+    """
+    check_environment(env)
+    try:
+        vectorised = make_vec_env(env, n_envs=count, seed=seed, wrapper_class=_wrapper(env), vec_env_cls=DummyVecEnv)
+    except gym.error.DependencyNotInstalled as error:
+        raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
     except gym.error.Error as error:
         raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
     return VecFrameStack(vectorised, 4) if settings_for(env).network == "atari" else vectorised
 
 
 class Evaluation:
-    """Evaluates a model's stochastic policy on environments of its own.
+    """Evaluates a model's stochastic policy on environments of its own, seeded by (seed, round).
 
-    Its random streams are keyed by (seed, round), so that training does not depend on whether, or how long, it runs.
+    The callback gives each evaluation random streams of its own, so training does not depend on how long it runs.
     """
 
     def __init__(self, env: str, episodes: int, seed: int) -> None:
@@ -60,13 +65,13 @@ class Evaluation:
     def __call__(self, model: OnPolicyAlgorithm, round: int) -> tuple[list[float], list[int]]:
         """Returns and lengths of the episodes."""
         key = np.random.SeedSequence((self._seed, round, _EVALUATION)).generate_state(1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key[0]))
-            self._envs.seed(int(key[0] % 2**31))
-            returns, lengths = evaluate_policy(
-                model, self._envs, self._episodes, deterministic=False, return_episode_rewards=True, warn=False
-            )
-        return returns, lengths  # type: ignore[return-value]
+        self._envs.seed(int(key[0] % 2**31))
+        returns, lengths = evaluate_policy(
+            model, self._envs, self._episodes, deterministic=False, return_episode_rewards=True, warn=False
+        )
+        assert isinstance(returns, list)
+        assert isinstance(lengths, list)
+        return returns, lengths
 
 
 def _register(env: str) -> None:

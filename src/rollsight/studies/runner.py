@@ -28,10 +28,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """A round finished in a job, or, with summary None, the whole job did."""
+    """A job has come this far: rounds done, a fraction inside a round; the summary of a round that just ended."""
 
     job: Job
-    summary: Mapping[str, Any] | None
+    rounds: float
+    summary: Mapping[str, Any] | None = None
+    finished: bool = False
 
 
 def jobs_of(base: RunSettings, arms: Sequence[Arm], drop: float, seeds: Sequence[int], folder: Path) -> list[Job]:
@@ -79,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], arms: int, processes: int, seconds: float | No
                     job = running.pop(future)
                     future.result()
                     durations.append(time.monotonic() - begun[job.name])
-                    yield Progress(job, None)
+                    yield Progress(job, job.settings.rounds or 0, finished=True)
             yield from _drain(events, jobs)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -92,10 +94,10 @@ def _drain(events: Any, jobs: Sequence[Job]) -> Iterator[Progress]:
     by_name = {job.name: job for job in jobs}
     while True:
         try:
-            name, summary = events.get_nowait()
+            name, rounds, summary = events.get_nowait()
         except queue.Empty:
             return
-        yield Progress(by_name[name], summary)
+        yield Progress(by_name[name], rounds, summary)
 
 
 _events: Any = None  # the queue to the parent, in a worker process
@@ -110,4 +112,7 @@ def _start_process(events: Any) -> None:
 
 
 def _run(job: Job) -> None:
-    run_training(job.settings, job.out, on_round=lambda summary: _events.put((job.name, dict(summary))))
+    def report(rounds: float, summary: Mapping[str, Any] | None) -> None:
+        _events.put((job.name, rounds, None if summary is None else dict(summary)))
+
+    run_training(job.settings, job.out, on_progress=report)

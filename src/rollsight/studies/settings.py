@@ -14,7 +14,7 @@ RECORDS_PER_ROUND = 2048
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """rounds: of 2048 records; drop: the paper's p, 0 where it has none; lr, optimizer: PPO's; network: the policy's."""
+    """rounds: of 2048 records; drop: the paper's p, 0 where it has none; optimizer and lr: PPO's; network: its."""
 
     rounds: int = 50
     drop: float = 0.0

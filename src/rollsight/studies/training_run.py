@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight import selection
@@ -26,7 +28,7 @@ class RunSettings:
     """What one run is; None stands for the paper's value for the environment (`settings_for`).
 
     selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's
-    name in comparisons. Evaluation uses `eval_episodes` episodes of the stochastic policy after each round; 0 switches it off.
+    name in comparisons. `eval_episodes` of the stochastic policy follow each round; 0 switches evaluation off.
     """
 
     env: str
@@ -83,9 +85,12 @@ def run_training(
     out: Path,
     *,
     overwrite: bool = False,
-    on_round: Callable[[Mapping[str, Any]], None] | None = None,
+    on_progress: Callable[[float, Mapping[str, Any] | None], None] | None = None,
 ) -> None:
-    """Train one agent with Stable-Baselines3 and write its run folder `out`; `on_round` gets each round's summary."""
+    """Train one agent with Stable-Baselines3 and write its run folder `out`.
+
+    on_progress: called with the rounds done so far, a fraction inside a round, and at a round's end with its summary.
+    """
     settings = settings.resolved()
     assert settings.rounds is not None
     environments = make_environments(settings.env, settings.envs)
@@ -99,10 +104,27 @@ def run_training(
         snapshots=settings.snapshots,
         metadata={"arm": settings.arm, "run_settings": asdict(settings)},
         evaluate=Evaluation(settings.env, settings.eval_episodes, settings.seed) if settings.eval_episodes else None,
-        on_round=on_round,
+        on_round=None if on_progress is None else lambda summary: on_progress(summary["round"], summary),
     )
-    model.learn(settings.rounds * RECORDS_PER_ROUND, callback=callback)
+    callbacks: list[BaseCallback] = [callback] if on_progress is None else [_Ticks(on_progress), callback]
+    model.learn(settings.rounds * RECORDS_PER_ROUND, callback=callbacks)
     environments.close()
+
+
+class _Ticks(BaseCallback):
+    """Reports collection about twice a second: a round of a slow environment takes minutes."""
+
+    def __init__(self, on_progress: Callable[[float, Mapping[str, Any] | None], None]) -> None:
+        super().__init__()
+        self._on_progress, self._last = on_progress, time.monotonic()
+
+    def _on_step(self) -> bool:
+        if time.monotonic() - self._last > 0.5:
+            self._last = time.monotonic()
+            # Collection counts for nine tenths of a round; the rest is its update, which does not report.
+            done, collected = divmod(self.num_timesteps - 1, RECORDS_PER_ROUND)
+            self._on_progress(done + 0.9 * collected / RECORDS_PER_ROUND, None)
+        return True
 
 
 def _model(settings: RunSettings, environments: Any) -> OnPolicyAlgorithm:

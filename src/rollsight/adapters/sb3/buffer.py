@@ -61,21 +61,30 @@ class SelectingMixin(_Base):
 
 class SelectingRecurrentMixin(SelectingMixin):
     """For recurrent buffers: sequences stay whole, because the LSTM needs every step; dropped records leave the loss
-    through the
-    mask. A minibatch with fewer than two survivors is not handed out."""
+    through the mask. A minibatch with fewer than two survivors is not handed out; where none has two, all survivors
+    come in one minibatch.
+    """
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
         self._start_of_train()
-        for samples in super(SelectingMixin, self).get(batch_size):
-            if self.keep is None or int(samples.mask.sum()) >= 2:  # type: ignore[attr-defined]
+        hand_out = super(SelectingMixin, self).get
+        if self.keep is None:
+            yield from hand_out(batch_size)
+            return
+        handed_out = False
+        for samples in hand_out(batch_size):
+            if int(samples.mask.sum()) >= 2:  # type: ignore[attr-defined]
+                handed_out = True
                 yield samples
+        if not handed_out:
+            yield from hand_out(None)
 
     def _get_samples(self, batch_inds: Any, *args: Any, **kwargs: Any) -> Any:
         samples = super()._get_samples(batch_inds, *args, **kwargs)
         if self.keep is None:
             return samples
         keep = self.pad_and_flatten(self.keep[batch_inds].astype(np.float32))  # type: ignore[attr-defined]
-        return samples._replace(mask=samples.mask * keep)  # type: ignore[attr-defined]
+        return samples._replace(mask=samples.mask * keep)  # type: ignore[attr-defined,call-arg]
 
 
 @cache
@@ -90,7 +99,8 @@ def selecting(kind: type[RolloutBuffer]) -> type[RolloutBuffer]:
 def install(model: Any) -> None:
     """Swap the class of the model's buffer; buffers hold nothing but attributes, so that is all there is to it."""
     remove(model)  # a `learn` that raised left the class it had
-    model.rollout_buffer.__class__ = selecting(type(model.rollout_buffer))
+    kind: type[RolloutBuffer] = type(model.rollout_buffer)
+    model.rollout_buffer.__class__ = selecting(kind)
 
 
 def remove(model: Any) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch.utils.hooks import RemovableHandle
 
-from rollsight import objectives, runs, selection, targets
-from rollsight.adapters.sb3 import buffer, summary
+from rollsight import objectives, runs, targets
+from rollsight.adapters.sb3 import buffer, options, summary
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
@@ -25,6 +29,8 @@ from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
 
+_EVALUATION = 0xE7A1  # the purpose in the key of evaluation's random streams
+
 Evaluate = Callable[[OnPolicyAlgorithm, int], tuple[Sequence[float], Sequence[int]]]
 
 
@@ -32,17 +38,16 @@ class InfluenceCallback(BaseCallback):
     """Scores every record of every rollout buffer before `train()` and, where asked, leaves the harmful ones out of it.
 
     Works with PPO and A2C and with sb3-contrib's TRPO, MaskablePPO and RecurrentPPO, without subclassing or patching
-    them. Put it last
-    in a list of callbacks that edit rewards or advantages. `InfluenceCallback()` only scores: training is
-    bit-identical to a run
-    without it.
+    them. Put it last in a list of callbacks that edit rewards or advantages. `InfluenceCallback()` only scores:
+    training is bit-identical to a run without it.
 
     :param drop: fraction p of the negative-score records to leave out of each update, lowest first (IIF); None drops
-        nothing
-    :param target: "return" (`f_return`), "objective", a `rollsight.targets` object, or a list of them: the first decides the
-        selection, all are recorded
-    :param selection: another rule: a `rollsight.selection` rule, or text ("negative:0.5", "random:0.5"); not together with `drop`
-    :param unit: what is dropped: "record" or "episode"
+        nothing. At least one minibatch (`batch_size` records) always stays
+    :param target: "return" (`f_return`), "objective" (the host's own), a `rollsight.targets` object, or a list of them:
+        the first decides the selection, all are recorded
+    :param selection: another rule: text ("negative:0.5", "random:0.5"), a `rollsight.selection` rule, or any callable
+        from `Scores` to `Selection`; not together with `drop`
+    :param unit: what `drop` and a rule given as text drop: "record" or "episode"
     :param every: score every k-th round, and keep everything in the others
     :param run: run folder to write; an existing run is continued when the model is (`reset_num_timesteps=False`)
     :param overwrite: replace an existing run folder
@@ -53,8 +58,8 @@ class InfluenceCallback(BaseCallback):
     :param cross_fit: score each record against the half of the buffer that does not hold it
     :param metadata: further entries for the run folder's `run.json`
     :param evaluate: called after each round (and before the first, as round 0) with the model and the round; returns
-        the
-        evaluation episodes' returns and lengths, which go to the run folder; its time is kept apart from training's
+        the evaluation episodes' returns and lengths, which go to the run folder. Its time is kept apart from
+        training's, and its random numbers (Python, NumPy, torch) are its own
     :param on_round: called with each finished round's summary, for progress displays
     """
 
@@ -78,21 +83,15 @@ class InfluenceCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if drop is not None and selection is not None:
-            raise RollsightError(
-                f"drop={drop} and selection={selection!r} are two rules for the same records; give one of them."
-            )
-        if every < 1:
-            raise RollsightError(f"every={every} is no number of rounds; give 1 to score each round, k for every k-th.")
-        self.rule_text = f"negative:{drop}" if drop is not None else selection
-        self.unit, self.every = unit, every
-        self._rule(seed=0, floor=0)  # complain now, not after the first rollout
-        self.targets = _targets(target)
+        self._options = (drop, selection, unit)
+        options.rule_of(*self._options)  # complain now, not after the first rollout
+        self.every = options.check_every(every)
+        self.targets = options.targets_of(target)
         self.run_path = None if run is None else Path(run)
         self.overwrite = overwrite
-        self.snapshot_every = _snapshot_every(
-            snapshots if snapshots is not None else "every:10" if run is not None else "none"
-        )
+        self.snapshot_every = options.interval_of(snapshots or ("none" if run is None else "every:10"))
+        if backend not in get_args(Backend):
+            raise RollsightError(f"backend={backend!r} is unknown; give {', '.join(get_args(Backend))}.")
         self.objective, self.backend = objective, backend
         self.precondition, self.cross_fit = precondition, cross_fit
         self.metadata = dict(metadata or {})
@@ -101,12 +100,16 @@ class InfluenceCallback(BaseCallback):
         self.scores: dict[str, Scores] = {}
         self.selection: Selection | None = None
         self.snapshot: Snapshot | None = None
+        self._rule: Rule | None = None
         self._tracker: EpisodeTracker | None = None
         self._writer: runs.RunWriter | None = None
+        self._handle: RemovableHandle | None = None
         self._summary: summary.Summary | None = None
         self._started = self._trained = 0.0
+        self._count = 0
 
     def _on_training_start(self) -> None:
+        self._let_go()  # what a `learn` that raised left behind
         model = self._model
         continued = model.num_timesteps > 0
         buffered = model.n_steps * model.n_envs
@@ -116,20 +119,30 @@ class InfluenceCallback(BaseCallback):
         if self._tracker is None or not continued:
             self._tracker = EpisodeTracker(self._next_episode())
         self._tracker.begin_training(model)
-        self._rule_now = self._rule(seed=model.seed or 0, floor=min(getattr(model, "batch_size", None) or 2, buffered))
+        self._rule = self._rule_for(model, buffered)
+        if self.snapshot_every and update_rule(model) is None:
+            warnings.warn(
+                f"{type(model).__name__}'s update is not one that Rollsight can replay, so no snapshots are taken",
+                stacklevel=2,
+            )
         buffer.install(model)
-        self._count = 0
         self._handle = model.policy.optimizer.register_step_post_hook(self._count_step)
         if self.round == 0:
             self._evaluate()
-        self._summary = None
 
     def _on_training_end(self) -> None:
         self._finish_round()
-        buffer.remove(self._model)
-        self._handle.remove()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the model as it was found, and the run folder to the next writer."""
+        if isinstance(self.model, OnPolicyAlgorithm):
+            buffer.remove(self.model)
+        if self._handle is not None:
+            self._handle.remove()
         if self._writer is not None:
             self._writer.close()
+        self._handle = self._writer = self._summary = None
 
     def _on_rollout_start(self) -> None:
         self._finish_round()
@@ -154,8 +167,8 @@ class InfluenceCallback(BaseCallback):
         if self.round % self.every == 0:
             optimizer = model.policy.optimizer if self.precondition else None
             self.scores = {t.name: self._score(translated, t, optimizer) for t in self.targets}
-            if self._rule_now is not None:
-                self.selection = self._select(self._rule_now, next(iter(self.scores.values())))
+            if self._rule is not None:
+                self.selection = self._select(self._rule, next(iter(self.scores.values())))
             clock.lap("time_score")
             weights = None if self.selection is None else translated.per_scored(self.selection.weights)
             line = trust_line(translated.policy, translated.scored, translated.objective, weights, seed=self.round)
@@ -193,13 +206,21 @@ class InfluenceCallback(BaseCallback):
             )
         return self.model
 
-    def _rule(self, seed: int, floor: int) -> Rule | None:
-        if self.rule_text is None or not isinstance(self.rule_text, str):
-            return None if self.rule_text is None else selection.with_floor(self.rule_text, floor)
-        return selection.from_text(self.rule_text, seed=seed, unit=self.unit, min_keep=floor)
+    def _rule_for(self, model: OnPolicyAlgorithm, buffered: int) -> Rule | None:
+        floor = min(getattr(model, "batch_size", None) or 2, buffered)
+        rule = options.rule_of(*self._options, seed=model.seed or 0, floor=floor)
+        if rule is not None and floor == buffered > 2:
+            warnings.warn(
+                f"batch_size={floor} takes the whole buffer of {buffered} records and is the number that must stay, so "
+                "nothing can be dropped; give the model a smaller batch_size",
+                stacklevel=2,
+            )
+        return rule
 
     def _score(self, translated: Translated, target: targets.Target, optimizer: torch.optim.Optimizer | None) -> Scores:
         backend: Backend = "jvp" if translated.position is not None and self.backend == "auto" else self.backend
+        if isinstance(target, targets.Objective) and target.objective is None:
+            target = replace(target, objective=translated.objective)
         scores = score_records(
             translated.policy,
             translated.scored,
@@ -233,14 +254,7 @@ class InfluenceCallback(BaseCallback):
     def _prepare_training(self, translated: Translated) -> None:
         self._before = torch.nn.utils.parameters_to_vector(self._model.policy.parameters()).detach().clone()
         self._count = 0
-        if not self.snapshot_every or self.round % self.snapshot_every:
-            return
-        if translated.rule is None:
-            warnings.warn(
-                f"{type(self.model).__name__}'s update is not reproduced by Rollsight, so no snapshots are taken",
-                stacklevel=2,
-            )
-            self.snapshot_every = 0
+        if translated.rule is None or not self.snapshot_every or self.round % self.snapshot_every:
             return
         weights = None if self.selection is None else self.selection.weights
 
@@ -279,7 +293,8 @@ class InfluenceCallback(BaseCallback):
         if self.evaluate is None:
             return
         started = time.perf_counter()
-        returns, lengths = self.evaluate(self._model, self.round)
+        with _streams_of_its_own((self._model.seed or 0, self.round, _EVALUATION)):
+            returns, lengths = self.evaluate(self._model, self.round)
         if self._writer is not None:
             self._writer.write_evaluation(self.round, returns, lengths)
         if self._summary is not None:
@@ -304,14 +319,34 @@ class InfluenceCallback(BaseCallback):
             self._writer = runs.resume(self.run_path)
             self.round = self._writer.last_round
             return
-        described = describe(self._model, rule=self.rule_text, targets=[t.name for t in self.targets], every=self.every)
+        drop, selection, unit = self._options
+        rule = selection if drop is None else f"negative:{drop}"
+        described = describe(
+            self._model, rule=rule, unit=unit, targets=[t.name for t in self.targets], every=self.every
+        )
         self._writer = runs.create(self.run_path, {**described, **self.metadata}, overwrite=self.overwrite)
 
     def _next_episode(self) -> int:
         if self._writer is None or self._writer.last_round == 0:
             return 0
-        (last,) = runs.open(self._writer.path).sql("select max(episode) from records").fetchone() or (0,)
+        ((last,),) = runs.open(self._writer.path).sql("select max(episode) from records").fetchall()
         return int(last) + 1
+
+
+@contextmanager
+def _streams_of_its_own(key: tuple[int, ...]) -> Iterator[None]:
+    """Random numbers keyed by `key`; training's streams go on afterwards as if nothing had happened."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 class _Clock:
@@ -325,30 +360,3 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = now - self._last
         self._last = now
-
-
-def _targets(given: str | targets.Target | Sequence[str | targets.Target]) -> list[targets.Target]:
-    many = list(given) if isinstance(given, (list, tuple)) else [given]
-    named: dict[str, Callable[[], targets.Target]] = {"return": targets.Return, "objective": targets.Objective}
-    result: list[targets.Target] = []
-    for one in many:
-        if isinstance(one, str) and one not in named:
-            raise RollsightError(
-                f"target={one!r} is unknown; give {' or '.join(map(repr, named))}, or a rollsight.targets object."
-            )
-        result.append(named[one]() if isinstance(one, str) else one)  # type: ignore[arg-type]
-    if not result or len({t.name for t in result}) < len(result):
-        raise RollsightError(
-            f"target={[t.name for t in result]} needs at least one target, each with a name of its own (name=)."
-        )
-    return result
-
-
-def _snapshot_every(text: str) -> int:
-    """0 for none."""
-    if text in ("all", "none"):
-        return int(text == "all")
-    kind, _, number = text.partition(":")
-    if kind == "every" and number.isdigit() and int(number) > 0:
-        return int(number)
-    raise RollsightError(f"snapshots={text!r} is unknown; write 'every:10', 'all' or 'none'.")

@@ -7,23 +7,25 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from rollsight.adapters.gymnasium import START
 
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
-Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
+Ints: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
 class RoundEpisodes:
     """Columns of one round, each (n_steps, n_envs).
 
-    episode: unique over environments and rounds; episode_step: steps since the episode began, over rounds; reward: as
-    the environment
-    gave it (before VecNormalize and time-limit bootstrapping); episode_return: total reward of episodes that ended in
-    this round, else
-    nan; start: how the episode began, at its first step, where the environment is wrapped in `EpisodeStart`, else None.
-    finished_returns: (E,) returns of the episodes that ended in this round.
+    episode: unique over environments and rounds.
+    episode_step: steps since the episode began (or since the tracker first saw it), over rounds.
+    reward: as the environment gave it, before VecNormalize and time-limit bootstrapping.
+    episode_return: total reward of episodes that ended in this round; nan for others, and where the beginning was not
+        seen, as in resumed learning with a new callback.
+    start: how the episode began, at its first step, where the environment is wrapped in `EpisodeStart`, else None.
+    finished_returns: (E,) the known returns of the episodes that ended in this round.
     """
 
     episode: Ints
@@ -49,13 +51,14 @@ class EpisodeTracker:
         """Every environment may just have been reset; what ran before goes on unless `learn` reset it."""
         env = model.get_env()
         assert env is not None
-        if self._episode is None or len(self._episode) != env.num_envs:
-            # Unfinished episodes of an earlier `learn` that this tracker did not see get numbers of their own.
+        if self._episode is None or len(self._episode) != env.num_envs or self._rewards:
+            # Unfinished episodes of which this tracker did not see every step (an earlier `learn` without it, a rollout
+            # that was broken off) get numbers of their own.
             self._episode = np.arange(self._next, self._next + env.num_envs)
             self._next += env.num_envs
-            self._age, self._total = np.full(env.num_envs, -1), np.zeros(env.num_envs)
+            self._age, self._total = np.full(env.num_envs, -1), np.full(env.num_envs, np.nan)
         self._rewards.clear()
-        self._starts = [(0, i, info.get(START)) for i, info in enumerate(getattr(env, "reset_infos", []))]
+        self._starts = [(0, i, info.get(START)) for i, info in enumerate(_reset_infos(env))]
 
     def step(self, model: OnPolicyAlgorithm, rewards: Any, dones: Any) -> None:
         """Note one step of all environments."""
@@ -65,8 +68,8 @@ class EpisodeTracker:
             np.array(rewards if normalizer is None else normalizer.get_original_reward(), dtype=np.float64)
         )
         if dones.any():
-            infos = model.get_env().reset_infos  # type: ignore[union-attr]
-            self._starts += [(len(self._rewards), i, infos[i].get(START)) for i in np.flatnonzero(dones)]
+            infos = _reset_infos(model.get_env())
+            self._starts += [(len(self._rewards), i, infos[i].get(START)) for i in np.flatnonzero(dones).tolist()]
 
     def end_rollout(self, starts: Any, last_dones: Any) -> RoundEpisodes:
         """Columns of the round. starts: (n_steps, n_envs) the buffer's episode starts; last_dones: (n_envs,)."""
@@ -82,7 +85,7 @@ class EpisodeTracker:
         reward = np.stack(self._rewards)
 
         units, position = np.unique(episode.ravel(), return_inverse=True)
-        totals = np.bincount(position, weights=reward.ravel())
+        totals: Floats = np.bincount(position, weights=reward.ravel()).astype(np.float64)
         for number, total in zip(self._episode, self._total, strict=True):
             totals[units == number] += total
         open_at_end = episode[-1][~np.asarray(last_dones, dtype=bool)]
@@ -98,4 +101,12 @@ class EpisodeTracker:
         self._episode, self._age = episode[-1].copy(), age[-1].copy()
         self._total = totals[np.searchsorted(units, self._episode)]
         self._rewards.clear()
-        return RoundEpisodes(episode, age, reward, per_step, start, totals[finished])
+        return RoundEpisodes(episode, age, reward, per_step, start, totals[finished & ~np.isnan(totals)])
+
+
+def _reset_infos(env: Any) -> Any:
+    # Wrappers such as VecNormalize and VecTransposeImage have a list of their own, which stays empty.
+    count = env.num_envs
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return getattr(env, "reset_infos", [{}] * count)

@@ -148,9 +148,7 @@ def _records(model: OnPolicyAlgorithm, ids: Ids) -> Records:
         returns=one(buffer.returns),
         values=one(buffer.values),
         rewards=one(buffer.rewards),
-        ids={
-            name: torch.from_numpy(np.ascontiguousarray(column.T)).flatten() for name, column in {**grid, **ids}.items()
-        },
+        ids={name: torch.from_numpy(column.T.flatten()) for name, column in {**grid, **ids}.items()},
     )
 
 
@@ -167,7 +165,7 @@ def _objective(model: OnPolicyAlgorithm) -> objectives.Objective:
 def update_rule(model: OnPolicyAlgorithm) -> UpdateRule | None:
     """The host's update at its present progress, or None for algorithms whose `train` we do not reproduce."""
     train = type(model).train
-    common = {
+    common: dict[str, Any] = {
         "normalize_advantage": bool(getattr(model, "normalize_advantage", False)),
         "ent_coef": model.ent_coef,
         "vf_coef": model.vf_coef,

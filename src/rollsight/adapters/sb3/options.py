@@ -1,0 +1,64 @@
+"""What the callback's plain values mean, checked before the first rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rollsight import selection, targets
+from rollsight.errors import RollsightError
+from rollsight.selection import DropNegative, Rule
+
+_TARGETS: dict[str, Callable[[], targets.Target]] = {"return": targets.Return, "objective": targets.Objective}
+
+
+def targets_of(given: str | targets.Target | Sequence[str | targets.Target]) -> list[targets.Target]:
+    """Target objects from names, objects, or a list of both; their names must differ."""
+    many: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+    for one in many:
+        if not (hasattr(one, "measured_on") if not isinstance(one, str) else one in _TARGETS):
+            names = " or ".join(map(repr, _TARGETS))
+            raise RollsightError(f"target={one!r} is unknown; give {names}, or an object such as targets.Action(...).")
+    result = [_TARGETS[one]() if isinstance(one, str) else one for one in many]
+    if not result or len({t.name for t in result}) < len(result):
+        raise RollsightError(
+            f"target={[t.name for t in result]} needs at least one target, each with a name of its own (name=)."
+        )
+    for one in result:
+        if getattr(one, "each", False):
+            raise RollsightError(f"target {one.name!r} has each=True, many scores per record; give each=False.")
+    return result
+
+
+def rule_of(drop: float | None, given: str | Rule | None, unit: str, *, seed: int = 0, floor: int = 0) -> Rule | None:
+    """The selection rule that `drop` or `selection` stand for, keeping at least `floor` records; None drops nothing."""
+    if drop is not None and given is not None:
+        raise RollsightError(f"drop={drop} and selection={given!r} are two rules for the same records; give one.")
+    if unit not in ("record", "episode"):
+        raise RollsightError(f"unit={unit!r} is unknown; give 'record' or 'episode'.")
+    if drop is not None:
+        if isinstance(drop, bool) or not isinstance(drop, (int, float)):
+            raise RollsightError(f"drop={drop!r} is no fraction; give a number, 0.5 for half of the negative records.")
+        return DropNegative(drop, unit=unit, min_keep=floor)
+    if isinstance(given, str):
+        return selection.from_text(given, seed=seed, unit=unit, min_keep=floor)
+    if given is not None and not callable(given):
+        raise RollsightError(f"selection={given!r} is no rule; give 'negative:0.5', 'random:0.5', or a rule object.")
+    return None if given is None else selection.with_floor(given, floor)
+
+
+def interval_of(snapshots: str) -> int:
+    """Rounds from one snapshot to the next, 0 for none."""
+    kind, _, number = str(snapshots).partition(":")
+    if snapshots in ("all", "none"):
+        return int(snapshots == "all")
+    if kind == "every" and number.isdecimal() and int(number) > 0:
+        return int(number)
+    raise RollsightError(f"snapshots={snapshots!r} is unknown; write 'every:10', 'all' or 'none'.")
+
+
+def check_every(every: int) -> int:
+    """A positive number of rounds."""
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise RollsightError(f"every={every!r} is no number of rounds; give 1 to score each round, k for every k-th.")
+    return every

@@ -1,0 +1,498 @@
+"""The Stable-Baselines3 adapter on PPO and A2C: parity, exact scores, subset, repeatability, good manners."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sb3_zoo import AtRolloutEnd, Perturb, fingerprint, in_double, make_env, make_model, weights, with_full_buffer
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.logger import Logger
+
+from rollsight import RollsightError, score_records, selection, targets
+from rollsight.adapters.sb3 import InfluenceCallback, translate
+from rollsight.scoring import Scores
+from rollsight.selection import Selection
+
+Settings = Mapping[str, Any]
+
+MODELS: dict[str, Settings] = {
+    "ppo": {},
+    "ppo, 3 envs": {"n_envs": 3},
+    "ppo, images": {"obs": "image"},
+    "ppo, images, continuous": {"obs": "image", "action": "box"},
+    "ppo, two image networks": {"obs": "image", "policy_kwargs": {"share_features_extractor": False}},
+    "ppo, dict": {"obs": "dict", "n_envs": 3},
+    "ppo, dict with image": {"obs": "dict_image"},
+    "ppo, discrete observations": {"obs": "discrete", "n_envs": 3},
+    "ppo, multi-discrete observations": {"obs": "multidiscrete"},
+    "ppo, multi-discrete actions": {"action": "multidiscrete", "n_envs": 3},
+    "ppo, multi-binary actions": {"action": "multibinary"},
+    "ppo, continuous": {"action": "box"},
+    "ppo, gSDE": {"action": "box", "n_envs": 3, "use_sde": True, "sde_sample_freq": 4, "ent_coef": 0.01},
+    "ppo, VecNormalize": {"normalize": True, "n_envs": 3},
+    "a2c": {"algo": "A2C"},
+    "a2c, 3 envs": {"algo": "A2C", "n_envs": 3, "normalize_advantage": True},
+    "a2c, images": {"algo": "A2C", "obs": "image"},
+    "a2c, gSDE": {"algo": "A2C", "action": "box", "use_sde": True, "use_rms_prop": False},
+}
+UPDATES: dict[str, Settings] = {
+    "target_kl": {"target_kl": 0.001, "n_epochs": 4},
+    "partial minibatch": {"batch_size": 10},
+    "SGD and schedules": {
+        "policy_kwargs": {"optimizer_class": torch.optim.SGD},
+        "learning_rate": lambda progress: 0.1 * progress,
+        "clip_range": lambda progress: 0.2 * progress + 0.01,
+        "clip_range_vf": 0.1,
+    },
+}
+
+
+def cases(settings: Mapping[str, Settings]) -> Any:
+    return pytest.mark.parametrize("settings", settings.values(), ids=settings.keys())
+
+
+class DrawsNumbers(BaseCallback):
+    """A neighbour that uses up random numbers wherever it is called."""
+
+    def _on_step(self) -> bool:
+        np.random.random()
+        torch.rand(())
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._on_step()
+
+
+def noisy_evaluation(model: Any, round: int) -> tuple[list[float], list[int]]:
+    """Draws from every global stream, as an evaluation of the stochastic policy does."""
+    torch.rand(3)
+    return list(np.random.random(2)), [1, 2]
+
+
+def trained(settings: Settings, callback: Any = None, rounds: int = 3) -> Any:
+    return make_model(**settings).learn(rounds * 24, callback=callback)
+
+
+# Parity
+
+
+@cases(MODELS | UPDATES)
+def test_nothing_dropped_is_bit_identical_to_the_host(settings: Settings, tmp_path: Path) -> None:
+    stock = fingerprint(trained(settings))
+    assert fingerprint(trained(settings, InfluenceCallback())) == stock
+    busy = InfluenceCallback(
+        drop=0.0,
+        run=tmp_path / "run",
+        snapshots="all",
+        every=2,
+        target=["return", "objective"],
+        evaluate=noisy_evaluation,
+        precondition=True,
+        cross_fit=True,
+    )
+    assert fingerprint(trained(settings, busy)) == stock
+
+
+def test_parity_beside_other_callbacks() -> None:
+    def neighbours() -> list[BaseCallback]:
+        return [DrawsNumbers(), EvalCallback(make_env(), eval_freq=10, n_eval_episodes=2, verbose=0)]
+
+    stock = fingerprint(trained({}, neighbours()))
+    assert fingerprint(trained({}, [*neighbours(), InfluenceCallback()])) == stock
+    assert fingerprint(trained({}, [InfluenceCallback(drop=0.0), *neighbours()])) == stock
+
+
+@pytest.mark.parametrize("settings", [{"n_envs": 3}, {"algo": "A2C", "normalize": True}], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("same_callback", [True, False])
+def test_parity_of_resumed_learning(settings: Settings, same_callback: bool) -> None:
+    def resumed(first: Any, second: Any) -> dict[str, bytes]:
+        model = trained(settings, first, rounds=2)
+        model.learn(2 * 24, callback=second, reset_num_timesteps=False)
+        return fingerprint(model)
+
+    first = InfluenceCallback()
+    second = first if same_callback else InfluenceCallback(drop=0.0)
+    assert resumed(first, second) == resumed(None, None)
+    assert second.round == 4
+
+
+def test_parity_of_a_saved_and_loaded_model(tmp_path: Path) -> None:
+    def continued(callback: Any) -> dict[str, bytes]:
+        trained({"n_envs": 3}, callback, rounds=2).save(tmp_path / "model")
+        model = PPO.load(tmp_path / "model", env=make_env(n_envs=3), device="cpu")
+        model.set_random_seed(3)
+        model.learn(2 * 24, callback=callback, reset_num_timesteps=False)
+        return fingerprint(model)
+
+    assert continued(InfluenceCallback()) == continued(None)
+
+
+def test_a_model_is_saved_while_it_learns(tmp_path: Path) -> None:
+    model = make_model()
+    callbacks = [InfluenceCallback(drop=0.5), AtRolloutEnd(lambda m: m.save(tmp_path / "during"))]
+    model.learn(48, callback=callbacks)
+    loaded = PPO.load(tmp_path / "during", env=make_env())
+    assert type(loaded.rollout_buffer) is type(make_model().rollout_buffer)
+    loaded.learn(24)
+
+
+# Scores
+
+
+@cases(MODELS)
+def test_scores_equal_the_oracle(settings: Settings) -> None:
+    translated = translate(with_full_buffer(**settings))
+
+    def error(values: torch.Tensor, oracle: torch.Tensor) -> float:
+        return float((values - oracle).abs().max() / oracle.abs().max())
+
+    for round_, tolerance in ((translated, 1e-5), (in_double(translated), 1e-10)):
+        given = (round_.policy, round_.scored, targets.Return(), round_.objective)
+        scores, oracle = score_records(*given), score_records(*given, backend="oracle")
+        assert oracle.values.abs().max() > 0
+        assert error(scores.values, oracle.values) < tolerance
+    assert scores.values.dtype == torch.float64
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_log_std_has_its_share_of_the_score(use_sde: bool) -> None:
+    translated = translate(with_full_buffer(action="box", use_sde=use_sde))
+    given = (translated.policy, translated.records, targets.Return(), translated.objective)
+    everything = score_records(*given).values
+    translated.policy.module.log_std.requires_grad_(False)  # type: ignore[union-attr]
+    assert (everything - score_records(*given).values).abs().max() > 0.01 * everything.abs().max()
+
+
+def test_records_are_what_the_host_trains_on() -> None:
+    """Every column, in the host's order, and the behaviour policy's log-probabilities and values from our evaluation."""
+    for settings in ({"n_envs": 3, "action": "box", "normalize": True}, {"n_envs": 3, "obs": "dict"}):
+        model = with_full_buffer(**settings)
+        translated = translate(model)
+        records, evaluation = translated.records, translated.policy(translated.records)
+        torch.testing.assert_close(evaluation.log_prob, records.log_probs)
+        torch.testing.assert_close(evaluation.value, records.values)
+        (host,) = list(model.rollout_buffer.get())
+        order = torch.argsort(host.old_log_prob, stable=True), torch.argsort(records.log_probs, stable=True)
+        for theirs, ours in (
+            (host.advantages, records.advantages),
+            (host.returns, records.returns),
+            (host.old_values, records.values),
+            (host.actions.squeeze(-1), records.actions),
+        ):
+            assert torch.equal(theirs[order[0]], ours[order[1]].to(theirs.dtype))
+        assert records.ids["env"].tolist() == [0] * 8 + [1] * 8 + [2] * 8
+        assert records.ids["step"].tolist() == list(range(8)) * 3
+
+
+def test_the_objective_follows_the_host() -> None:
+    raw = translate(with_full_buffer(normalize_advantage=False)).objective
+    assert raw.normalisation == "raw"
+    assert translate(with_full_buffer()).objective.normalisation == "buffer"
+    assert type(translate(with_full_buffer(algo="A2C")).objective).__name__ == "A2C"
+    influence = InfluenceCallback(target="objective")
+    seen = AtRolloutEnd(lambda model: translate(model))
+    make_model(algo="A2C").learn(24, callback=[seen, influence])
+    (translated,) = seen.results
+    own = targets.Objective(translated.objective)
+    model = make_model(algo="A2C")
+    at_start = AtRolloutEnd(lambda m: score_records(translate(m).policy, translate(m).records, own, translated.objective))
+    model.learn(24, callback=at_start)
+    torch.testing.assert_close(influence.scores["objective"].values, at_start.results[0].values)
+
+
+# Subset
+
+
+@cases(
+    {
+        "ppo": {"n_envs": 3},
+        "ppo, images": {"obs": "image"},
+        "ppo, discrete observations": {"obs": "discrete"},
+        "ppo, dict": {"obs": "dict"},
+        "ppo, continuous, clipped values": {"action": "box", "clip_range_vf": 0.1},
+        "a2c": {"algo": "A2C", "n_envs": 3},
+    }
+)
+def test_a_dropped_record_cannot_change_the_weights(settings: Settings) -> None:
+    def weights_after(columns: str, which: str = "dropped", by: float = np.nan) -> torch.Tensor:
+        influence = InfluenceCallback(drop=0.9)
+        spoil = Perturb(influence, columns, which, by)
+        model = trained(settings, [influence, spoil], rounds=2)
+        assert spoil.changed >= 2
+        return weights(model)
+
+    untouched = weights_after("")
+    assert torch.equal(weights_after("observations actions advantages returns log_probs values"), untouched)
+    assert not torch.equal(weights_after("advantages", "kept", 1.0), untouched)
+    assert not torch.equal(weights(trained(settings, rounds=2)), untouched)
+
+
+def batches_of(settings: Settings, callback: InfluenceCallback) -> list[int]:
+    """Records in every minibatch that reached the host in one round."""
+    model, sizes = make_model(**settings), []
+    plain = model.policy.evaluate_actions
+
+    def evaluate_actions(obs: Any, actions: Any, **keywords: Any) -> Any:
+        if model.policy.training:
+            sizes.append(len(actions))
+        return plain(obs, actions, **keywords)
+
+    model.policy.evaluate_actions = evaluate_actions
+    model.learn(24, callback=callback)
+    return sizes
+
+
+def keeping(count: int) -> Any:
+    """A user's own rule."""
+
+    def rule(scores: Scores) -> Selection:
+        order = scores.values.argsort(descending=True)
+        kept = torch.zeros(len(scores))
+        kept[order[:count]] = 1
+        return Selection(kept, order[count:], len(scores) - count, len(scores) - count)
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("kept", "sizes"),
+    [(24, [8, 8, 8]), (23, [8, 8, 7]), (20, [8, 8, 4]), (19, [8, 8]), (17, [8, 8]), (16, [8, 8]), (9, [8]), (5, [5])],
+)
+def test_minibatches_of_survivors(kept: int, sizes: list[int]) -> None:
+    assert batches_of({"n_epochs": 1}, InfluenceCallback(selection=keeping(kept))) == sizes
+    assert batches_of({"algo": "A2C"}, InfluenceCallback(selection=keeping(kept))) == [kept]
+
+
+def test_at_least_one_minibatch_stays() -> None:
+    influence = InfluenceCallback(drop=1.0)
+    assert batches_of({"n_epochs": 1, "batch_size": 20}, influence) == [20]
+    assert influence.selection is not None
+    assert len(influence.selection.dropped) == 4 < influence.selection.requested
+    with pytest.warns(UserWarning, match="batch_size=24 takes the whole buffer"):
+        assert batches_of({"n_epochs": 1, "batch_size": 24}, InfluenceCallback(drop=1.0)) == [24]
+
+
+def test_a_users_own_rule_must_make_sense() -> None:
+    with pytest.raises(RollsightError, match="leaves 1 of 24 records"):
+        trained({}, InfluenceCallback(selection=keeping(1)))
+    half = lambda scores: Selection(torch.full((24,), 0.5), torch.tensor([], dtype=torch.long), 0, 0)  # noqa: E731
+    with pytest.raises(RollsightError, match="weights are 0 or 1"):
+        trained({}, InfluenceCallback(selection=half))
+
+
+def test_whole_episodes_are_dropped() -> None:
+    influence = InfluenceCallback(drop=1.0, unit="episode")
+    trained({"n_envs": 3}, influence, rounds=1)
+    assert influence.selection is not None
+    scores = influence.scores["return"]
+    kept = influence.selection.weights > 0
+    assert 0 < kept.sum() < len(kept)
+    for episode in scores.ids["episode"].unique():
+        assert kept[scores.ids["episode"] == episode].unique().numel() == 1
+
+
+# Repeatability
+
+
+@pytest.mark.parametrize("rule", ["negative:0.5", "random:0.5"])
+def test_the_same_seed_gives_the_same_run(rule: str) -> None:
+    def run(**more: Any) -> dict[str, bytes]:
+        return fingerprint(trained({"n_envs": 3}, InfluenceCallback(selection=rule, **more)))
+
+    assert run() == run() == run(evaluate=noisy_evaluation) == run(evaluate=lambda model, round: ([1.0] * round, []))
+    assert run() != run(every=2)
+
+
+def test_random_drop_is_keyed_by_seed_and_round() -> None:
+    def dropped(seed: int) -> list[list[int]]:
+        influence = InfluenceCallback(selection="random:0.5")
+        seen = AtRolloutEnd(lambda _: influence.selection.dropped.tolist())  # type: ignore[union-attr]
+        trained({"seed": seed}, [influence, seen])
+        return seen.results
+
+    assert dropped(1) == dropped(1)
+    assert dropped(1) != dropped(2)
+    assert len({tuple(round_) for round_ in dropped(1)}) == 3
+    rule = selection.DropRandom(like=selection.DropNegative(0.5), seed=1)
+    influence = InfluenceCallback(selection=rule)
+    trained({"seed": 1}, influence)
+    assert influence.selection is not None
+    assert influence.selection.dropped.tolist() == dropped(1)[-1]
+
+
+def test_an_evaluation_has_random_numbers_of_its_own() -> None:
+    def draws(rounds: int) -> list[float]:
+        numbers: list[float] = []
+
+        def evaluate(model: Any, round: int) -> tuple[list[float], list[int]]:
+            numbers.extend([np.random.random(), float(torch.rand(()))])
+            return [0.0], [1]
+
+        trained({}, [DrawsNumbers(), InfluenceCallback(evaluate=evaluate)], rounds)
+        return numbers
+
+    assert len(set(draws(2))) == 6
+    assert draws(3)[:6] == draws(2)
+
+
+# Good manners
+
+
+def test_nothing_is_left_behind() -> None:
+    model = make_model()
+    kind, state = type(model.rollout_buffer), set(model.rollout_buffer.__dict__)
+    during = AtRolloutEnd(lambda m: type(m.rollout_buffer))
+    model.learn(48, callback=[InfluenceCallback(drop=0.5, snapshots="all"), during])
+    assert issubclass(during.results[0], kind)
+    assert during.results[0] is not kind
+    assert type(model.rollout_buffer) is kind
+    assert set(model.rollout_buffer.__dict__) == state
+    assert not model.policy.optimizer._optimizer_step_post_hooks
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.policy.modules())
+
+
+class Fails(BaseCallback):
+    """Breaks one `learn`, at its second rollout."""
+
+    broken = False
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 40 and not Fails.broken:
+            Fails.broken = True
+            raise KeyboardInterrupt
+        return True
+
+
+def test_learning_goes_on_after_a_learn_that_was_broken_off(tmp_path: Path) -> None:
+    Fails.broken = False
+    model, influence = make_model(), InfluenceCallback(snapshots="all", run=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(72, callback=[influence, Fails()])
+    model.learn(24, callback=influence, reset_num_timesteps=False)
+    assert influence._count == 6  # the optimiser's steps of the last round, each counted once
+    assert type(model.rollout_buffer) is type(make_model().rollout_buffer)
+    rounds = sorted(path.name for path in (tmp_path / "run" / "rounds").iterdir())
+    assert rounds == ["round-000001.parquet", "round-000002.parquet"]
+
+
+@pytest.mark.parametrize("callback", [None, InfluenceCallback()], ids=["none", "new"])
+def test_another_callback_after_a_learn_that_was_broken_off(callback: Any) -> None:
+    def broken_off(first: Any, second: Any) -> dict[str, bytes]:
+        Fails.broken = False
+        model = make_model()
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(72, callback=[first, Fails()] if first else Fails())
+        model.learn(48, callback=second, reset_num_timesteps=False)
+        return fingerprint(model)
+
+    assert broken_off(InfluenceCallback(snapshots="all"), callback) == broken_off(None, None)
+
+
+def test_numbers_in_the_hosts_logger() -> None:
+    model, rows = make_model(n_envs=3, batch_size=10), []
+    model.set_logger(Logger(None, []))
+    plain = model.logger.dump
+    model.logger.dump = lambda step=0: (rows.append(dict(model.logger.name_to_value)), plain(step))
+    influence = InfluenceCallback(drop=1.0, every=2)
+    model.learn(96, callback=influence)
+    first, second, third = ({k[10:]: v for k, v in row.items() if k.startswith("influence/")} for row in rows[:3])
+    always = {"kept_frac", "invalid_rows", "overhead_s", "time_collect"}
+    of_scores = {"neg_frac", "neg_mass", "min", "p01", "median", "p99", "top1pct_share", "target_grad_norm"}
+    of_trust = {"trust_split_half", "trust_split_half_permuted", "trust_gradient_ratio", "time_score", "time_trust"}
+    of_update = {"update_norm", "approx_kl", "optimizer_steps", "time_train"}
+    assert always <= set(first)
+    assert not (of_scores | of_trust) & set(first)
+    assert first["kept_frac"] == 1
+    assert always | of_scores | of_trust | of_update <= set(second)
+    assert 0 < second["kept_frac"] < 1
+    assert second["invalid_rows"] == 0
+    assert second["min"] <= second["p01"] <= second["median"] <= second["p99"]
+    assert second["optimizer_steps"] == 6
+    assert third["optimizer_steps"] < 6
+    assert second["approx_kl"] == pytest.approx(rows[1]["train/approx_kl"])
+    assert 0 < second["neg_frac"] < 1
+    assert 0 < second["neg_mass"] < 1
+    assert second["overhead_s"] == pytest.approx(second["time_score"] + second["time_trust"])
+
+
+def test_summaries_go_to_on_round() -> None:
+    seen: list[Mapping[str, Any]] = []
+    trained({}, InfluenceCallback(drop=0.5, evaluate=noisy_evaluation, on_round=seen.append))
+    assert [summary["round"] for summary in seen] == [1, 2, 3]
+    assert all("evaluation_return" in summary and summary["time_train"] > 0 for summary in seen)
+
+
+def test_a_round_without_a_finished_episode(tmp_path: Path) -> None:
+    seen: list[Mapping[str, Any]] = []
+    model = make_model(n_steps=2, batch_size=2)
+    model.env.seed(1)  # an episode of more than four steps
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(4, callback=InfluenceCallback(run=tmp_path / "run", on_round=seen.append))
+    assert [summary["return_mean"] for summary in seen] == [None, None]
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 0.5, "selection": "random:0.5"}, "two rules for the same records"),
+        ({"drop": 1.5}, r"p=1.5 is outside \[0, 1\]"),
+        ({"drop": -0.1}, r"outside \[0, 1\]"),
+        ({"drop": "half"}, "drop='half' is no fraction"),
+        ({"drop": True}, "drop=True is no fraction"),
+        ({"selection": "worst:0.5"}, "selection='worst:0.5' is unknown"),
+        ({"selection": "negative"}, "has no fraction"),
+        ({"selection": 0.5}, "selection=0.5 is no rule"),
+        ({"drop": 0.5, "unit": "step"}, "unit='step' is unknown"),
+        ({"every": 0}, "every=0 is no number of rounds"),
+        ({"every": "2"}, "every='2' is no number of rounds"),
+        ({"every": 2.5}, "every=2.5"),
+        ({"target": "reward"}, "target='reward' is unknown; give 'return' or 'objective'"),
+        ({"target": ["return", "return"]}, "each with a name of its own"),
+        ({"target": []}, "at least one target"),
+        ({"target": 3}, "target=3 is unknown"),
+        ({"target": targets.Action(torch.zeros(2, 3), torch.zeros(2), each=True)}, "each=True"),
+        ({"snapshots": "every:0"}, "snapshots='every:0' is unknown"),
+        ({"snapshots": "10"}, "snapshots='10' is unknown"),
+        ({"snapshots": 10}, "snapshots=10 is unknown"),
+        ({"backend": "fast"}, "backend='fast' is unknown"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RollsightError, match=message) as caught:
+        InfluenceCallback(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_can_stand_in_a_yaml_file(tmp_path: Path) -> None:
+    text = f"""
+    selection: "random:0.25"
+    unit: episode
+    target: [return, objective]
+    every: 2
+    run: {tmp_path / "run"}
+    overwrite: true
+    snapshots: every:2
+    backend: jvp
+    precondition: true
+    cross_fit: true
+    metadata: {{note: hello}}
+    """
+    trained({}, InfluenceCallback(**yaml.safe_load(text)))
+    assert (tmp_path / "run" / "snapshots" / "round-000002.pt").is_file()
+
+
+def test_other_algorithms_are_refused() -> None:
+    with pytest.raises(RollsightError, match="InfluenceCallback needs an on-policy algorithm .* not DQN"):
+        DQN("MlpPolicy", make_env(), buffer_size=100, learning_starts=10).learn(20, callback=InfluenceCallback())

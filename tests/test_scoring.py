@@ -1,0 +1,553 @@
+"""Exactness: every backend against the oracle, the oracle against formulas written out in `zoo`, and what scoring leaves alone."""
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import COVERED, KINDS, LOOSE, Kind
+
+import rollsight as rs
+from rollsight import objectives as ob
+from rollsight import targets as tg
+from rollsight.scoring.halves import split_halves
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+FULL = {"entropy": 0.03, "value": 0.5}
+
+
+def held_out(kind: Kind, policy: rs.Policy) -> rs.Records:
+    return kind.records(policy, 7, seed=5)
+
+
+def action(kind: Kind, policy: rs.Policy, pairs: int, each: bool = False) -> tg.Action:
+    other = kind.records(policy, pairs, seed=6, garbage=False)
+    return tg.Action(other.obs, other.actions, each=each)
+
+
+# Every target and every objective, normalisation and term at least once.
+SETTINGS = {
+    "return": lambda k, p: (tg.Return(), ob.PPO()),
+    "return-full": lambda k, p: (tg.Return(), ob.PPO("raw", **FULL)),
+    "return-held-out": lambda k, p: (tg.Return(held_out(k, p)), ob.A2C(**FULL)),
+    "action": lambda k, p: (action(k, p, 1), ob.PPO("chunk:3", clip_range=0.1)),
+    "actions": lambda k, p: (action(k, p, 3), ob.A2C("buffer")),
+    "actions-each": lambda k, p: (action(k, p, 3, each=True), ob.PPO(entropy=0.1)),
+    "objective": lambda k, p: (tg.Objective(ob.PPO(**FULL)), ob.PPO(**FULL)),
+    "objective-held-out": lambda k, p: (tg.Objective(ob.A2C(**FULL), held_out(k, p)), ob.PPO("chunk:4")),
+}
+SEQUENCE_SETTINGS = {
+    "sequence": lambda k, p: (tg.Sequence(), ob.PPO()),
+    "sequence-held-out": lambda k, p: (tg.Sequence(held_out(k, p)), ob.PPO("raw")),
+}
+
+
+def settings_of(kind: Kind):
+    return {**SETTINGS, **SEQUENCE_SETTINGS} if kind.sequences else SETTINGS
+
+
+# --- the oracle, against formulas
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, *SEQUENCE_SETTINGS])
+def test_the_oracle_equals_the_written_out_formulas(setting):
+    for name in ("transformer", "lstm") if setting in SEQUENCE_SETTINGS else ("mlp", "gsde", "masked", "transformer"):
+        kind = KINDS[name]
+        policy = kind.policy()
+        records = kind.records(policy)
+        target, objective = settings_of(kind)[setting](kind, policy)
+        scores = rs.score_records(policy, records, target, objective, backend="oracle")
+        expected = zoo.reference_scores(policy, records, target, objective)
+        assert zoo.relative_error(scores.values, expected) < 1e-11, name
+        assert expected[4].abs().max() == 0, "the invalid row"
+        assert expected.abs().max() > 1e-4
+
+
+def test_the_clip_is_active_on_some_records_of_the_zoo_and_not_on_others():
+    kind = KINDS["mlp"]
+    policy = kind.policy()
+    records = kind.records(policy, garbage=False)
+    clipped, free = (zoo.reference_gradients(policy, records, ob.PPO(clip_range=c)) for c in (0.2, 1e6))
+    differs = (clipped != free).any(1)
+    assert 1 <= int(differs.sum()) <= len(records) - 3
+
+
+# --- every backend, against the oracle
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", [*COVERED, *LOOSE], ids=repr)
+def test_every_backend_equals_the_oracle(kind, dtype):
+    policy = kind.policy(dtype)
+    records = kind.records(policy)
+    for name, setting in settings_of(kind).items():
+        target, objective = setting(kind, policy)
+        expected = rs.score_records(policy, records, target, objective, backend="oracle")
+        for backend in ["auto", "double_backward", *(["jvp"] if kind.forward_mode else [])]:
+            scores = rs.score_records(policy, records, target, objective, backend=backend)
+            error = zoo.relative_error(scores.values, expected.values)
+            assert error <= TOLERANCE[dtype], (name, scores.backend, error)
+            if expected.tokens is not None and scores.tokens is not None:
+                assert zoo.relative_error(scores.tokens, expected.tokens) <= TOLERANCE[dtype], (name, scores.backend)
+            assert scores.values.dtype == dtype
+            assert scores.values[4].abs().sum() == 0, "the invalid row"
+            if backend == "auto":
+                best = "jvp" if kind.forward_mode else "double_backward"
+                assert scores.backend == ("layerwise" if kind.covered else best)
+                assert scores.reason if kind.covered else repr(kind.refused) in scores.reason
+
+
+@pytest.mark.parametrize("backend", ["layerwise", "jvp", "double_backward", "auto"])
+@pytest.mark.parametrize("case", ["one record", "zero advantages", "all valid", "on policy"])
+def test_edges_of_the_buffer(case, backend):
+    for kind in (KINDS["mlp"], KINDS["transformer"]):
+        policy = kind.policy()
+        shift = 0.0 if case == "on policy" else 0.3
+        records = kind.records(policy, 1 if case == "one record" else 9, garbage=False, shift=shift)
+        if case == "zero advantages":
+            records = records.with_advantages(torch.zeros_like(records.advantages))
+        for objective in (ob.PPO("raw"), ob.PPO(), ob.A2C(entropy=0.1)):
+            expected = rs.score_records(policy, records, objective=objective, backend="oracle").values
+            scores = rs.score_records(policy, records, objective=objective, backend=backend).values
+            if case == "zero advantages":
+                assert expected.abs().max() == scores.abs().max() == 0
+            else:
+                assert zoo.relative_error(scores, expected) <= 1e-10
+
+
+def test_zero_weight_records_get_their_scores_too():
+    """A record whose advantage is 0 does not move the target, yet the target's gradient may move its (normalised) loss."""
+    policy = KINDS["mlp"].policy()
+    records = KINDS["mlp"].records(policy, garbage=False)
+    scores = rs.score_records(policy, records, objective=ob.PPO("buffer"))
+    assert float(records.advantages[2]) == 0
+    assert abs(float(scores.values[2])) > 1e-4
+
+
+@pytest.mark.parametrize("kind", [KINDS["shared_trunk"], KINDS["gaussian"], KINDS["transformer"]], ids=repr)
+def test_a_step_along_a_records_gradient_moves_the_target_by_its_score(kind):
+    policy = kind.policy()
+    records, objective, target = kind.records(policy), ob.PPO(**FULL), tg.Return()
+    scores = rs.score_records(policy, records, target, objective).values
+    gradients = zoo.reference_gradients(policy, records, objective)
+    parameters = [p for p in policy.module.parameters() if p.requires_grad]
+    start = nn.utils.parameters_to_vector(parameters).detach()
+    for i in (0, 1, 3, 7):
+        eps, values = 1e-5 / float(gradients[i].norm()), []
+        for sign in (1, -1):
+            nn.utils.vector_to_parameters(start + sign * eps * gradients[i], parameters)
+            values.append(float(zoo.reference_target(policy, records, target)))
+        assert (values[0] - values[1]) / (2 * eps) == pytest.approx(float(scores[i]), rel=1e-6, abs=1e-9)
+
+
+# --- what layerwise refuses
+
+
+@pytest.mark.parametrize("kind", LOOSE, ids=repr)
+def test_layerwise_refuses_by_name_what_it_does_not_cover(kind):
+    policy = kind.policy()
+    records = kind.records(policy)
+    with pytest.raises(rs.RollsightError, match="layerwise") as refusal:
+        rs.score_records(policy, records, backend="layerwise")
+    assert repr(kind.refused) in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["positions", "time_first", "flattened"])
+@pytest.mark.parametrize("n", [zoo.STEPS, 1])
+def test_as_many_records_as_steps_are_not_taken_for_one_another(name, n):
+    kind = KINDS[name]
+    policy = kind.policy()
+    records = kind.records(policy, n, garbage=False)
+    with pytest.raises(rs.RollsightError, match="leading dimension"):
+        rs.score_records(policy, records, backend="layerwise")
+    expected = rs.score_records(policy, records, backend="oracle").values
+    auto = rs.score_records(policy, records)
+    assert auto.backend == "jvp"
+    assert zoo.relative_error(auto.values, expected) <= 1e-10
+
+
+class OneByOne(nn.Module):
+    """Calls its layer once per record, without a record dimension where `bare`."""
+
+    def __init__(self, bare: bool) -> None:
+        super().__init__()
+        self.layer, self.bare = nn.Conv1d(1, zoo.ACTIONS, zoo.OBS), bare
+
+    def forward(self, obs):
+        rows = [self.layer(row[None] if self.bare else row[None, None]).flatten() for row in obs]
+        return torch.stack(rows), None
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_layer_called_record_by_record_is_not_taken_for_a_batch(bare):
+    """With one record such calls look like a batch of one, so looking at one record does not tell."""
+    kind = Kind("one_by_one", lambda: OneByOne(bare))
+    policy = kind.policy()
+    records = kind.records(policy, 3, garbage=False)
+    with pytest.raises(rs.RollsightError, match="layerwise"):
+        rs.score_records(policy, records, backend="layerwise")
+    expected = rs.score_records(policy, records, backend="oracle").values
+    assert zoo.relative_error(rs.score_records(policy, records).values, expected) <= 1e-10
+
+
+def test_a_single_step_does_not_hide_a_missing_record_dimension():
+    """T = 1: the positional embedding is called with one row for one record, and with one row for nine."""
+    policy = KINDS["positions"].policy()
+    full = KINDS["positions"].records(policy, garbage=False)
+    records = rs.Records(full.obs[:, :1], full.actions[:, :1], full.log_probs[:, :1], full.advantages[:, :1])
+    with pytest.raises(rs.RollsightError, match=r"positions\.weight"):
+        rs.score_records(policy, records, backend="layerwise")
+    expected = rs.score_records(policy, records, backend="oracle").values
+    assert zoo.relative_error(rs.score_records(policy, records).values, expected) <= 1e-10
+
+
+def test_unknown_backend_and_nothing_valid_are_errors():
+    policy = KINDS["mlp"].policy()
+    records = KINDS["mlp"].records(policy, 3)
+    with pytest.raises(rs.RollsightError, match="backend='fast' is unknown"):
+        rs.score_records(policy, records, backend="fast")
+    nothing = rs.Records(records.obs, records.actions, records.log_probs, records.advantages, valid=[False] * 3)
+    for call in (rs.score_records, rs.trust_line):
+        with pytest.raises(rs.RollsightError, match="None of the 3 records is valid"):
+            call(policy, nothing)
+
+
+def test_a_policy_that_has_diverged_is_an_error_that_names_the_record():
+    for backend in ("auto", "layerwise", "jvp"):
+        policy = KINDS["mlp"].policy()
+        records = KINDS["mlp"].records(policy, garbage=False)
+        records.obs[6] = float("inf")
+        with pytest.raises(rs.RollsightError, match=r"NaN or infinite \(index .*6"):
+            rs.score_records(policy, records, tg.Action(records.obs[:2], records.actions[:2]), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda e: e._replace(log_prob=e.log_prob[:, None]), r"log-probabilities of shape \(\d, 1\)"),
+        (lambda e: e._replace(value=e.value[:, None]), r"`value` of shape \(\d, 1\)"),
+        (lambda e: e._replace(entropy=e.entropy.mean()), r"`entropy` of shape \(\)"),
+        (lambda e: tuple(e), "returned tuple"),
+        (lambda e: rs.Evaluation(*(x.detach() for x in e)), "do not depend on its trainable parameters"),
+    ],
+)
+def test_what_evaluate_returns_is_checked(wrong, message):
+    kind = KINDS["mlp"]
+    policy = kind.policy()
+    records = kind.records(policy, garbage=False)
+    wrong_policy = rs.Policy(policy.module, lambda *args: wrong(zoo.categorical(*args)))
+    for backend in ("auto", "jvp"):
+        with pytest.raises(rs.RollsightError, match=message):
+            rs.score_records(wrong_policy, records, objective=ob.PPO(value=0.5, entropy=0.1), backend=backend)
+
+
+# --- what scoring leaves alone
+
+
+def with_dropout() -> nn.Module:
+    trunk = nn.Sequential(nn.Linear(zoo.OBS, 6), nn.Dropout(0.5), nn.Tanh(), nn.BatchNorm1d(6))
+    trunk[3].running_mean += 0.3
+    module = zoo.ActorCritic(trunk, 6).train()
+    trunk[3].eval()
+    return module
+
+
+def states(module):
+    modes = {name: part.training for name, part in module.named_modules()}
+    grads = {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
+    return modes, grads, torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("raising", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("backend", ["layerwise", "jvp", "double_backward", "oracle", "trust_line"])
+def test_gradients_modes_and_random_states_stay_as_they_were(backend, raising):
+    kind = Kind("dropout", with_dropout)
+    policy = kind.policy()
+    records = kind.records(policy)
+
+    def evaluate(module, obs, actions):
+        torch.rand(3), np.random.rand(3)
+        if raising:
+            raise ArithmeticError("from inside evaluate")
+        return zoo.categorical(module, obs, actions)
+
+    policy.module.actor.weight.grad = torch.ones_like(policy.module.actor.weight)
+    before, statistics = states(policy.module), policy.module.trunk[3].running_mean.clone()
+    noisy = rs.Policy(policy.module, evaluate)
+
+    def call():
+        with torch.no_grad():
+            return rs.trust_line(noisy, records) if backend == "trust_line" else rs.score_records(noisy, records, backend=backend)
+
+    if raising:
+        with pytest.raises(ArithmeticError):
+            call()
+    else:
+        call()
+    after = states(policy.module)
+    assert after[0] == before[0]
+    for name, grad in before[1].items():
+        assert (grad is None) == (after[1][name] is None)
+        assert grad is None or torch.equal(grad, after[1][name])
+    assert torch.equal(after[2], before[2])
+    assert after[3:] == before[3:]
+    assert torch.equal(policy.module.trunk[3].running_mean, statistics)
+    assert all(not module._forward_hooks for module in policy.module.modules())
+
+
+def test_dropout_is_off_while_scoring():
+    kind = Kind("dropout", with_dropout)
+    training, evaluating = kind.policy(), kind.policy()
+    evaluating.module.eval()
+    records = kind.records(evaluating)
+    expected = zoo.reference_scores(evaluating, records, tg.Return(), ob.PPO())
+    for backend in ("layerwise", "jvp", "double_backward", "oracle"):
+        scores = rs.score_records(training, records, backend=backend)
+        assert zoo.relative_error(scores.values, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("case", ["training", "no running statistics"])
+def test_batch_norm_over_the_batch_is_an_error_that_names_the_layer(case):
+    policy = KINDS["norms"].policy()
+    records = KINDS["norms"].records(policy)
+    layer = policy.module.trunk[6]
+    if case == "training":
+        layer.train()
+    else:
+        layer.running_mean = layer.running_var = None
+    for call in (rs.score_records, rs.trust_line):
+        with pytest.raises(rs.RollsightError, match=r"BatchNorm layer 'trunk\.6'"):
+            call(policy, records)
+
+
+# --- chunks and memory
+
+
+@pytest.mark.parametrize("backend", ["layerwise", "jvp", "double_backward", "oracle"])
+def test_the_chunk_size_changes_nothing(backend):
+    kind = KINDS["mlp"]
+    policy = kind.policy()
+    records = kind.records(policy, 12)
+    for target, options in (
+        (tg.Return(), {}),
+        (tg.Objective(ob.PPO(**FULL)), {}),
+        (tg.Return(), {"cross_fit": True}),
+        (action(kind, policy, 5, each=True), {}),
+        (tg.Return(), {"optimizer": torch.optim.Adam(policy.module.parameters())}),
+    ):
+        whole, *others = (
+            rs.score_records(policy, records, target, backend=backend, chunk_size=size, **options).values
+            for size in (None, 1, 5, 11)
+        )
+        assert max(zoo.relative_error(other, whole) for other in others) < 1e-9
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation gave."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, torch.Tensor):
+                self.numbers = max(self.numbers, part.untyped_storage().nbytes() // part.element_size())
+        return result
+
+
+@pytest.mark.parametrize("backend", ["layerwise", "jvp"])
+def test_memory_is_bounded_by_the_chunk(backend):
+    n, width = 2**16, 64
+    module = zoo.ActorCritic(nn.Sequential(nn.Linear(zoo.OBS, width), nn.Tanh(), nn.Linear(width, width)), width)
+    policy = rs.Policy(module, zoo.categorical)
+    records = rs.Records(torch.randn(n, zoo.OBS), torch.randint(3, (n,)), torch.randn(n) - 2, torch.randn(n))
+    with LargestTensor() as largest:
+        scores = rs.score_records(policy, records, backend=backend)
+    assert len(scores) == n
+    # The buffer's own columns and one chunk's activations; N x parameters would be 3e8.
+    assert largest.numbers <= max(n * zoo.OBS, 4096 * width)
+
+
+# --- optimizer=: second moments
+
+
+def stepped(policy, records, build, steps, freeze=()):
+    """The optimiser after some steps on the objective's own gradient; parameters then back where they were."""
+    optimizer = build(policy.module.parameters())
+    parameters = list(policy.module.parameters())
+    start = [p.detach().clone() for p in parameters]
+    for k in range(steps):
+        optimizer.zero_grad()
+        (-zoo.reference_target(policy, records, tg.Return()) * (k + 1)).backward()
+        optimizer.step()
+    for p, before in zip(parameters, start, strict=True):
+        p.data.copy_(before)
+    optimizer.zero_grad()
+    return optimizer
+
+
+OPTIMIZERS = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.9), eps=1e-5),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.8, 0.9)),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.5), amsgrad=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.1, alpha=0.9, eps=1e-5),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_direction_is_preconditioned_with_second_moments(name, steps):
+    kind = KINDS["mlp"]
+    policy = kind.policy()
+    records = kind.records(policy)
+    objective, target = ob.PPO(**FULL), tg.Return(held_out(kind, policy))
+    optimizer = stepped(policy, records, OPTIMIZERS[name], steps)
+    direction = zoo.flat_gradient(policy, zoo.reference_target(policy, records, target))
+    gradients = zoo.reference_gradients(policy, records, objective)
+    square = (gradients.sum(0) / int(records.valid.sum())) ** 2
+    group = optimizer.param_groups[0]
+
+    def moment(key):
+        state = [optimizer.state[p].get(key, torch.zeros_like(p)) for p in policy.module.parameters()]
+        return torch.cat([part.flatten() for part in state])
+
+    if name == "SGD":
+        expected = direction
+    else:
+        second = square
+        if steps and name == "RMSprop":
+            second = 0.9 * moment("square_avg") + 0.1 * square
+        elif steps:
+            beta = group["betas"][1]
+            second = beta * moment("exp_avg_sq") + (1 - beta) * square
+            if name == "amsgrad":
+                second = torch.maximum(second, moment("max_exp_avg_sq"))
+            second = second / (1 - beta ** (steps + 1))
+        expected = torch.where(second > 0, direction / (second.sqrt() + group["eps"]), 0.0)
+    if steps and name == "amsgrad":
+        assert bool((moment("max_exp_avg_sq") > moment("exp_avg_sq")).any()), "the maximum must matter"
+    for backend in ("layerwise", "jvp", "oracle"):
+        scores = rs.score_records(policy, records, target, objective, backend=backend, optimizer=optimizer)
+        assert zoo.relative_error(scores.values, gradients @ expected) <= 1e-9
+
+
+def test_parameters_without_a_second_moment_weigh_nothing():
+    """The table's row 5 is in the target's records only: its second moment is 0, and 1/eps would swamp everything."""
+    kind = KINDS["table"]
+    policy = kind.policy()
+    records = kind.records(policy, garbage=False)
+    records.obs.clamp_(max=3)
+    other = kind.records(policy, 6, seed=8, garbage=False)
+    other.obs[:3] = 5
+    optimizer = torch.optim.Adam(policy.module.parameters(), eps=1e-8)
+    zero = rs.score_records(policy, records, tg.Return(other), optimizer=optimizer).values
+    policy.module.trunk.weight.data[5] += 1
+    assert zero.abs().max() < 1e6
+    # The objective's own gradient on a buffer without row 5, so that nothing of row 5 can matter:
+    scores = rs.score_records(policy, other, tg.Return(records), optimizer=optimizer).values
+    assert torch.isfinite(scores).all()
+
+
+def test_optimisers_that_are_unknown_or_of_another_policy_are_errors():
+    policy, other = KINDS["mlp"].policy(), KINDS["mlp"].policy()
+    records = KINDS["mlp"].records(policy)
+    for optimizer, message in (
+        (torch.optim.Adagrad(policy.module.parameters()), "Adagrad is not covered"),
+        (torch.optim.RMSprop(policy.module.parameters(), centered=True), "centered=True is not covered"),
+        (torch.optim.Adam(other.module.parameters()), r"does not hold the parameter\(s\) actor\.0\.weight"),
+        (torch.optim.SGD(other.module.parameters(), lr=1.0), r"does not hold the parameter\(s\) actor\.0\.weight"),
+    ):
+        with pytest.raises(rs.RollsightError, match=message):
+            rs.score_records(policy, records, optimizer=optimizer)
+
+
+# --- cross-fitting
+
+
+@pytest.mark.parametrize("name", ["mlp", "gaussian", "lstm"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cross_fitting_scores_each_record_against_the_other_half(name, seed):
+    kind = KINDS[name]
+    policy = kind.policy()
+    records = kind.records(policy, 12)
+    scores = rs.score_records(policy, records, cross_fit=True, seed=seed)
+    valid = records.valid_rows.nonzero().flatten()
+    first = torch.zeros(len(records), dtype=torch.bool)
+    first[valid] = split_halves(records.take(valid), seed)
+    gradients = zoo.reference_gradients(policy, records, ob.PPO())
+    for half in (first, ~first & records.valid_rows):
+        other = records.take((~half & records.valid_rows).nonzero().flatten())
+        direction = zoo.flat_gradient(policy, zoo.reference_target(policy, records, tg.Return(other)))
+        assert zoo.relative_error(scores.values[half], gradients[half] @ direction) <= 1e-10
+    plain = rs.score_records(policy, records)
+    assert zoo.relative_error(plain.values, scores.values) > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_halves_keep_episodes_whole_and_are_about_equal(seed):
+    n = 60
+    episode = torch.repeat_interleave(torch.tensor([7, 3, 100, 2, 9, 4]), 10)
+    zeros = torch.zeros(n)
+    records = rs.Records(zeros[:, None], zeros, zeros, zeros, ids={"episode": episode})
+    first = split_halves(records, seed)
+    assert all(len(first[episode == e].unique()) == 1 for e in episode.unique())
+    assert int(first.sum()) == n // 2
+    assert torch.equal(first, split_halves(records, seed))
+    single = rs.Records(zeros[:, None], zeros, zeros, zeros, ids={"episode": torch.zeros(n, dtype=torch.long)})
+    assert int(split_halves(single, seed).sum()) == n // 2
+
+
+def test_halves_differ_by_seed():
+    zeros = torch.zeros(40)
+    records = rs.Records(zeros[:, None], zeros, zeros, zeros)
+    assert len({tuple(split_halves(records, seed).tolist()) for seed in range(5)}) == 5
+
+
+def test_cross_fitting_a_target_with_its_own_records_is_an_error():
+    policy = KINDS["mlp"].policy()
+    records = KINDS["mlp"].records(policy)
+    for target in (action(KINDS["mlp"], policy, 2), tg.Return(held_out(KINDS["mlp"], policy))):
+        with pytest.raises(rs.RollsightError, match=f"'{target.name}' has its own"):
+            rs.score_records(policy, records, target, cross_fit=True)
+
+
+# --- Scores
+
+
+def test_scores_carry_what_was_computed():
+    policy = KINDS["mlp"].policy()
+    records = KINDS["mlp"].records(policy)
+    scores = rs.score_records(policy, records, objective=ob.PPO("chunk:4"))
+    assert (scores.target, scores.normalisation, scores.backend) == ("return", "chunk:4", "layerwise")
+    assert scores.valid.tolist() == records.valid.tolist()
+    assert scores.ids["episode"].tolist() == records.ids["episode"].tolist()
+    assert len(scores) == 9
+
+
+def test_token_scores_add_up_to_the_records():
+    policy = KINDS["lstm"].policy()
+    records = KINDS["lstm"].records(policy)
+    scores = rs.score_records(policy, records)
+    assert scores.tokens.shape == records.log_probs.shape
+    assert torch.allclose(scores.tokens.sum(1), scores.values)
+    assert bool((scores.tokens[~records.valid] == 0).all())
+
+
+def test_totals_per_unit_leave_out_invalid_records():
+    scores = rs.Scores(
+        [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+        ids={"episode": torch.tensor([7, 3, 7, 3, 5, 9])},
+        valid=[True, True, True, False, True, False],
+    )
+    assert scores.unit_ids("episode").tolist() == [3, 5, 7]
+    assert scores.sum_by("episode").tolist() == [2.0, 16.0, 5.0]
+    assert scores.unit_ids("record").tolist() == [0, 1, 2, 4]
+    assert scores.sum_by("record").tolist() == [1.0, 2.0, 4.0, 16.0]
+    each = rs.Scores(torch.stack([scores.values, -scores.values], 1), ids=scores.ids, valid=scores.valid)
+    assert each.sum_by("episode").tolist() == [[2.0, -2.0], [16.0, -16.0], [5.0, -5.0]]
+    with pytest.raises(rs.RollsightError, match=r"unit='env' is not among .*\(record, episode\)"):
+        scores.sum_by("env")
+    with pytest.raises(rs.RollsightError, match=r"`valid` has shape \(2,\)"):
+        rs.Scores([1.0, 2.0, 3.0], valid=[True, False])
