@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -45,8 +45,7 @@ _ALGORITHMS = {
 
 
 class Toy(gym.Env[Any, Any]):
-    """Observations drawn at random; the reward depends on both observation and action; episodes of 1 to 9 steps, of which some
-    end by the time limit."""
+    """Observations drawn at random; the reward depends on both observation and action; episodes of 1 to 9 steps."""
 
     def __init__(self, obs: str = "box", action: str = "discrete") -> None:
         self.observation_space, self.action_space = OBSERVATIONS[obs], ACTIONS[action]
@@ -131,7 +130,7 @@ def weights(model: Any) -> torch.Tensor:
 
 
 def fingerprint(model: Any) -> dict[str, bytes]:
-    """Everything that the rest of a training depends on: parameters, optimiser, both global random states, statistics."""
+    """All that the rest of a training depends on: parameters, optimiser, the global random states, statistics."""
     normalizer = model.get_vec_normalize_env()
     optimizer = model.policy.optimizer.state_dict()
     return {
@@ -170,8 +169,10 @@ def with_full_buffer(**settings: Any) -> Any:
 
 
 def in_double(translated: Translated) -> Translated:
-    """The same round in float64: the policy, and whatever floats it is given. (The host casts observations to float32 on their
-    way in, which loses nothing here: they are float32 numbers.)"""
+    """The same round in float64: the policy, in place, and whatever floats it is given.
+
+    (The host casts observations to float32 on their way in, which loses nothing: they are float32 numbers.)
+    """
     module = translated.policy.module.double()
     for part in {id(p): p for name, p in module.named_modules() if name.endswith("features_extractor")}.values():
         part.register_forward_pre_hook(lambda _, args: tuple(map(_double, args)))
@@ -180,7 +181,7 @@ def in_double(translated: Translated) -> Translated:
 
 
 def _double(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {name: _double(part) for name, part in value.items()}
     return value.double() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
 
@@ -190,7 +191,8 @@ def _double_records(records: Records) -> Records:
 
 
 class Perturb(BaseCallback):
-    """Placed after an InfluenceCallback: spoils columns of the buffer in the rows that the selection dropped, or in one that it kept.
+    """Placed after an InfluenceCallback: spoils columns of the buffer in the rows that the selection dropped, or in
+    one that it kept.
 
     by: what is added to floating columns; integers become other valid integers.
     """

@@ -488,7 +488,7 @@ def _valid_tokens(records: rs.Records, i: int) -> list[int]:
 def flat_gradient(policy: rs.Policy, value: Tensor) -> Tensor:
     """(P,) gradient over the trainable parameters in their order."""
     parameters = [p for p in policy.module.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)])
 
 

@@ -65,11 +65,11 @@ class Records:
         for name in ("log_probs", "advantages", "returns", "values", "rewards"):
             column = getattr(self, name)
             if column is not None:
-                column = torch.as_tensor(column).detach()
+                column = as_tensor(column).detach()
                 self._set(name, column if column.is_floating_point() else column.to(torch.get_default_dtype()))
         self._set("ids", {name: _as_integers(name, column) for name, column in (self.ids or {}).items()})
         shape = self.log_probs.shape
-        valid = torch.ones(shape, dtype=torch.bool) if self.valid is None else torch.as_tensor(self.valid)
+        valid = torch.ones(shape, dtype=torch.bool) if self.valid is None else as_tensor(self.valid)
         if valid.dtype != torch.bool:
             raise RollsightError(f"Records: `valid` has dtype {valid.dtype}; give booleans.")
         if len(shape) == 2 and valid.shape == shape[:1]:
@@ -159,22 +159,28 @@ class Records:
         return replace(self, **{c.name: move(v) for c in fields(self) if (v := getattr(self, c.name)) is not None})
 
 
+def as_tensor(column: Any) -> Tensor:
+    """A tensor on the same memory where possible; NumPy views that run backwards (GAE is computed so) are copied."""
+    backwards = isinstance(column, np.ndarray) and any(stride < 0 for stride in column.strides)
+    return torch.as_tensor(column.copy() if backwards else column)
+
+
 def as_rows(rows: Any, name: str) -> Rows:
     if isinstance(rows, Mapping):
         if not rows:
             raise RollsightError(f"Records: `{name}` is an empty dict; give at least one tensor with leading N.")
-        columns = {key: torch.as_tensor(column).detach() for key, column in rows.items()}
+        columns = {key: as_tensor(column).detach() for key, column in rows.items()}
         lengths = {key: rows_of(column) for key, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise RollsightError(
                 f"Records: `{name}` has entries of unequal length {lengths}; give equal leading dimensions."
             )
         return columns
-    return torch.as_tensor(rows).detach()
+    return as_tensor(rows).detach()
 
 
 def _as_integers(name: str, column: TensorLike) -> Tensor:
-    tensor = torch.as_tensor(column)
+    tensor = as_tensor(column)
     if name not in ID_NAMES:
         raise RollsightError(f"Records: unknown identity {name!r}; the identities are {', '.join(ID_NAMES)}.")
     if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.dim() != 1:

@@ -23,13 +23,18 @@ def gradient(
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for start in range(0, len(records), chunk_size):
         part = records.take(slice(start, start + chunk_size))
-        value = term(policy(part), part).sum() / count
-        check_attached(value)
-        grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-        for accumulated, grad in zip(total.values(), grads, strict=True):
-            if grad is not None:
-                accumulated += grad
+        for name, grad in gradient_of(term(policy(part), part).sum() / count, parameters).items():
+            total[name] += grad
     return total
+
+
+def gradient_of(value: Tensor, parameters: Mapping[str, nn.Parameter], keep_graph: bool = False) -> Direction:
+    """Gradient of a value computed from the policy; zero for parameters that it does not depend on."""
+    check_attached(value)
+    grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=keep_graph)
+    return {
+        name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), grads, strict=True)
+    }
 
 
 def check_attached(value: Tensor) -> None:
@@ -43,7 +48,7 @@ def check_attached(value: Tensor) -> None:
 
 def inner(a: Mapping[str, Tensor | None], b: Mapping[str, Tensor]) -> float:
     """<a, b> over all parameters; None counts as zero."""
-    return sum(float((g * b[name]).sum()) for name, g in a.items() if g is not None)
+    return sum(float(torch.dot(g.reshape(-1), b[name].reshape(-1))) for name, g in a.items() if g is not None)
 
 
 def norm(direction: Direction) -> float:

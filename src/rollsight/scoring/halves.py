@@ -16,11 +16,12 @@ def split_halves(records: Records, seed: int) -> Tensor:
     rng = np.random.default_rng(seed)
     n = len(records)
     episodes = records.ids.get("episode")
-    if episodes is None or len(episodes.unique()) < 2:
+    column = np.zeros(n) if episodes is None else episodes.cpu().numpy()
+    _, position, counts = np.unique(column, return_inverse=True, return_counts=True)
+    if len(counts) < 2:
         first = np.zeros(n, dtype=bool)
         first[rng.permutation(n)[: n // 2]] = True
         return torch.from_numpy(first).to(records.log_probs.device)
-    _, position, counts = np.unique(episodes.cpu().numpy(), return_inverse=True, return_counts=True)
     in_first = np.zeros(len(counts), dtype=bool)
     sizes = [0, 0]
     for episode in rng.permutation(len(counts)):

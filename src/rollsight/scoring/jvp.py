@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction
+from rollsight.scoring.directions import Direction, gradient_of
 
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
@@ -80,26 +80,23 @@ def _forward_mode_kernels() -> Iterator[None]:
 
 class LogProbJacobian:
     """The Jacobian J of (n,) or (n, T) log-probabilities as a linear operator, for policies that `layerwise` does not
-    cover."""
+    cover; `seed_gradient` = J^T w."""
 
-    def __init__(self, policy: Policy, records: Records) -> None:
+    def __init__(self, policy: Policy, records: Records, weights: Tensor) -> None:
         self._policy, self._records = policy, records
         self._parameters = policy.trainable()
         self.evaluation = policy(records)
+        self.seed_gradient = self.pullback(weights)
 
     def pushforward(self, direction: Direction) -> Tensor:
         """(n,) or (n, T): <grad log pi_i, v>."""
         return _along(self._policy, self._records, _LogProb(), direction)
 
-    def pullback(self, weights: Tensor) -> Direction:
-        """sum_i u_i grad log pi_i."""
-        grads = torch.autograd.grad(
-            self.evaluation.log_prob, list(self._parameters.values()), weights, retain_graph=True, allow_unused=True
-        )
-        return {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(self._parameters.items(), grads, strict=True)
-        }
+    def pullback(self, weights: Tensor, rows: Tensor | None = None) -> Direction:
+        """sum_i u_i grad log pi_i over the records at `rows`, all by default; weights: as the log-probabilities."""
+        if rows is not None:
+            weights = torch.zeros_like(weights).index_copy(0, rows, weights[rows])
+        return gradient_of((weights * self.evaluation.log_prob).sum(), self._parameters, keep_graph=True)
 
 
 class _LogProb:

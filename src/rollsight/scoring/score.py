@@ -15,8 +15,9 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
-from rollsight.scoring.directions import Direction, gradient, precondition
+from rollsight.scoring.directions import Direction, gradient, gradient_of, precondition
 from rollsight.scoring.halves import split_halves
+from rollsight.scoring.layers import Layers
 from rollsight.scoring.scores import Scores
 
 Backend: TypeAlias = Literal["auto", "layerwise", "jvp", "double_backward", "oracle"]
@@ -53,8 +54,8 @@ def score_records(
                records.
     objective: the trainer's loss; default `objectives.PPO()`.
     backend:   "layerwise" (one forward and backward, layers linear in their parameters), "jvp" (forward mode, any
-               differentiable policy), "double_backward", "oracle" (a loop, slow); "auto" takes the first that covers the policy and
-               `Scores.reason` says why.
+               differentiable policy), "double_backward", "oracle" (a loop, slow); "auto" takes the first that covers
+               the policy and `Scores.reason` says why.
     optimizer: precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
     change).
     cross_fit: score each record against the gradient of the half of the buffer (halves by episode, drawn with `seed`)
@@ -147,10 +148,11 @@ class _Job:
 
     def by(self, backend: str) -> Tensor:
         if backend == "layerwise":
-            layerwise.check_coverage(self.policy, self.prepared, self.objective)
-            shared = self.shared_pass()
-            if shared is not None:
-                return shared[:, None]
+            layers = Layers(self.policy)
+            layerwise.check_coverage(layers, self.prepared, self.objective)
+            fits = len(self.prepared) <= self.chunk_size
+            if fits and self.own_records and not self.cross_fit and self.optimizer is None:
+                return self.shared_pass(layers)[:, None]
         if self.cross_fit:
             first = split_halves(self.records, self.seed)
             columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
@@ -178,50 +180,39 @@ class _Job:
         count = int(self.prepared.valid.sum())
         return gradient(self.policy, self.prepared, self.objective.losses, count, self.chunk_size)
 
-    def shared_pass(self) -> Tensor | None:
-        """(n,) scores from one forward and backward, where target and objective are functions of the same records'
-        log-probabilities; None where they are not, or where the records do not fit in one chunk."""
-        records = self.prepared
-        if (
-            not self.own_records
-            or self.cross_fit
-            or self.optimizer is not None
-            or records.log_probs.dim() != 1
-            or len(records) > self.chunk_size
-        ):
-            return None
-        count = self.target.count(self.measured)
-        weights = _log_prob_weights(lambda e: self.target.terms(e, self.measured).sum() / count, records)
-        if weights is None:
-            return None
-        if not bool(weights.any()):
-            return weights
-        jacobian = layerwise.LogProbJacobian(self.policy, records, weights)
-        slopes = _log_prob_weights(lambda e: self.objective.losses(e, records).sum(), records, at=jacobian.evaluation)
-        if slopes is None:
-            return None
-        return slopes * jacobian.pushforward(jacobian.seed_gradient)
+    def shared_pass(self, layers: Layers) -> Tensor:
+        """(n,) scores from one forward, for a target and an objective of the same records; from one backward too, where
+        both depend on the log-probabilities alone."""
+        evaluation, calls = layers.forward(self.prepared)
+        count = max(self.target.count(self.measured), 1)
+
+        def target(e: Evaluation) -> Tensor:
+            return self.target.terms(e, self.measured).sum() / count
+
+        def objective(e: Evaluation) -> Tensor:
+            return self.objective.losses(e, self.prepared)
+
+        weights, slopes = (_log_prob_slope(value, evaluation) for value in (target, lambda e: objective(e).sum()))
+        if weights is not None and slopes is not None:
+            jacobian = layerwise.LogProbJacobian(layers, evaluation, calls, weights)
+            return slopes * jacobian.pushforward(jacobian.seed_gradient)
+        direction = gradient_of(target(evaluation), layers.parameters, keep_graph=True)
+        return layerwise.Backward(layers, calls, objective(evaluation)).along(direction)
 
 
-def _log_prob_weights(
-    value: Callable[[Evaluation], Tensor], records: Records, at: Evaluation | None = None
-) -> Tensor | None:
-    """d value / d log_prob, (n,), or None where the value also depends on entropy or value estimates.
-
-    Without `at` the value must be linear in the log-probabilities; a target that is not gives None.
-    """
-    log_prob = (records.log_probs if at is None else at.log_prob).detach().clone().requires_grad_()
-    # Probes: a value that reads entropy or value estimates shows it by a gradient that is not None.
-    entropy, estimate = torch.zeros_like(log_prob).requires_grad_(), torch.zeros_like(log_prob).requires_grad_()
-    result = value(Evaluation(log_prob, entropy, estimate))
-    weights, *others = torch.autograd.grad(
-        result, (log_prob, entropy, estimate), allow_unused=True, create_graph=at is None
-    )
-    if weights is None or any(other is not None for other in others):
+def _log_prob_slope(value: Callable[[Evaluation], Tensor], evaluation: Evaluation) -> Tensor | None:
+    """(n,) d value / d log_prob, or None where the value also depends on entropy or value estimates, or where the
+    log-probabilities are those of tokens."""
+    if evaluation.log_prob.dim() != 1:
         return None
-    if at is None and weights.requires_grad:
+    log_prob, *others = (None if x is None else x.detach().requires_grad_() for x in evaluation)
+    assert log_prob is not None
+    result = value(Evaluation(log_prob, *others))
+    if not result.requires_grad:
         return None
-    return weights.detach()
+    leaves = [log_prob, *(x for x in others if x is not None)]
+    slope, *rest = torch.autograd.grad(result, leaves, allow_unused=True)
+    return slope if all(other is None for other in rest) else None
 
 
 def only_valid(records: Records) -> Records:
@@ -247,14 +238,15 @@ def default_chunk_size(records: Records) -> int:
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on; modes and random states afterwards as before."""
-    for name, part in module.named_modules():
+    modules = dict(module.named_modules())
+    for name, part in modules.items():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
             mode = "is in training mode" if part.training else "has no running statistics"
             mend = "call module.eval() before scoring" if part.running_mean is not None else "track_running_stats=True"
             raise RollsightError(
                 f"BatchNorm layer {name!r} {mode}, where a record's loss depends on the other records; {mend}."
             )
-    training = [part for part in module.modules() if part.training]
+    training = [part for part in modules.values() if part.training]
     devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
     numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices), torch.enable_grad():

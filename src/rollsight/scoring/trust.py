@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +16,10 @@ from rollsight.records import Records
 from rollsight.scoring import jvp, layerwise
 from rollsight.scoring.directions import Direction, norm
 from rollsight.scoring.halves import split_halves
+from rollsight.scoring.layers import Layers
 from rollsight.scoring.score import default_chunk_size, only_valid, untouched
+
+_Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -52,41 +57,42 @@ def trust_line(
     """
     objective = objectives.PPO() if objective is None else objective
     with untouched(policy.module):
-        only_valid(records)  # complains where nothing is
-        rows = records.valid_rows.nonzero().flatten()
+        part = only_valid(records)
+        weights = None if weights is None else weights[records.valid_rows].to(part.log_probs)
         rng = np.random.default_rng(seed)
         limit = default_chunk_size(records)
-        if len(rows) > limit:
-            rows = rows[torch.from_numpy(np.sort(rng.permutation(len(rows))[:limit])).to(rows.device)]
-        part = records.take(rows)
-        jacobian = _jacobian(policy, part, objective)
-        first = split_halves(part, seed)
+        if len(part) > limit:
+            rows = torch.from_numpy(np.sort(rng.permutation(len(part))[:limit])).to(part.log_probs.device)
+            part, weights = part.take(rows), None if weights is None else weights[rows]
         permuted = part.with_advantages(_permuted(part, rng))
-        ratio = 1.0
-        if weights is not None and not bool((weights[rows] == 1).all()):
-            ratio = _gradient_ratio(jacobian, part, objective, weights[rows].to(part.log_probs))
-        target_gradient = jacobian.pullback(_return_weights(part))
-        return TrustLine(
-            _split_half(jacobian, part, objective, first, target_gradient),
-            _split_half(jacobian, permuted, objective, first, jacobian.pullback(_return_weights(permuted))),
-            ratio,
-            norm(target_gradient),
-        )
+        first = split_halves(part, seed)
+
+        def line(jacobian: _Jacobian) -> TrustLine:
+            slopes = _slopes(jacobian, part, objective)
+            whole = jacobian.seed_gradient
+            own = jacobian.pullback(_return_weights(part), first.nonzero().flatten())
+            halves = own, {name: g - own[name] for name, g in whole.items()}
+            shuffled = [
+                jacobian.pullback(_return_weights(permuted), side.nonzero().flatten()) for side in (first, ~first)
+            ]
+            return TrustLine(
+                _agreement(jacobian, slopes, part.valid, halves),
+                _agreement(jacobian, _slopes(jacobian, permuted, objective), part.valid, shuffled),
+                1.0 if weights is None else _gradient_ratio(jacobian, slopes, part.valid, weights),
+                norm(whole),
+            )
+
+        if part.log_probs.dim() == 1:
+            try:
+                layers = Layers(policy)
+                layerwise.check_coverage(layers, part, objective)
+                return line(layerwise.LogProbJacobian(layers, *layers.forward(part), _return_weights(part)))
+            except layerwise.NotCovered:
+                pass
+        return line(jvp.LogProbJacobian(policy, part, _return_weights(part)))
 
 
-_Jacobian = layerwise.LogProbJacobian | jvp.LogProbJacobian
-
-
-def _jacobian(policy: Policy, records: Records, objective: objectives.Objective) -> _Jacobian:
-    if records.log_probs.dim() == 1:
-        try:
-            layerwise.check_coverage(policy, records, objective)
-            jacobian = layerwise.LogProbJacobian(policy, records, _return_weights(records))
-            jacobian.pushforward(jacobian.seed_gradient)  # its own check
-            return jacobian
-        except layerwise.NotCovered:
-            pass
-    return jvp.LogProbJacobian(policy, records)
+_Jacobian: TypeAlias = layerwise.LogProbJacobian | jvp.LogProbJacobian
 
 
 def _return_weights(records: Records) -> Tensor:
@@ -96,33 +102,34 @@ def _return_weights(records: Records) -> Tensor:
 
 def _slopes(jacobian: _Jacobian, records: Records, objective: objectives.Objective) -> Tensor:
     """d l_i / d log pi_i."""
-    evaluation = Evaluation(*(None if x is None else x.detach() for x in jacobian.evaluation))
-    log_prob = evaluation.log_prob.clone().requires_grad_()
-    losses = objective.losses(evaluation._replace(log_prob=log_prob), objective.prepare(records))
+    log_prob, *others = (None if x is None else x.detach() for x in jacobian.evaluation)
+    assert log_prob is not None
+    log_prob = log_prob.requires_grad_()
+    losses = objective.losses(Evaluation(log_prob, *others), objective.prepare(records))
     return torch.autograd.grad(losses.sum(), log_prob)[0]
 
 
-def _split_half(
-    jacobian: _Jacobian, records: Records, objective: objectives.Objective, first: Tensor, whole: Direction
-) -> float:
-    """Spearman of c_i <g_i, v_A> with c_i <g_i, v_B>. v_B's products follow from the whole's and v_A's by linearity."""
-    mask = first.view(-1, *[1] * (records.valid.dim() - 1)) & records.valid
-    if not 0 < int(mask.sum()) < int(records.valid.sum()):
+def _agreement(jacobian: _Jacobian, slopes: Tensor, valid: Tensor, halves: Sequence[Direction]) -> float:
+    """Spearman of c_i <g_i, v_A> with c_i <g_i, v_B>; nan for a single record."""
+    if len(slopes) < 2:
         return float("nan")
-    along_whole = jacobian.pushforward(whole)
-    along_first = jacobian.pushforward(jacobian.pullback(_return_weights(records) * mask))
-    slopes = _slopes(jacobian, records, objective)
-    valid = records.valid
-    return spearman((slopes * along_first)[valid], (slopes * (along_whole - along_first))[valid])
+    one, other = ((slopes * jacobian.pushforward(half))[valid] for half in halves)
+    return spearman(one, other)
 
 
-def _gradient_ratio(jacobian: _Jacobian, records: Records, objective: objectives.Objective, weights: Tensor) -> float:
-    slopes = _slopes(jacobian, records, objective)
-    weights = weights.view(*weights.shape, *[1] * (slopes.dim() - weights.dim())) * records.valid
+def _gradient_ratio(jacobian: _Jacobian, slopes: Tensor, valid: Tensor, weights: Tensor) -> float:
+    """Norm of the weighted mean gradient over the plain one's."""
+    weights = weights.view(*weights.shape, *[1] * (slopes.dim() - weights.dim())) * valid
     if not bool(weights.any()):
         return float("nan")
-    before = norm(jacobian.pullback(slopes)) / int(records.valid.sum())
-    after = norm(jacobian.pullback(slopes * weights)) / float(weights.sum())
+    missing = valid.to(weights) - weights
+    changed = missing.flatten(1).any(1) if missing.dim() > 1 else missing != 0
+    if not bool(changed.any()):
+        return 1.0
+    gradient = jacobian.pullback(slopes)
+    lost = jacobian.pullback(slopes * missing, changed.nonzero().flatten())
+    before = norm(gradient) / int(valid.sum())
+    after = norm({name: g - lost[name] for name, g in gradient.items()}) / float(weights.sum())
     return after / before if before else float("nan")
 
 
@@ -136,14 +143,16 @@ def _permuted(records: Records, rng: np.random.Generator) -> Tensor:
 
 def spearman(a: Tensor, b: Tensor) -> float:
     """Rank correlation with average ranks for ties; nan where one side is constant."""
-    ranks = [_ranks(x.double().cpu().numpy()) for x in (a, b)]
-    if any(r.std() == 0 for r in ranks):
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    one, other = (_centred_ranks(x.double().cpu().numpy()) for x in (a, b))
+    scale = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / scale if scale else float("nan")
 
 
-def _ranks(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    ranks: np.ndarray[tuple[int], np.dtype[np.float64]] = (last - (counts - 1) / 2)[position]
+def _centred_ranks(values: _Floats) -> _Floats:
+    order = values.argsort()
+    ordered = values[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    ends = np.append(starts[1:], len(values))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat((starts + ends - len(values)) / 2, ends - starts)
     return ranks

@@ -94,6 +94,8 @@ def run_training(
     settings = settings.resolved()
     assert settings.rounds is not None
     environments = make_environments(settings.env, settings.envs)
+    # Before the model, which seeds the global streams: making environments draws from them.
+    evaluate = Evaluation(settings.env, settings.eval_episodes, settings.seed) if settings.eval_episodes else None
     model = _model(settings, environments)
     callback = InfluenceCallback(
         selection=settings.selection,
@@ -103,7 +105,7 @@ def run_training(
         overwrite=overwrite,
         snapshots=settings.snapshots,
         metadata={"arm": settings.arm, "run_settings": asdict(settings)},
-        evaluate=Evaluation(settings.env, settings.eval_episodes, settings.seed) if settings.eval_episodes else None,
+        evaluate=evaluate,
         on_round=None if on_progress is None else lambda summary: on_progress(summary["round"], summary),
     )
     callbacks: list[BaseCallback] = [callback] if on_progress is None else [_Ticks(on_progress), callback]

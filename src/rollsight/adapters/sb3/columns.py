@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from rollsight.adapters.sb3.episodes import RoundEpisodes
-from rollsight.adapters.sb3.translate import Translated
-from rollsight.records import Records
+from rollsight.adapters.sb3.translate import Translated, evaluate_masked
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 
@@ -57,7 +56,7 @@ def round_columns(
         "episode_return": [None if np.isnan(x) else x for x in env_major(episodes.episode_return)],
     }
     ranking = next(iter(scores.values())).values if scores else records.advantages
-    columns |= _observations(records, _numpy(ranking), round)
+    columns |= _observations(translated, _numpy(ranking), round)
     columns["episode_start"] = list(env_major(episodes.start))
     return columns
 
@@ -70,10 +69,14 @@ def _entropy(translated: Translated) -> Tensor:
     return entropy if translated.position is None else entropy.reshape(-1)[translated.position]
 
 
-def _observations(records: Records, ranking: np.ndarray[Any, Any], round: int) -> Columns:
-    obs = {"obs": records.obs} if isinstance(records.obs, Tensor) else dict(records.obs)
-    if isinstance(records.obs, Mapping):
-        obs = {name if name.split(".")[0] in ("obs", "action_masks") else f"obs.{name}": c for name, c in obs.items()}
+def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: int) -> Columns:
+    records = translated.records
+    if isinstance(records.obs, Tensor):
+        obs = {"obs": records.obs}
+    elif translated.policy.evaluate is evaluate_masked:
+        obs = dict(records.obs)  # named there already, beside the masks
+    else:
+        obs = {f"obs.{name}": column for name, column in records.obs.items()}
     columns: Columns = {}
     for name, column in obs.items():
         values = _narrow(_numpy(column))

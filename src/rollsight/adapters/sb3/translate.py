@@ -43,11 +43,7 @@ class Translated:
         """Scores with one value per step."""
         if self.position is None:
             return scores
-        if scores.tokens is None:
-            raise RollsightError(
-                f"backend={scores.backend!r} gives no score per step for a recurrent policy; use backend='auto' or "
-                f"'jvp'."
-            )
+        assert scores.tokens is not None  # only layerwise gives none, and it does not cover an LSTM
         values = scores.tokens.reshape(-1)[self.position]
         return Scores(
             values,

@@ -1,0 +1,161 @@
+"""Layers that are linear in their parameters, and the capture of their calls in one forward of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
+from rollsight.scoring.directions import Direction, check_attached
+
+Slices: TypeAlias = dict[str, Tensor]
+Map: TypeAlias = Callable[[Any, Tensor, Slices], Tensor]
+
+
+def _linear(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return F.linear(x, v["weight"], v.get("bias"))
+
+
+def _conv(m: Any, x: Tensor, v: Slices) -> Tensor:
+    out: Tensor = m._conv_forward(x, v["weight"], v.get("bias"))
+    return out
+
+
+def _embedding(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return F.embedding(x, v["weight"], m.padding_idx)
+
+
+def _layer_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return _affine(F.layer_norm(x, m.normalized_shape, None, None, m.eps), v)
+
+
+def _rms_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return _affine(F.rms_norm(x, m.normalized_shape, None, m.eps), v)
+
+
+def _group_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return _affine(F.group_norm(x, m.num_groups, None, None, m.eps), _channels(v, x))
+
+
+def _batch_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
+    normed = F.batch_norm(x, m.running_mean, m.running_var, None, None, False, 0.0, m.eps)
+    return _affine(normed, _channels(v, x))
+
+
+def _affine(normed: Tensor, v: Slices) -> Tensor:
+    scaled = normed * v["weight"]
+    return scaled + v["bias"] if "bias" in v else scaled
+
+
+def _channels(v: Slices, x: Tensor) -> Slices:
+    return {name: part.view(-1, *[1] * (x.dim() - 2)) for name, part in v.items()}
+
+
+# A layer is one line: its class, and the map that is linear in its parameters.
+LAYERS: dict[type[nn.Module], Map] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+}
+
+
+def _layer_of(module: nn.Module, parameters: Set[str]) -> Map | None:
+    """The layer's map, for the class itself and for subclasses that leave `forward` alone."""
+    for kind, apply in LAYERS.items():
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            # A computed weight (weight_norm) is no parameter, and a parameter of another name is no part of the map.
+            if "weight" not in parameters or not parameters <= {"weight", "bias"}:
+                return None
+            unusual = isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None)
+            return None if unusual else apply
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A module, its map, its trainable parameters' full names and its frozen parameters."""
+
+    module: nn.Module
+    apply: Map
+    names: dict[str, str]
+    frozen: dict[str, nn.Parameter]
+
+    def slices(self, direction: Direction) -> Slices:
+        """The direction's part for this layer; zeros for a frozen parameter beside a trainable one."""
+        part = {name: direction[full] for name, full in self.names.items()}
+        return part | {name: torch.zeros_like(parameter) for name, parameter in self.frozen.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of one layer: its input, and where its output stands in the graph."""
+
+    layer: _Layer
+    x: Tensor
+    edge: GradientEdge
+
+    def along(self, direction: Direction, g_out: Tensor) -> Tensor:
+        """(n,) <g_out_i, layer(x_i; v)>, accumulated in float32 at least."""
+        out = self.layer.apply(self.layer.module, self.x, self.layer.slices(direction))
+        return (g_out * out).flatten(1).sum(1, dtype=torch.promote_types(out.dtype, torch.float32))
+
+    def gradient(self, g_out: Tensor, rows: slice | Tensor) -> dict[str, Tensor]:
+        """The layer's parameter gradient, summed over `rows` with their output gradients g_out, by full name."""
+        x, layer = self.x[rows], self.layer
+        if isinstance(layer.module, nn.Linear):
+            flat = g_out.flatten(0, -2)
+            grads = {"weight": lambda: flat.T @ x.flatten(0, -2), "bias": lambda: flat.sum(0)}
+            return {full: grads[name]() for name, full in layer.names.items()}
+        leaves = {name: getattr(layer.module, name).detach().requires_grad_() for name in layer.names}
+        out = layer.apply(layer.module, x, {**layer.frozen, **leaves})
+        return dict(zip(layer.names.values(), torch.autograd.grad(out, list(leaves.values()), g_out), strict=True))
+
+
+class Layers:
+    """A policy's covered layers, looked up once for one use of it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.parameters = policy, policy.trainable()
+        self._layers = []
+        for prefix, module in policy.module.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            full = {name: f"{prefix}.{name}" if prefix else name for name in own}
+            names = {name: full[name] for name in own if full[name] in self.parameters}
+            if names and (apply := _layer_of(module, own.keys())) is not None:
+                self._layers.append(_Layer(module, apply, names, {k: p for k, p in own.items() if k not in names}))
+
+    def forward(self, records: Records) -> tuple[Evaluation, list[Call]]:
+        """The policy's evaluation of the records, and the calls of covered layers that it depends on."""
+        calls: list[Call] = []
+
+        def hook_of(layer: _Layer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                # The edge, not the tensor: a following in-place activation would move the tensor on.
+                if isinstance(output, Tensor) and output.requires_grad and args:
+                    calls.append(Call(layer, args[0].detach(), get_gradient_edge(output)))
+
+            return hook
+
+        handles = [layer.module.register_forward_hook(hook_of(layer)) for layer in self._layers]
+        try:
+            evaluation = self.policy(records)
+        finally:
+            for handle in handles:
+                handle.remove()
+        check_attached(evaluation.log_prob)
+        return evaluation, calls

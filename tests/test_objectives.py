@@ -1,0 +1,132 @@
+"""The per-record losses and the normalisation of advantages, against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+import zoo
+
+import rollsight as rs
+from rollsight import objectives as ob
+from rollsight.objectives import normalize_advantages
+
+
+def buffer(n, *, log_probs=None, advantages=None, valid=None):
+    return rs.Records(
+        torch.zeros(n, 1),
+        torch.zeros(n),
+        torch.zeros(n) if log_probs is None else log_probs,
+        torch.ones(n) if advantages is None else advantages,
+        returns=torch.full((n,), 2.0),
+        valid=valid,
+    )
+
+
+def test_the_clipped_surrogate_and_its_slope_by_cases():
+    ratios = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5, 1.1])
+    advantages = torch.tensor([2.0, 2.0, -2.0, 2.0, -2.0, -2.0])
+    log_prob = ratios.log().requires_grad_()
+    losses = ob.PPO("raw").losses(rs.Evaluation(log_prob), buffer(6, advantages=advantages))
+    assert losses.tolist() == pytest.approx([2.0, 2.4, -3.0, 1.0, -1.6, -2.2])
+    losses.sum().backward()
+    # d(r A)/d(log pi) = r A where the clip is not active, 0 where it is
+    assert log_prob.grad.tolist() == pytest.approx([2.0, 0.0, -3.0, 1.0, 0.0, -2.2])
+
+
+def test_clip_range_is_used():
+    evaluation = rs.Evaluation(torch.tensor([1.5]).log())
+    assert ob.PPO("raw", clip_range=0.4).losses(evaluation, buffer(1)).tolist() == pytest.approx([1.4])
+
+
+@pytest.mark.parametrize("objective", [ob.PPO("raw", entropy=0.1, value=0.5), ob.A2C(entropy=0.1, value=0.5)])
+def test_entropy_and_value_terms_are_added_with_their_signs(objective):
+    log_prob, entropy, value = torch.tensor([-1.0]), torch.tensor([0.7]), torch.tensor([1.5])
+    records = buffer(1, log_probs=torch.tensor([-1.0]), advantages=torch.tensor([3.0]))
+    policy_term = 3.0 if isinstance(objective, ob.PPO) else -3.0
+    losses = objective.losses(rs.Evaluation(log_prob, entropy, value), records)
+    assert losses.tolist() == pytest.approx([policy_term + 0.1 * 0.7 - 0.5 * 0.5**2])
+    without = objective.losses(rs.Evaluation(log_prob, None, value), records)
+    assert without.tolist() == pytest.approx([policy_term + 0.1 * 1.0 - 0.5 * 0.5**2]), "-log pi estimates the entropy"
+
+
+def test_a_value_term_without_values_is_an_error():
+    with pytest.raises(rs.RollsightError, match=r"value=0\.5 but there is no value from `evaluate`"):
+        ob.PPO(value=0.5).losses(rs.Evaluation(torch.zeros(2)), buffer(2))
+    without = rs.Records(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.ones(2))
+    with pytest.raises(rs.RollsightError, match=r"value=0\.5 but there is no `returns` in the records"):
+        ob.PPO(value=0.5).losses(rs.Evaluation(torch.zeros(2), None, torch.zeros(2)), without)
+
+
+def test_invalid_rows_give_a_loss_of_zero_whatever_they_hold():
+    records = buffer(2, valid=torch.tensor([True, False]))
+    evaluation = rs.Evaluation(torch.tensor([0.0, 1e30]), torch.tensor([0.0, 1e30]), torch.tensor([0.0, 1e30]))
+    for objective in (ob.PPO("raw", entropy=1.0, value=1.0), ob.A2C(entropy=1.0, value=1.0)):
+        assert objective.losses(evaluation, records)[1] == 0
+
+
+def test_defaults_are_the_papers_and_the_hosts():
+    assert ob.PPO() == ob.PPO(advantage="buffer", clip_range=0.2, entropy=0.0, value=0.0)
+    assert ob.A2C() == ob.A2C(advantage="raw", entropy=0.0, value=0.0)
+    assert ob.PPO("chunk:64").normalisation == "chunk:64"
+
+
+# --- normalisation
+
+
+@pytest.mark.parametrize("n", [64, 65, 130, 129])
+@pytest.mark.parametrize("rule", ["raw", "buffer", "chunk:64", "chunk:2"])
+def test_normalisation_is_over_valid_records_in_order(rule, n):
+    torch.manual_seed(n)
+    advantages = torch.randn(n, dtype=torch.float64) * 3 + 1
+    valid = torch.rand(n) < 0.9
+    expected = zoo._normalised(advantages, valid, rule)
+    result = normalize_advantages(advantages, valid, rule)
+    assert torch.allclose(result, expected, atol=1e-12)
+    garbage = torch.where(valid, advantages, math.nan)
+    assert torch.equal(normalize_advantages(garbage, valid, rule), result)
+
+
+def test_normalisation_by_hand():
+    result = normalize_advantages(torch.tensor([1.0, 2.0, 3.0, 99.0]), torch.tensor([True, True, True, False]), "buffer")
+    assert result.tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0]), "std with n - 1; the invalid row becomes 0"
+    pairs = normalize_advantages(torch.tensor([0.0, 2.0, 10.0, 20.0]), torch.ones(4, dtype=torch.bool), "chunk:2")
+    assert pairs.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5] * 2)
+
+
+def test_a_single_value_and_a_last_chunk_of_one():
+    one = torch.tensor([5.0])
+    assert normalize_advantages(one, torch.ones(1, dtype=torch.bool), "buffer").tolist() == [5.0]
+    three = torch.tensor([1.0, 2.0, 3.0])
+    assert normalize_advantages(three, torch.ones(3, dtype=torch.bool), "chunk:2").tolist() == pytest.approx([-1, 0, 1])
+
+
+def test_equal_advantages_become_zero_not_nan():
+    same = normalize_advantages(torch.full((5,), 3.0), torch.ones(5, dtype=torch.bool), "buffer")
+    assert same.tolist() == [0.0] * 5
+
+
+def test_sequences_normalise_over_valid_tokens():
+    advantages, valid = torch.randn(4, 3).double(), torch.rand(4, 3) < 0.7
+    expected = zoo._normalised(advantages, valid, "buffer")
+    assert torch.allclose(normalize_advantages(advantages, valid, "buffer"), expected)
+    by_sequence = normalize_advantages(torch.tensor([1.0, 2.0, 3.0, 9.0]), valid & torch.tensor([[1], [1], [1], [0]]).bool(), "buffer")
+    assert by_sequence[3] == 0
+
+
+def test_prepare_leaves_the_records_as_they_were():
+    records = buffer(3, advantages=torch.tensor([1.0, 2.0, 3.0]))
+    assert ob.PPO().prepare(records).advantages.tolist() == pytest.approx([-1.0, 0.0, 1.0])
+    assert records.advantages.tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("rule", ["minibatch", "chunk:1", "chunk:0", "chunk:", "chunk:x", "", "chunk:-3", "buffer "])
+@pytest.mark.parametrize("objective", [ob.PPO, ob.A2C])
+def test_an_unknown_normalisation_is_an_error(objective, rule):
+    with pytest.raises(rs.RollsightError, match=f"advantage='{rule}' is no normalisation"):
+        objective(advantage=rule)
+
+
+@pytest.mark.parametrize("clip_range", [0.0, -0.1, math.nan])
+def test_a_clip_range_that_is_not_positive_is_an_error(clip_range):
+    with pytest.raises(rs.RollsightError, match=f"clip_range is {clip_range}"):
+        ob.PPO(clip_range=clip_range)
