@@ -87,7 +87,9 @@ def test_normalisation_is_over_valid_records_in_order(rule, n):
 
 
 def test_normalisation_by_hand():
-    result = normalize_advantages(torch.tensor([1.0, 2.0, 3.0, 99.0]), torch.tensor([True, True, True, False]), "buffer")
+    result = normalize_advantages(
+        torch.tensor([1.0, 2.0, 3.0, 99.0]), torch.tensor([True, True, True, False]), "buffer"
+    )
     assert result.tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0]), "std with n - 1; the invalid row becomes 0"
     pairs = normalize_advantages(torch.tensor([0.0, 2.0, 10.0, 20.0]), torch.ones(4, dtype=torch.bool), "chunk:2")
     assert pairs.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5] * 2)
@@ -109,7 +111,9 @@ def test_sequences_normalise_over_valid_tokens():
     advantages, valid = torch.randn(4, 3).double(), torch.rand(4, 3) < 0.7
     expected = zoo._normalised(advantages, valid, "buffer")
     assert torch.allclose(normalize_advantages(advantages, valid, "buffer"), expected)
-    by_sequence = normalize_advantages(torch.tensor([1.0, 2.0, 3.0, 9.0]), valid & torch.tensor([[1], [1], [1], [0]]).bool(), "buffer")
+    by_sequence = normalize_advantages(
+        torch.tensor([1.0, 2.0, 3.0, 9.0]), valid & torch.tensor([[1], [1], [1], [0]]).bool(), "buffer"
+    )
     assert by_sequence[3] == 0
 
 

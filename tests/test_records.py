@@ -142,4 +142,14 @@ def test_importing_rollsight_needs_torch_and_numpy_only():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert {"rollsight", "torch", "numpy"} <= loaded
-    assert not loaded & {"stable_baselines3", "sb3_contrib", "gymnasium", "duckdb", "pyarrow", "scipy", "cloudpickle", "tyro", "rich"}
+    assert not loaded & {
+        "stable_baselines3",
+        "sb3_contrib",
+        "gymnasium",
+        "duckdb",
+        "pyarrow",
+        "scipy",
+        "cloudpickle",
+        "tyro",
+        "rich",
+    }

@@ -15,16 +15,32 @@ from sb3_zoo import AtRolloutEnd, Perturb, fingerprint, in_double, make_env, mak
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
 
-from rollsight import RollsightError, score_records, selection, targets
+from rollsight import RollsightError, runs, score_records, selection, targets
 from rollsight.adapters.sb3 import InfluenceCallback, translate
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 
 Settings = Mapping[str, Any]
 
+
+class Noisy(BaseFeaturesExtractor):
+    """Batch statistics and random numbers while training."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 4)
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.2))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.layers(obs)
+        return features
+
+
 MODELS: dict[str, Settings] = {
     "ppo": {},
+    "ppo, BatchNorm and dropout": {"policy_kwargs": {"features_extractor_class": Noisy}},
     "ppo, 3 envs": {"n_envs": 3},
     "ppo, images": {"obs": "image"},
     "ppo, images, continuous": {"obs": "image", "action": "box"},
@@ -289,6 +305,15 @@ def test_a_users_own_rule_must_make_sense() -> None:
     half = lambda scores: Selection(torch.full((24,), 0.5), torch.tensor([], dtype=torch.long), 0, 0)  # noqa: E731
     with pytest.raises(RollsightError, match="weights are 0 or 1"):
         trained({}, InfluenceCallback(selection=half))
+    short = lambda scores: Selection(torch.ones(23), torch.tensor([], dtype=torch.long), 0, 0)  # noqa: E731
+    with pytest.raises(RollsightError, match=r"weights of shape \(23,\) for 24 records"):
+        trained({}, InfluenceCallback(selection=short))
+
+
+def test_only_one_callback_selects() -> None:
+    trained({}, [InfluenceCallback(drop=0.9), InfluenceCallback(target="objective")])
+    with pytest.raises(RollsightError, match="Two InfluenceCallbacks select"):
+        trained({}, [InfluenceCallback(drop=0.9), InfluenceCallback(drop=0.9, target="objective")])
 
 
 def test_whole_episodes_are_dropped() -> None:
@@ -426,6 +451,27 @@ def test_numbers_in_the_hosts_logger() -> None:
     assert second["overhead_s"] == pytest.approx(second["time_score"] + second["time_trust"])
 
 
+def test_an_action_can_be_explained(tmp_path: Path) -> None:
+    """A target of one's own, beside the first, which decides the selection."""
+    why = targets.Action(torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([2]), name="why")
+    influence = InfluenceCallback(drop=0.9, target=["return", why], run=tmp_path / "run")
+    trained({}, influence, rounds=1)
+    alone = InfluenceCallback(drop=0.9)
+    trained({}, alone, rounds=1)
+    assert torch.equal(influence.selection.weights, alone.selection.weights)  # type: ignore[union-attr]
+    assert not torch.equal(influence.scores["why"].values, influence.scores["return"].values)
+    assert runs.open(tmp_path / "run").targets(1) == ["return", "why"]
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+def test_rounds_of_a_few_records(n_steps: int, tmp_path: Path) -> None:
+    settings = {"algo": "A2C", "n_steps": n_steps}
+    stock = fingerprint(make_model(**settings).learn(10))
+    callback = InfluenceCallback(drop=0.0, run=tmp_path / "run", snapshots="all")
+    assert fingerprint(make_model(**settings).learn(10, callback=callback)) == stock
+    make_model(**settings).learn(10, callback=InfluenceCallback(drop=1.0))
+
+
 def test_summaries_go_to_on_round() -> None:
     seen: list[Mapping[str, Any]] = []
     trained({}, InfluenceCallback(drop=0.5, evaluate=noisy_evaluation, on_round=seen.append))
@@ -460,7 +506,8 @@ def test_a_round_without_a_finished_episode(tmp_path: Path) -> None:
         ({"drop": 0.5, "unit": "step"}, "unit='step' is unknown"),
         ({"every": 0}, "every=0 is no number of rounds"),
         ({"every": "2"}, "every='2' is no number of rounds"),
-        ({"every": 2.5}, "every=2.5"),
+        ({"every": 2.5}, "every=2.5 is no number of rounds"),
+        ({"every": True}, "every=True is no number of rounds"),
         ({"target": "reward"}, "target='reward' is unknown; give 'return' or 'objective'"),
         ({"target": ["return", "return"]}, "each with a name of its own"),
         ({"target": []}, "at least one target"),

@@ -13,7 +13,7 @@ NAN = float("nan")
 
 
 def random_scores(seed: int, n: int = 60, round: int = 0) -> rs.Scores:
-    """Scores with ties, zeros, invalid rows (whose scores are 0) and episodes whose numbers are far apart and negative too."""
+    """Scores with ties, zeros and invalid rows (that score 0); episode numbers are far apart, and negative too."""
     rng = np.random.default_rng(seed)
     values = torch.from_numpy(rng.integers(-6, 5, n) / 4)
     valid = torch.from_numpy(rng.random(n) < 0.85)

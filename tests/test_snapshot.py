@@ -1,4 +1,4 @@
-"""Replaying a frozen round, against training loops written out here (Stable-Baselines3 itself is met in test_sb3.py)."""
+"""Replaying a frozen round, against a training loop written out here (Stable-Baselines3 itself: test_sb3.py)."""
 
 import hashlib
 import os
@@ -55,7 +55,7 @@ def frozen(kind=KINDS["shared_trunk"], rule=PPO, optimizer=SGD, dtype=torch.floa
 
 
 def train_by_hand(policy, optimizer, records, rule, *, keep=None, weights=None, before_step=None) -> int:
-    """The update as a textbook has it. keep: rows that minibatches are formed of; weights: of the records' loss terms."""
+    """The update as a textbook has it. keep: rows that form the minibatches; weights: of the records' loss terms."""
     steps = 0
     for _ in range(rule.n_epochs):
         size = rule.batch_size or N
@@ -115,7 +115,11 @@ def assert_same_bits(replay, policy, optimizer):
     states = [o.state_dict()["state"] for o in (replay.optimizer, optimizer)]
     assert states[0].keys() == states[1].keys()
     for key, state in states[0].items():
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(states[1][key][k])) for k, v in state.items() if v is not None)
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(states[1][key][k]))
+            for k, v in state.items()
+            if v is not None
+        )
 
 
 def assert_close(replay, policy):
@@ -266,6 +270,19 @@ def test_invalid_records_are_not_trained_on():
     train_by_hand(policy, optimizer, records, snapshot.rule, keep=keep)
     assert_same_bits(snapshot.replay(), policy, optimizer)
     assert_same_bits(snapshot.replay(weights=torch.ones(N)), policy, optimizer)
+    fewer = (torch.arange(N) % 3 > 0).float()
+    np.random.seed(7)
+    policy, optimizer = snapshot.policy, snapshot.optimizer
+    train_by_hand(policy, optimizer, records, snapshot.rule, keep=(fewer * records.valid).nonzero().flatten().numpy())
+    assert_same_bits(snapshot.replay(weights=fewer), policy, optimizer)
+
+
+def test_another_minibatch_order_is_reproducible_and_leaves_the_recorded_one_alone():
+    snapshot = frozen()[0]
+    ends = {order: digest(snapshot.replay(order=order)) for order in (None, 0, 1)}
+    assert len(set(ends.values())) == 3
+    assert digest(replace(snapshot, round=5).replay(order=0)) != ends[0], "keyed by the round too"
+    assert {order: digest(snapshot.replay(order=order)) for order in (None, 0, 1)} == ends
 
 
 # --- what a snapshot holds
@@ -342,7 +359,9 @@ def test_a_file_that_is_no_snapshot_is_an_error(tmp_path):
     whole = path.read_bytes()
     for length in (0, 1, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(rs.RollsightError, match=r"snapshot\.pt: not a readable snapshot \(.*take it again") as error:
+        with pytest.raises(
+            rs.RollsightError, match=r"snapshot\.pt: not a readable snapshot \(.*take it again"
+        ) as error:
             Snapshot.load(path)
         assert "\n" not in str(error.value)
     for other in (b"not a snapshot\n", b"\x80\x04garbage" * 50, b"\x00" * 1000):
@@ -412,6 +431,22 @@ def test_replay_and_trace_leave_the_process_as_it_was(raising):
         assert np.random.get_state()[2] == states[2]
 
 
+THREADS = []
+
+
+def remember_threads(module, obs, actions):
+    THREADS.append(torch.get_num_threads())
+    return zoo.categorical(module, obs, actions)
+
+
+def test_replay_uses_the_thread_count_of_the_update():
+    snapshot = frozen(kind=replace(KINDS["shared_trunk"], evaluate=remember_threads))[0]
+    THREADS.clear()
+    replace(snapshot, threads=2).replay()
+    assert set(THREADS) == {2}
+    assert torch.get_num_threads() == 1
+
+
 # --- trace
 
 
@@ -421,7 +456,14 @@ def test_trace_is_the_sum_over_the_steps_at_their_own_parameters(case, weighting
     rule = replace(PPO, n_epochs=2, batch_size=6, max_grad_norm=0.1) if case != "a2c" else A2C
     kind = KINDS["gsde"] if case == "gsde" else KINDS["shared_trunk"]
     weights = (torch.arange(14) % 3 > 0).float() if case == "ppo, dropped" else None
-    options = {"kind": kind, "rule": rule, "n": 14, "dtype": torch.float64, "weights": weights, "optimizer": (torch.optim.SGD, {"lr": 0.5})}
+    options = {
+        "kind": kind,
+        "rule": rule,
+        "n": 14,
+        "dtype": torch.float64,
+        "weights": weights,
+        "optimizer": (torch.optim.SGD, {"lr": 0.5}),
+    }
     snapshot, policy, optimizer, records = frozen(**options)
     target = tg.Action(records.obs[:2] + 1, records.actions[:2]) if case == "ppo, action" else tg.Return()
     objective = ob.A2C("raw") if case == "a2c" else ob.PPO("raw")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from sb3_zoo import make_model
-from test_sb3 import DrawsNumbers, Settings, cases
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from test_sb3 import DrawsNumbers, Noisy, Settings, cases
 
-from rollsight import score_records, targets
+from rollsight import objectives, score_records, targets
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Replay, Snapshot
 
@@ -57,14 +58,11 @@ MODELS: dict[str, Settings] = {
     "discrete observations": {"obs": "discrete", "action": "multidiscrete"},
     "VecNormalize": {"normalize": True, "n_envs": 3},
     "a2c": {"algo": "A2C"},
+    "BatchNorm and dropout": {"policy_kwargs": {"features_extractor_class": Noisy}},
     "a2c, rmsprop of tensorflow": {
         "algo": "A2C",
         "normalize_advantage": True,
-        "policy_kwargs": {
-            "optimizer_class": __import__(
-                "stable_baselines3.common.sb2_compat.rmsprop_tf_like", fromlist=["x"]
-            ).RMSpropTFLike
-        },
+        "policy_kwargs": {"optimizer_class": RMSpropTFLike},
     },
     "maskable": {"algo": "MaskablePPO", "batch_size": 10},
     "maskable, dict": {"algo": "MaskablePPO", "obs": "dict", "action": "multidiscrete", "n_envs": 3},
@@ -136,9 +134,7 @@ def test_a_replay_leaves_the_world_alone() -> None:
 def test_the_trace_of_a_single_step_is_its_score() -> None:
     snapshot, _, _ = frozen({"algo": "A2C", **SGD, "learning_rate": 0.1, "max_grad_norm": 0.05})
     trace = snapshot.trace(weighting="paper")
-    from rollsight.objectives import A2C
-
-    scores = score_records(snapshot.policy, snapshot.records, targets.Return(), A2C(advantage="raw"))
+    scores = score_records(snapshot.policy, snapshot.records, targets.Return(), objectives.A2C(advantage="raw"))
     torch.testing.assert_close(trace.values, scores.values, rtol=1e-4, atol=1e-5 * float(scores.values.abs().max()))
     update = snapshot.trace(weighting="update")
     ratio = update.values / trace.values
@@ -153,6 +149,7 @@ from pathlib import Path
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from rollsight.adapters.sb3 import InfluenceCallback
 from sb3_zoo import make_model
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 class Features(BaseFeaturesExtractor):
     '''Defined in the script that trains, with random numbers of its own.'''

@@ -24,7 +24,7 @@ def by_tokens(policy, records):
     return torch.stack([zoo.flat_gradient(policy, lp) for lp in log_prob[measured.valid]]), measured
 
 
-@pytest.mark.parametrize("name", ["mlp", "gaussian", "lstm"])
+@pytest.mark.parametrize("name", ["mlp", "table", "norms", "gaussian", "lstm"])
 def test_the_trust_line_equals_its_definition(name):
     kind = KINDS[name]
     policy = kind.policy()

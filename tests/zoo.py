@@ -1,6 +1,6 @@
 """Policies of every kind, small, each with a function that makes records for it; and the explicit reference scores.
 
-`COVERED` policies must be scored by every backend; `LOOSE` ones are refused by `layerwise`, naming the parameter in `refused`.
+`COVERED` policies must be scored by every backend; `LOOSE` ones are refused by `layerwise`, which must name `refused`.
 """
 
 from __future__ import annotations
@@ -155,6 +155,17 @@ class TimeFirst(nn.Module):
         return torch.tanh(self.layer(x.transpose(0, 1))).transpose(0, 1)
 
 
+class Constant(nn.Module):
+    """The same logits everywhere, from one call on a single row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, ACTIONS)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, None]:
+        return self.layer(obs.new_ones(1, 1)).expand(len(obs), -1), None
+
+
 class Functional(nn.Module):
     """A layer whose weight is used a second time, past its forward."""
 
@@ -195,7 +206,7 @@ def gaussian(module: nn.Module, obs: Tensor, actions: Tensor) -> rs.Evaluation:
 
 
 def gsde(module: nn.Module, obs: Tensor, actions: Tensor) -> rs.Evaluation:
-    """State-dependent exploration: sigma(s)^2 = phi(s)^2 exp(log_std)^2; no entropy, as with a squashed distribution."""
+    """State-dependent exploration: sigma(s)^2 = phi(s)^2 exp(log_std)^2; no entropy, as when squashed."""
     features = module.trunk(obs)
     sigma = (features.detach() ** 2 @ module.log_std.exp() ** 2 + 1e-6).sqrt()
     log_prob = Normal(module.actor(features), sigma, validate_args=False).log_prob(actions).sum(-1)
@@ -281,8 +292,10 @@ def _tanh() -> nn.Module:
     return nn.Sequential(nn.Linear(OBS, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
 
 
-def _weight_norm() -> nn.Module:
-    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(OBS, 6)), nn.Tanh())
+def _weight_norm(frozen: bool = False) -> nn.Module:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(OBS, 6))
+    layer.parametrizations.requires_grad_(not frozen)
+    return nn.Sequential(layer, nn.Tanh())
 
 
 @dataclass(frozen=True)
@@ -315,8 +328,9 @@ class Kind:
     def records(
         self, policy: rs.Policy, n: int = 9, *, seed: int = 1, garbage: bool = True, shift: float = 0.3
     ) -> rs.Records:
-        """n records off the policy by `shift` in log-probability (the clip is active on some), one with advantage 0 and, with
-        `garbage`, one invalid row (and token) of NaN."""
+        """n records, off the policy by `shift` in log-probability (the clip is active on some), one with advantage 0.
+
+        garbage: one row, and the last token of some sequences, are invalid and hold NaN."""
         torch.manual_seed(seed)
         dtype = next(policy.module.parameters()).dtype
         obs, actions = self.obs(n), self.actions(n)
@@ -371,7 +385,7 @@ COVERED = [
     Kind("lora", _trunk(lambda: nn.Sequential(Lora(OBS, 8), nn.Tanh(), Lora(8, 6)))),
     Kind("twice", _trunk(Twice)),
     Kind("aliased", _trunk(Aliased)),
-    Kind("table", _trunk(lambda: nn.Embedding(CLASSES, 6)), obs=lambda n: torch.randint(CLASSES, (n,))),
+    Kind("table", _trunk(lambda: nn.Embedding(CLASSES, 6, padding_idx=1)), obs=lambda n: torch.randint(CLASSES, (n,))),
     Kind("multi_discrete", _trunk(_mlp, outputs=ACTIONS + 1), multi_discrete, actions=_actions2),
     Kind("masked", _trunk(_mlp), masked, obs=_mask),
     Kind("transformer", Transformer, obs=_tokens, actions=_tokens),
@@ -392,6 +406,7 @@ LOOSE = [
     Kind("functional", _trunk(Functional, OBS), refused="trunk.layer.weight"),
     Kind("weight_norm", _trunk(_weight_norm), refused="trunk.0.parametrizations.weight.original0",
          forward_mode=False),
+    Kind("frozen_weight_norm", _trunk(lambda: _weight_norm(frozen=True)), refused="trunk.0.bias"),
 ]  # fmt: skip
 KINDS = {kind.name: kind for kind in [*COVERED, *LOOSE]}
 
@@ -489,7 +504,9 @@ def flat_gradient(policy: rs.Policy, value: Tensor) -> Tensor:
     """(P,) gradient over the trainable parameters in their order."""
     parameters = [p for p in policy.module.parameters() if p.requires_grad]
     grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+    )
 
 
 def reference_target(policy: rs.Policy, records: rs.Records, target: Any) -> Tensor:

@@ -24,6 +24,7 @@ from rollsight.scoring.score import Backend
 from rollsight.update import Semantic, Step, UpdateRule, run_update
 
 _FORMAT = 1
+_ORDER = 0x0DE5  # the purpose in the key of a replay's own minibatch order
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +139,10 @@ class Snapshot:
 
     @cached_property
     def _start(self) -> tuple[Policy, torch.optim.Optimizer]:
-        return self._rebuild()
+        return self.rebuild()
 
-    def _rebuild(self) -> tuple[Policy, torch.optim.Optimizer]:
+    def rebuild(self) -> tuple[Policy, torch.optim.Optimizer]:
+        """A fresh copy of the policy at the start of the update and of the optimiser over its parameters, to train."""
         try:
             model: tuple[Policy, torch.optim.Optimizer] = torch.load(io.BytesIO(self.model), weights_only=False)
         except (ImportError, AttributeError) as error:
@@ -150,16 +152,18 @@ class Snapshot:
             ) from error
         return model
 
-    def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None) -> Replay:
+    def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None, order: int | None = None) -> Replay:
         """Run the round's update again, on a copy of the policy.
 
         weights None replays what the host did, with the selection it had: the same bits on the same build and thread
         count. Otherwise (N,) weights, applied as "repack" (weight-0 records leave, minibatches are formed from the
         rest) or as "mask" (minibatches, advantages and denominators stay; the weight multiplies the record's loss).
         Advantages are never recomputed.
+
+        order: None trains in the recorded minibatch order, a number (0 or more) in another, keyed by (order, round).
         """
-        steps, policy, optimizer = 0, *self._rebuild()
-        for _ in self._steps(policy, optimizer, semantic, weights):
+        steps, policy, optimizer = 0, *self.rebuild()
+        for _ in self._steps(policy, optimizer, semantic, weights, order):
             steps += 1
         return Replay(policy, optimizer, steps, semantic)
 
@@ -169,12 +173,15 @@ class Snapshot:
         objective: objectives.Objective | None = None,
         weighting: Literal["update", "paper"] = "update",
         backend: Backend = "auto",
+        precondition: bool = False,
     ) -> Scores:
         """Full TracIn over the round as it was trained (Hu et al. 2025, section 3): the sum, over the steps j that used
         record i, of w_j <grad l_i(theta_j), grad f(theta_j)>, with the advantages that step j used.
 
         weighting: "update", w_j = learning rate x clip factor / minibatch size, is what the update really did (to first
         order, for SGD); "paper", w_j = 1. The target is measured on the snapshot's records unless it has its own.
+        precondition: divide its gradient by the optimiser's second moments as they stand after taking in step j's
+        gradient (Adam, AdamW, RMSprop).
         """
         target = targets.Return() if target is None else target
         if objective is None:
@@ -185,12 +192,22 @@ class Snapshot:
             )
         if weighting not in ("update", "paper"):
             raise RollsightError(f"weighting={weighting!r} is unknown; give 'update' or 'paper'.")
-        policy, optimizer = self._rebuild()
+        policy, optimizer = self.rebuild()
+        trained = policy.trainable()
         measured, used = _MeasuredOn(target, self.records), ""
         total = torch.zeros(len(self.records), dtype=self.records.log_probs.dtype)
         with closing(self._steps(policy, optimizer, "repack", None)) as steps:
             for step in steps:
-                scores = score_records(policy, step.minibatch, measured, objective, backend)
+                taken = {name: p.new_zeros(p.shape) if p.grad is None else p.grad for name, p in trained.items()}
+                scores = score_records(
+                    policy,
+                    step.minibatch,
+                    measured,
+                    objective,
+                    backend,
+                    optimizer if precondition else None,
+                    current=taken,
+                )
                 weight = step.learning_rate * step.clip / len(step.index) if weighting == "update" else 1.0
                 total[step.index] += weight * scores.values.cpu()
                 used = scores.backend
@@ -205,8 +222,25 @@ class Snapshot:
             reason=f"TracIn over every step, {weighting} weights",
         )
 
+    def minibatch_order(self, order: int | None = None) -> np.random.RandomState:
+        """The stream that the update draws its minibatches from: the recorded one, or one keyed by (order, round)."""
+        rng = np.random.RandomState()
+        if order is None:
+            rng.set_state(self.numpy_state)
+        else:
+            rng.seed(self._order_key(order))
+        return rng
+
+    def _order_key(self, order: int) -> list[int]:
+        return [int(part) for part in np.random.SeedSequence((order, self.round, _ORDER)).generate_state(8)]
+
     def _steps(
-        self, policy: Policy, optimizer: torch.optim.Optimizer, semantic: Semantic, weights: Tensor | None
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        semantic: Semantic,
+        weights: Tensor | None,
+        order: int | None = None,
     ) -> Generator[Step]:
         if semantic not in ("repack", "mask"):
             raise RollsightError(f"semantic={semantic!r} is unknown; give 'repack' or 'mask'.")
@@ -215,10 +249,11 @@ class Snapshot:
                 f"weights has shape {tuple(weights.shape)} for {len(self.records)} records; give one weight per record."
             )
         weights = self.weights if weights is None else weights
-        rng = np.random.RandomState()
-        rng.set_state(self.numpy_state)
+        rng = self.minibatch_order(order)
         with _threads(self.threads), torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(self.torch_state)
+            if order is not None:
+                torch.manual_seed(self._order_key(order)[0])  # dropout's masks, where the policy has dropout
             yield from run_update(policy, optimizer, self.records, self.rule, rng, semantic, weights)
 
 

@@ -99,9 +99,7 @@ def run_update(
         if rows is not None:
             minibatches = repack(rng.permutation(rows), rule.batch_size)
         else:
-            order = rng.permutation(len(records))
-            size = rule.batch_size or len(records)
-            minibatches = [order[start : start + size] for start in range(0, len(order), size)]
+            minibatches = full_minibatches(len(records), rule, rng)
         for index in minibatches:
             step = _step(policy, optimizer, records, rule, epoch, index, weights)
             if step is None:
@@ -110,6 +108,21 @@ def run_update(
                 continue
             yield step
             optimizer.step()
+
+
+def full_minibatches(n: int, rule: UpdateRule, rng: np.random.RandomState) -> list[Indices]:
+    """One epoch's minibatches of a full buffer of n records, as the host draws them."""
+    order = rng.permutation(n)
+    size = rule.batch_size or n
+    return [order[start : start + size] for start in range(0, n, size)]
+
+
+def with_normalized_advantages(minibatch: Records, rule: UpdateRule) -> Records:
+    """The minibatch with the advantages that its step uses."""
+    advantages = minibatch.advantages
+    if rule.normalize_advantage and (len(advantages) > 1 or rule.normalize_single):
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return minibatch.with_advantages(advantages)
 
 
 def _kept(weights: Tensor) -> Indices:
@@ -137,35 +150,41 @@ def _step(
     minibatch = records.take(torch.from_numpy(index).to(records.log_probs.device))
     w = None if weights is None else weights[torch.from_numpy(index)].to(minibatch.log_probs)
     evaluation = policy(minibatch)
-    advantages = minibatch.advantages
-    if rule.normalize_advantage and (len(advantages) > 1 or rule.normalize_single):
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    loss = _loss(evaluation, minibatch, advantages, rule, w)
+    minibatch = with_normalized_advantages(minibatch, rule)
+    loss = minibatch_loss(evaluation, minibatch, rule, w)
     with torch.no_grad():
-        log_ratio = evaluation.log_prob - minibatch.log_probs
-        approx_kl = torch.mean((torch.exp(log_ratio) - 1) - log_ratio).item()
-    if rule.target_kl is not None and approx_kl > 1.5 * rule.target_kl:
+        kl = approximate_kl(evaluation, minibatch).item()
+    if rule.target_kl is not None and kl > 1.5 * rule.target_kl:
         return None
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     length = float(torch.nn.utils.clip_grad_norm_(policy.module.parameters(), rule.max_grad_norm))
     return Step(
         epoch,
         index,
-        minibatch.with_advantages(advantages),
+        minibatch,
         w,
         min(1.0, rule.max_grad_norm / (length + 1e-6)),
         float(optimizer.param_groups[0]["lr"]),
     )
 
 
-def _loss(evaluation: Evaluation, minibatch: Records, advantages: Tensor, rule: UpdateRule, w: Tensor | None) -> Tensor:
-    """The minimised loss, with the operations in the host's order."""
+def approximate_kl(evaluation: Evaluation, minibatch: Records) -> Tensor:
+    """() what `target_kl` is compared with: the mean of (r - 1) - log r over the minibatch."""
+    log_ratio = evaluation.log_prob - minibatch.log_probs
+    return torch.mean((torch.exp(log_ratio) - 1) - log_ratio)
+
+
+def minibatch_loss(evaluation: Evaluation, minibatch: Records, rule: UpdateRule, w: Tensor | None) -> Tensor:
+    """() the minimised loss of a minibatch with normalised advantages, with the operations in the host's order.
+
+    w: (B,) weights of the records' terms, over the full minibatch's denominator; None is the host's own mean.
+    """
 
     def mean(terms: Tensor) -> Tensor:
         return terms.mean() if w is None else (w * terms).sum() / len(w)
 
-    log_prob = evaluation.log_prob
+    log_prob, advantages = evaluation.log_prob, minibatch.advantages
     if rule.algorithm == "a2c":
         policy_loss = -mean(advantages * log_prob)
     else:

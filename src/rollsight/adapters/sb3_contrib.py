@@ -45,12 +45,12 @@ def sequences(model: Any, records: Records) -> tuple[Records, Tensor]:
         entries = {"obs": padded(records.obs)}
     else:
         entries = {f"obs.{key}": padded(column) for key, column in records.obs.items()}
-    fresh = torch.from_numpy(begins_episode[begin]).view(-1, 1, 1)
+    fresh = torch.from_numpy(begins_episode[begin]).view(-1, 1, 1).to(buffer.device)
     for name in _STATES:
         # (n_steps, layers, n_envs, hidden) -> env-major rows -> the state at each sequence's start, zero where an
         # episode begins
         state = getattr(buffer, name).transpose(2, 0, 1, 3).reshape(envs * steps, -1, buffer.hidden_state_shape[3])
-        entries[name] = torch.where(fresh, 0.0, torch.from_numpy(state[begin]))
+        entries[name] = torch.where(fresh, 0.0, buffer.to_torch(state[begin]))
     episode = records.ids.get("episode")
     return (
         Records(

@@ -14,8 +14,6 @@ from rollsight.cli import output
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
-_FIGURE_FORMATS = ("png", "pdf", "svg")
-
 
 def compare(
     paths: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")],
@@ -44,8 +42,8 @@ def compare(
     """
     if not paths:
         raise RollsightError("there is nothing to compare: name at least one run folder")
-    if figure is not None and figure.suffix.lower().removeprefix(".") not in _FIGURE_FORMATS:
-        raise RollsightError(f"{figure} is no figure file: end it in .{', .'.join(_FIGURE_FORMATS)}")
+    if figure is not None:
+        output.check_figure(figure)
     comparisons = compare_runs(open_runs(paths), baseline)
     if figure is not None:
         draw(comparisons, figure)
@@ -121,8 +119,7 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
         axes.set(title=comparison.env, xlabel="round", ylabel=f"mean {comparison.measure}")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    with runs.whole_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=150)
+    output.save_figure(figure, path)
 
 
 def _spell(interval: Interval | None) -> str:

@@ -1,24 +1,54 @@
 """How the commands print: tables that fit the terminal, and JSON."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rollsight.runs import jsonable
+from rollsight.errors import RollsightError
+from rollsight.runs import jsonable, whole_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FIGURE_FORMATS = ("png", "pdf", "svg")
 _CELL = 32  # characters of a long value that are shown
 
 
 def print_json(value: Any) -> None:
     """Print strict JSON on standard output: NaN and infinities as null."""
-    print(json.dumps(jsonable(value, non_finite_as_null=True), indent=2, allow_nan=False, ensure_ascii=False))
+    print(_json(value))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write the same to a file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(_json(value) + "\n", "utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(jsonable(value, non_finite_as_null=True), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def check_figure(path: Path) -> None:
+    """Raise `RollsightError` where the name does not end as a figure's."""
+    if path.suffix.lower().removeprefix(".") not in _FIGURE_FORMATS:
+        raise RollsightError(f"{path} is no figure file: end it in .{', .'.join(_FIGURE_FORMATS)}")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that its name says."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=150)
 
 
 def console() -> Console:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def inner(a: Mapping[str, Tensor | None], b: Mapping[str, Tensor]) -> float:
 
 def norm(direction: Direction) -> float:
     """Euclidean length."""
-    return inner(direction, direction) ** 0.5
+    return math.sqrt(inner(direction, direction))
 
 
 def precondition(
@@ -88,17 +89,16 @@ def precondition(
 
 
 def _second_moment(
-    optimizer: torch.optim.Optimizer, group: dict[str, float], state: Mapping[str, Tensor], square: Tensor
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], state: Mapping[str, Tensor], square: Tensor
 ) -> Tensor:
     if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         if "exp_avg_sq" not in state:
             return square
-        beta = group["betas"][1]  # type: ignore[index]
-        step = float(state["step"]) + 1
+        beta, step = float(group["betas"][1]), float(state["step"]) + 1
         moment = beta * state["exp_avg_sq"] + (1 - beta) * square
         if "max_exp_avg_sq" in state:
             moment = torch.maximum(moment, state["max_exp_avg_sq"])
-        return moment / (1 - beta**step)
+        return moment / (1 - math.pow(beta, step))
     if isinstance(optimizer, torch.optim.RMSprop) or _eps_inside(optimizer):
         if group.get("centered"):
             raise RollsightError(
@@ -106,7 +106,8 @@ def _second_moment(
             )
         if "square_avg" not in state:
             return square
-        return group["alpha"] * state["square_avg"] + (1 - group["alpha"]) * square
+        alpha = float(group["alpha"])
+        return alpha * state["square_avg"] + (1 - alpha) * square
     raise RollsightError(
         f"optimizer=: {type(optimizer).__name__} is not covered; give Adam, AdamW, RMSprop or SGD, or optimizer=None."
     )

@@ -23,9 +23,9 @@ def split_halves(records: Records, seed: int) -> Tensor:
         first[rng.permutation(n)[: n // 2]] = True
         return torch.from_numpy(first).to(records.log_probs.device)
     in_first = np.zeros(len(counts), dtype=bool)
-    sizes = [0, 0]
-    for episode in rng.permutation(len(counts)):
+    sizes, lengths = [0, 0], counts.tolist()
+    for episode in rng.permutation(len(counts)).tolist():
         half = int(sizes[1] < sizes[0])
         in_first[episode] = half == 0
-        sizes[half] += counts[episode]
+        sizes[half] += lengths[episode]
     return torch.from_numpy(in_first[position]).to(records.log_probs.device)

@@ -3,8 +3,9 @@ policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.directions import Direction, gradient_of
+from rollsight.scoring.layers import EVERY, Rows
 
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
@@ -24,16 +26,30 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
 
 
 def _along(policy: Policy, records: Records, objective: Objective, direction: Direction) -> Tensor:
-    with torch.no_grad(), _forward_mode_kernels(), forward_ad.dual_level():
+    with torch.no_grad(), _forward_mode_kernels(policy.module), forward_ad.dual_level():
         duals = {name: forward_ad.make_dual(p.detach(), direction[name]) for name, p in policy.trainable().items()}
-        swap = {f"module.{place}": duals[name] for place, name in _places(policy).items()}
-        call = Policy(
-            _Call(policy),
-            lambda call, obs, actions: torch.func.functional_call(call, swap, (obs, actions), tie_weights=False),
-        )
-        losses = objective.losses(call(records), records)
+        losses = objective.losses(substituted(policy, duals)(records), _constants(records))
         primal, tangent = forward_ad.unpack_dual(losses)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
+
+
+def substituted(policy: Policy, parameters: Mapping[str, Tensor]) -> Policy:
+    """The policy with other tensors in place of its trainable parameters, for forward mode and `torch.func`."""
+    swap = {f"module.{place}": parameters[name] for place, name in _places(policy).items()}
+    return Policy(
+        _Call(policy),
+        lambda call, obs, actions: torch.func.functional_call(call, swap, (obs, actions), tie_weights=False),
+    )
+
+
+def _constants(records: Records) -> Records:
+    """The records with explicit zero tangents: PyTorch combines a tensor that has none with one that has some through
+    symbolic zeros, which costs several times the loss itself."""
+    names = ("log_probs", "advantages", "returns", "values")
+    columns = {name: column for name in names if (column := getattr(records, name)) is not None}
+    part = copy(records)
+    part.__dict__.update({k: forward_ad.make_dual(c, torch.zeros_like(c)) for k, c in columns.items()})
+    return part
 
 
 def _places(policy: Policy) -> dict[str, str]:
@@ -64,11 +80,15 @@ class _Call(nn.Module):
 
 
 @contextmanager
-def _forward_mode_kernels() -> Iterator[None]:
-    """mkldnn's RNN, fused attention and attention's inference path have no forward derivative: use the plain ones."""
+def _forward_mode_kernels(module: nn.Module) -> Iterator[None]:
+    """mkldnn's RNN, fused attention and attention's inference path have no forward derivative: use the plain ones.
+
+    Without an RNN mkldnn stays on, because the plain convolutions are several times slower.
+    """
     mkldnn, mha = torch.backends.mkldnn, torch.backends.mha
     before = mkldnn.enabled, mha.get_fastpath_enabled()
-    mkldnn.enabled = False  # type: ignore[assignment]
+    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        mkldnn.enabled = False  # type: ignore[assignment]
     mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -92,11 +112,11 @@ class LogProbJacobian:
         """(n,) or (n, T): <grad log pi_i, v>."""
         return _along(self._policy, self._records, _LogProb(), direction)
 
-    def pullback(self, weights: Tensor, rows: Tensor | None = None) -> Direction:
-        """sum_i u_i grad log pi_i over the records at `rows`, all by default; weights: as the log-probabilities."""
-        if rows is not None:
-            weights = torch.zeros_like(weights).index_copy(0, rows, weights[rows])
-        return gradient_of((weights * self.evaluation.log_prob).sum(), self._parameters, keep_graph=True)
+    def pullback(self, weights: Tensor, rows: Rows = EVERY) -> Direction:
+        """sum_i u_i grad log pi_i over the records at `rows`; weights: as the log-probabilities."""
+        chosen = torch.zeros_like(weights)
+        chosen[rows] = weights[rows]
+        return gradient_of((chosen * self.evaluation.log_prob).sum(), self._parameters, keep_graph=True)
 
 
 class _LogProb:

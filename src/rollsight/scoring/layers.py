@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.directions import Direction, check_attached
 
 Slices: TypeAlias = dict[str, Tensor]
+Rows: TypeAlias = slice | Tensor
 Map: TypeAlias = Callable[[Any, Tensor, Slices], Tensor]
+EVERY = slice(None)
 
 
 def _linear(m: Any, x: Tensor, v: Slices) -> Tensor:
@@ -101,7 +104,7 @@ class _Layer:
         return part | {name: torch.zeros_like(parameter) for name, parameter in self.frozen.items()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Call:
     """One call of one layer: its input, and where its output stands in the graph."""
 
@@ -112,9 +115,9 @@ class Call:
     def along(self, direction: Direction, g_out: Tensor) -> Tensor:
         """(n,) <g_out_i, layer(x_i; v)>, accumulated in float32 at least."""
         out = self.layer.apply(self.layer.module, self.x, self.layer.slices(direction))
-        return (g_out * out).flatten(1).sum(1, dtype=torch.promote_types(out.dtype, torch.float32))
+        return out.mul_(g_out).flatten(1).sum(1, dtype=torch.promote_types(out.dtype, torch.float32))
 
-    def gradient(self, g_out: Tensor, rows: slice | Tensor) -> dict[str, Tensor]:
+    def gradient(self, g_out: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The layer's parameter gradient, summed over `rows` with their output gradients g_out, by full name."""
         x, layer = self.x[rows], self.layer
         if isinstance(layer.module, nn.Linear):
@@ -127,11 +130,13 @@ class Call:
 
 
 class Layers:
-    """A policy's covered layers, looked up once for one use of it."""
+    """A policy's covered layers, looked up once for one use of it; inside the context their calls are on record."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.parameters = policy, policy.trainable()
-        self._layers = []
+        self._layers: list[_Layer] = []
+        self._calls: list[Call] = []
+        self._handles: list[RemovableHandle] = []
         for prefix, module in policy.module.named_modules():
             own = dict(module.named_parameters(recurse=False))
             full = {name: f"{prefix}.{name}" if prefix else name for name in own}
@@ -139,23 +144,25 @@ class Layers:
             if names and (apply := _layer_of(module, own.keys())) is not None:
                 self._layers.append(_Layer(module, apply, names, {k: p for k, p in own.items() if k not in names}))
 
+    def __enter__(self) -> Self:
+        self._handles = [layer.module.register_forward_hook(self._hook_of(layer)) for layer in self._layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook_of(self, layer: _Layer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # The edge, not the tensor: a following in-place activation would move the tensor on.
+            if isinstance(output, Tensor) and output.requires_grad and args:
+                self._calls.append(Call(layer, args[0].detach(), get_gradient_edge(output)))
+
+        return hook
+
     def forward(self, records: Records) -> tuple[Evaluation, list[Call]]:
         """The policy's evaluation of the records, and the calls of covered layers that it depends on."""
-        calls: list[Call] = []
-
-        def hook_of(layer: _Layer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                # The edge, not the tensor: a following in-place activation would move the tensor on.
-                if isinstance(output, Tensor) and output.requires_grad and args:
-                    calls.append(Call(layer, args[0].detach(), get_gradient_edge(output)))
-
-            return hook
-
-        handles = [layer.module.register_forward_hook(hook_of(layer)) for layer in self._layers]
-        try:
-            evaluation = self.policy(records)
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._calls = []
+        evaluation = self.policy(records)
         check_attached(evaluation.log_prob)
-        return evaluation, calls
+        return evaluation, self._calls

@@ -15,7 +15,7 @@ from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.directions import Direction, inner
-from rollsight.scoring.layers import Call, Layers
+from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 
 
 class NotCovered(RollsightError):
@@ -103,8 +103,8 @@ class Backward:
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
     """(n, M): <grad l_i, v_m>; for sequences the sum over tokens."""
-    layers = Layers(policy)
-    evaluation, calls = layers.forward(records)
+    with Layers(policy) as layers:
+        evaluation, calls = layers.forward(records)
     backward = Backward(layers, calls, objective.losses(evaluation, records))
     return torch.stack([backward.along(direction) for direction in directions], -1)
 
@@ -119,28 +119,25 @@ class LogProbJacobian:
 
     def __init__(self, layers: Layers, evaluation: Evaluation, calls: list[Call], weights: Tensor) -> None:
         self.evaluation = evaluation
-        largest = weights.abs().max()
+        size = weights.abs()
+        least, most = (float(x) for x in size.aminmax())
         # A record of weight zero needs its output gradient too: weigh it below what the sum over records resolves.
-        smallest = torch.finfo(weights.dtype).eps * largest / len(weights)
-        nothing = not bool(largest > 0)
-        self._weights = torch.where(
-            weights.abs() < smallest, smallest, torch.ones_like(weights) if nothing else weights
-        )
+        floor = torch.finfo(weights.dtype).eps * most / len(weights) if most > 0 else 1.0
+        self._weights = weights if least >= floor else torch.where(size < floor, floor, weights)
         self._backward = Backward(layers, calls, evaluation.log_prob, self._weights)
         total = self._backward.total
-        self.seed_gradient = {name: torch.zeros_like(g) for name, g in total.items()} if nothing else total
+        self.seed_gradient = total if most > 0 else {name: torch.zeros_like(g) for name, g in total.items()}
 
     def pushforward(self, direction: Direction) -> Tensor:
         """(n,) <grad log pi_i, v>; raises `NotCovered` as `Backward.along` does."""
         return self._backward.along(direction) / self._weights
 
-    def pullback(self, weights: Tensor, rows: Tensor | None = None) -> Direction:
-        """sum_i u_i grad log pi_i over the records at `rows`, all by default; weights: (n,), of all records."""
-        where = slice(None) if rows is None else rows
-        ratio = (weights / self._weights)[where]
-        total = {name: torch.zeros_like(g) for name, g in self.seed_gradient.items()}
+    def pullback(self, weights: Tensor, rows: Rows = EVERY) -> Direction:
+        """sum_i u_i grad log pi_i over the records at `rows`; weights: (n,), of all records."""
+        ratio = weights[rows] / self._weights[rows]
+        total: Direction = {}
         for call, g_out in self._backward.reached:
-            part = g_out[where]
-            for name, grad in call.gradient(part * ratio.view(-1, *[1] * (part.dim() - 1)), where).items():
-                total[name] += grad
-        return total
+            part = g_out[rows]
+            for name, grad in call.gradient(part * ratio.view(-1, *[1] * (part.dim() - 1)), rows).items():
+                total[name] = total[name] + grad if name in total else grad
+        return {name: total[name] if name in total else torch.zeros_like(g) for name, g in self.seed_gradient.items()}

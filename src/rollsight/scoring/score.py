@@ -40,6 +40,7 @@ def score_records(
     backend: Backend = "auto",
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    current: Direction | None = None,
     cross_fit: bool = False,
     seed: int = 0,
     chunk_size: int | None = None,
@@ -58,6 +59,8 @@ def score_records(
                the policy and `Scores.reason` says why.
     optimizer: precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
     change).
+    current: the training gradient that those second moments take in first; None computes the objective's over the
+    records.
     cross_fit: score each record against the gradient of the half of the buffer (halves by episode, drawn with `seed`)
     that does not
                hold it, so that no record's own contribution is in its score.
@@ -75,7 +78,8 @@ def score_records(
         raise RollsightError(f"backend={backend!r} is unknown; give auto, {', '.join(_BACKENDS)}.")
     with untouched(policy.module):
         part, valid = only_valid(records), records.valid_rows
-        job = _Job(policy, part, target, objective, optimizer, cross_fit, seed, chunk_size or default_chunk_size(part))
+        chunk_size = chunk_size or default_chunk_size(part)
+        job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size)
         values, used, reason = job.run(backend)
         if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
@@ -111,12 +115,14 @@ class _Job:
         target: targets.Target,
         objective: objectives.Objective,
         optimizer: torch.optim.Optimizer | None,
+        current: Direction | None,
         cross_fit: bool,
         seed: int,
         chunk_size: int,
     ) -> None:
         self.policy, self.records, self.target, self.objective = policy, records, target, objective
-        self.optimizer, self.cross_fit, self.seed, self.chunk_size = optimizer, cross_fit, seed, chunk_size
+        self.optimizer, self.current = optimizer, current
+        self.cross_fit, self.seed, self.chunk_size = cross_fit, seed, chunk_size
         self.prepared = objective.prepare(records)
         self.measured = target.measured_on(records)
         self.own_records = self.measured.obs is records.obs
@@ -148,11 +154,11 @@ class _Job:
 
     def by(self, backend: str) -> Tensor:
         if backend == "layerwise":
-            layers = Layers(self.policy)
-            layerwise.check_coverage(layers, self.prepared, self.objective)
-            fits = len(self.prepared) <= self.chunk_size
-            if fits and self.own_records and not self.cross_fit and self.optimizer is None:
-                return self.shared_pass(layers)[:, None]
+            with Layers(self.policy) as layers:
+                layerwise.check_coverage(layers, self.prepared, self.objective)
+                fits = len(self.prepared) <= self.chunk_size
+                if fits and self.own_records and not self.cross_fit and self.optimizer is None:
+                    return self.shared_pass(layers)[:, None]
         if self.cross_fit:
             first = split_halves(self.records, self.seed)
             columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
@@ -174,7 +180,8 @@ class _Job:
         direction = gradient(self.policy, measured, self.target.terms, count, self.chunk_size)
         if self.optimizer is None:
             return direction
-        return precondition(direction, self.current_gradient(), self.optimizer, self.policy.trainable())
+        current = self.current_gradient() if self.current is None else self.current
+        return precondition(direction, current, self.optimizer, self.policy.trainable())
 
     def current_gradient(self) -> Direction:
         count = int(self.prepared.valid.sum())
@@ -192,27 +199,31 @@ class _Job:
         def objective(e: Evaluation) -> Tensor:
             return self.objective.losses(e, self.prepared)
 
-        weights, slopes = (_log_prob_slope(value, evaluation) for value in (target, lambda e: objective(e).sum()))
-        if weights is not None and slopes is not None:
-            jacobian = layerwise.LogProbJacobian(layers, evaluation, calls, weights)
-            return slopes * jacobian.pushforward(jacobian.seed_gradient)
+        slopes = _log_prob_slopes(evaluation, target, objective)
+        if slopes is not None:
+            jacobian = layerwise.LogProbJacobian(layers, evaluation, calls, slopes[0])
+            return slopes[1] * jacobian.pushforward(jacobian.seed_gradient)
         direction = gradient_of(target(evaluation), layers.parameters, keep_graph=True)
         return layerwise.Backward(layers, calls, objective(evaluation)).along(direction)
 
 
-def _log_prob_slope(value: Callable[[Evaluation], Tensor], evaluation: Evaluation) -> Tensor | None:
-    """(n,) d value / d log_prob, or None where the value also depends on entropy or value estimates, or where the
-    log-probabilities are those of tokens."""
+def _log_prob_slopes(evaluation: Evaluation, *values: Callable[[Evaluation], Tensor]) -> list[Tensor] | None:
+    """(n,) d sum(value) / d log_prob for each value; None where one of them does not depend on the log-probabilities
+    alone, or where these are of tokens."""
     if evaluation.log_prob.dim() != 1:
         return None
-    log_prob, *others = (None if x is None else x.detach().requires_grad_() for x in evaluation)
-    assert log_prob is not None
-    result = value(Evaluation(log_prob, *others))
-    if not result.requires_grad:
+    leaves = [[None if x is None else x.detach().requires_grad_() for x in evaluation] for _ in values]
+    sums = [value(Evaluation(*own)).sum() for value, own in zip(values, leaves, strict=True)]  # type: ignore[arg-type]
+    if not all(total.requires_grad for total in sums):
         return None
-    leaves = [log_prob, *(x for x in others if x is not None)]
-    slope, *rest = torch.autograd.grad(result, leaves, allow_unused=True)
-    return slope if all(other is None for other in rest) else None
+    grads = iter(torch.autograd.grad(sums, [x for own in leaves for x in own if x is not None], allow_unused=True))
+    slopes = []
+    for own in leaves:
+        slope, *rest = (None if x is None else next(grads) for x in own)
+        if slope is None or any(other is not None for other in rest):
+            return None
+        slopes.append(slope)
+    return slopes
 
 
 def only_valid(records: Records) -> Records:
@@ -248,7 +259,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
             )
     training = [part for part in modules.values() if part.training]
     devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
-    numpy_state = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
     with torch.random.fork_rng(devices), torch.enable_grad():
         for part in training:
             part.training = False

@@ -46,7 +46,8 @@ class Scores:
 
     def unit_ids(self, unit: str) -> Tensor:
         """(U,) the numbers of the units (`"episode"`, `"env"`, ...) that have a valid record, ascending."""
-        return self.unit_column(unit)[self.valid].unique()
+        units: Tensor = self.unit_column(unit)[self.valid].unique()
+        return units
 
     def sum_by(self, unit: str) -> Tensor:
         """(U,) or (U, M): totals per unit, in the order of `unit_ids(unit)`."""

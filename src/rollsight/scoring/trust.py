@@ -66,27 +66,32 @@ def trust_line(
             part, weights = part.take(rows), None if weights is None else weights[rows]
         permuted = part.with_advantages(_permuted(part, rng))
         first = split_halves(part, seed)
+        # One half after the other, so that each is a slice; normalisation comes before, because chunks go by order.
+        order = torch.cat([first.nonzero(), (~first).nonzero()]).flatten()
+        columns = [r.advantages for r in (part, permuted, objective.prepare(part), objective.prepare(permuted))]
+        one, other = slice(0, int(first.sum())), slice(int(first.sum()), len(part))
+        part, weights = part.take(order), None if weights is None else weights[order]
+        part, permuted, *losing = (part.with_advantages(column[order]) for column in columns)
 
         def line(jacobian: _Jacobian) -> TrustLine:
-            slopes = _slopes(jacobian, part, objective)
+            slopes, permuted_slopes = _slopes(jacobian.evaluation, objective, losing)
             whole = jacobian.seed_gradient
-            own = jacobian.pullback(_return_weights(part), first.nonzero().flatten())
+            own = jacobian.pullback(_return_weights(part), one)
             halves = own, {name: g - own[name] for name, g in whole.items()}
-            shuffled = [
-                jacobian.pullback(_return_weights(permuted), side.nonzero().flatten()) for side in (first, ~first)
-            ]
+            shuffled = [jacobian.pullback(_return_weights(permuted), half) for half in (one, other)]
             return TrustLine(
                 _agreement(jacobian, slopes, part.valid, halves),
-                _agreement(jacobian, _slopes(jacobian, permuted, objective), part.valid, shuffled),
+                _agreement(jacobian, permuted_slopes, part.valid, shuffled),
                 1.0 if weights is None else _gradient_ratio(jacobian, slopes, part.valid, weights),
                 norm(whole),
             )
 
         if part.log_probs.dim() == 1:
             try:
-                layers = Layers(policy)
-                layerwise.check_coverage(layers, part, objective)
-                return line(layerwise.LogProbJacobian(layers, *layers.forward(part), _return_weights(part)))
+                with Layers(policy) as layers:
+                    layerwise.check_coverage(layers, losing[0], objective)
+                    evaluation, calls = layers.forward(part)
+                return line(layerwise.LogProbJacobian(layers, evaluation, calls, _return_weights(part)))
             except layerwise.NotCovered:
                 pass
         return line(jvp.LogProbJacobian(policy, part, _return_weights(part)))
@@ -100,13 +105,12 @@ def _return_weights(records: Records) -> Tensor:
     return weights / records.valid.sum()
 
 
-def _slopes(jacobian: _Jacobian, records: Records, objective: objectives.Objective) -> Tensor:
-    """d l_i / d log pi_i."""
-    log_prob, *others = (None if x is None else x.detach() for x in jacobian.evaluation)
-    assert log_prob is not None
-    log_prob = log_prob.requires_grad_()
-    losses = objective.losses(Evaluation(log_prob, *others), objective.prepare(records))
-    return torch.autograd.grad(losses.sum(), log_prob)[0]
+def _slopes(evaluation: Evaluation, objective: objectives.Objective, prepared: Sequence[Records]) -> tuple[Tensor, ...]:
+    """d l_i / d log pi_i, for each version of the records."""
+    leaves = [evaluation.log_prob.detach().requires_grad_() for _ in prepared]
+    others = [None if x is None else x.detach() for x in evaluation[1:]]
+    losses = [objective.losses(Evaluation(leaf, *others), r) for leaf, r in zip(leaves, prepared, strict=True)]
+    return torch.autograd.grad([loss.sum() for loss in losses], leaves)
 
 
 def _agreement(jacobian: _Jacobian, slopes: Tensor, valid: Tensor, halves: Sequence[Direction]) -> float:

@@ -52,6 +52,20 @@ def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
     return VecFrameStack(vectorised, 4) if settings_for(env).network == "atari" else vectorised
 
 
+def make_environment(env: str, **keywords: Any) -> gym.Env[Any, Any]:
+    """One environment as the training runs see it, before frames are stacked; keywords go to `gymnasium.make`.
+
+    Raises `RollsightError` as `make_environments` does.
+    """
+    check_environment(env)
+    try:
+        return _wrapper(env)(gym.make(env, **keywords))
+    except gym.error.DependencyNotInstalled as error:
+        raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
+    except gym.error.Error as error:
+        raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
+
+
 class Evaluation:
     """Evaluates a model's stochastic policy on environments of its own, seeded by (seed, round).
 

@@ -55,7 +55,7 @@ class SelectingMixin(_Base):
         """Let the host's own `get` flatten its columns, whatever they are, without consuming a random number."""
         if not self.generator_ready:
             state = np.random.get_state()
-            next(iter(super().get(self.buffer_size)))
+            next(iter(super().get(1)))
             np.random.set_state(state)
 
 

@@ -235,6 +235,11 @@ class InfluenceCallback(BaseCallback):
 
     def _select(self, rule: Rule, scores: Scores) -> Selection:
         chosen = rule(scores)
+        if chosen.weights.shape != scores.values.shape:
+            raise RollsightError(
+                f"The selection has weights of shape {tuple(chosen.weights.shape)} for {len(scores)} records; "
+                "give one per record."
+            )
         if not bool(((chosen.weights == 0) | (chosen.weights == 1)).all()):
             raise RollsightError(
                 "Stable-Baselines3 can leave records out but not weigh them; give a rule whose weights are 0 or 1."
@@ -248,7 +253,12 @@ class InfluenceCallback(BaseCallback):
         if chosen.message and self.verbose:
             print(f"round {self.round}: {chosen.message}")
         if not keep.all():
-            self._model.rollout_buffer.keep = keep  # type: ignore[attr-defined]
+            kept_by: Any = self._model.rollout_buffer
+            if kept_by.keep is not None:
+                raise RollsightError(
+                    "Two InfluenceCallbacks select records of one model; let one select, and give it a list of targets."
+                )
+            kept_by.keep = keep
         return chosen
 
     def _prepare_training(self, translated: Translated) -> None:

@@ -36,6 +36,8 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "algo": type(model).__name__.lower(),
         "policy": type(model.policy).__name__,
         "env": None if spec is None else spec.id,
+        "env_kwargs": None if spec is None else dict(spec.kwargs),
+        "max_episode_steps": None if spec is None else spec.max_episode_steps,
         "n_envs": env.num_envs,
         "seed": model.seed,
         "optimizer": type(optimizer).__name__,

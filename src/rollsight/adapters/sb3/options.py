@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from rollsight import selection, targets
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative, Rule
@@ -37,9 +39,9 @@ def rule_of(drop: float | None, given: str | Rule | None, unit: str, *, seed: in
     if unit not in ("record", "episode"):
         raise RollsightError(f"unit={unit!r} is unknown; give 'record' or 'episode'.")
     if drop is not None:
-        if isinstance(drop, bool) or not isinstance(drop, (int, float)):
+        if isinstance(drop, bool) or not isinstance(drop, (int, float, np.number)):
             raise RollsightError(f"drop={drop!r} is no fraction; give a number, 0.5 for half of the negative records.")
-        return DropNegative(drop, unit=unit, min_keep=floor)
+        return DropNegative(float(drop), unit=unit, min_keep=floor)
     if isinstance(given, str):
         return selection.from_text(given, seed=seed, unit=unit, min_keep=floor)
     if given is not None and not callable(given):
@@ -59,6 +61,6 @@ def interval_of(snapshots: str) -> int:
 
 def check_every(every: int) -> int:
     """A positive number of rounds."""
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
         raise RollsightError(f"every={every!r} is no number of rounds; give 1 to score each round, k for every k-th.")
-    return every
+    return int(every)
