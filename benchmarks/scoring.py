@@ -4,8 +4,8 @@
 
 One thread, timed by the CPU time of this process, because on a shared machine wall time measures the neighbours. Cells
 are interleaved, each figure is a median. Extra memory: peak resident size during one call above the size before it, in
-a process forked after set-up, after a warm-up on 8 records and with free memory given back. Exit code 1 where a target is
-missed.
+a process forked after set-up, after a warm-up on 8 records and with free memory given back. Exit code 1 where a target
+is missed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import CELLS, Case, make_case, prepare
 from rich.console import Console
 from rich.table import Table
+from scoring_cases import CELLS, Case, make_case, prepare
 
 import rollsight as rs
 
@@ -160,7 +160,7 @@ def measure_rounds(rounds: int) -> Row:
         env = "CartPole-v1"
     seen: list[Any] = []
     callbacks = {"stock": None, "iif": InfluenceCallback(drop=DROP, on_round=seen.append)}
-    models, seconds = {}, {}
+    models, seconds = {}, dict[str, list[float]]()
     for name in callbacks:
         envs = make_vec_env(env, ENVS, seed=0)
         models[name] = PPO("MlpPolicy", envs, n_steps=STEPS, batch_size=64, n_epochs=10, seed=0, device="cpu")

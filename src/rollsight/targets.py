@@ -59,8 +59,7 @@ class Return:
 @dataclass(frozen=True)
 class Sequence:
     """`f_seq` = E[log pi(y given x) * A_last(x, y)]: the sequence's log-probability times the advantage at its last
-    valid
-    token (Hu et al. 2025, section 3). Needs records of shape (N, T)."""
+    valid token (Hu et al. 2025, section 3). Needs records of shape (N, T)."""
 
     records: Records | None = None
     name: str = "sequence"
@@ -117,8 +116,7 @@ class Action:
     """`f_action` = log pi(a given s) for given state-action pairs: why does the agent do this here?
 
     obs, actions: as in `Records`, with leading M. each=False explains their mean (scores (N,)); each=True explains
-    every
-    pair on its own (scores (N, M)).
+    every pair on its own (scores (N, M)).
     """
 
     def __init__(self, obs: Any, actions: Any, each: bool = False, name: str = "action") -> None:

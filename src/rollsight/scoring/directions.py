@@ -63,8 +63,7 @@ def precondition(
     """`direction / (sqrt(v_hat) + eps)` with the optimiser's second moments, as protocol section 2 defines it.
 
     current: gradient of the training objective over the full buffer, which v_hat takes in first. Before the
-    optimiser's first
-    step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.
+    optimiser's first step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.
     Adam and AdamW (with amsgrad) and RMSprop; SGD leaves the direction as it is. Others raise `RollsightError`.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}

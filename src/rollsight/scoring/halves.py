@@ -11,8 +11,7 @@ from rollsight.records import Records
 
 def split_halves(records: Records, seed: int) -> Tensor:
     """(N,) booleans: which records are in the first half. Whole episodes stay together and go, in random order, to the
-    half with
-    fewer records; with fewer than two episodes (or none named) the halves are random records instead."""
+    half with fewer records; with fewer than two episodes (or none named) the halves are random records instead."""
     rng = np.random.default_rng(seed)
     n = len(records)
     episodes = records.ids.get("episode")

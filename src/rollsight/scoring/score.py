@@ -48,29 +48,25 @@ def score_records(
     """Score every record: `s_i = <grad l_i(theta), grad f(theta)>` at the module's present parameters.
 
     l_i is record i's own term of the maximised `objective` (unscaled), f the `target` (a mean), as in Hu et al. 2025,
-    section 3:
-    a positive score means that the record pushes the target up.
+    section 3: a positive score means that the record pushes the target up.
 
-    target:    what is explained; default `targets.Return()` on the same records. A target may be measured on other
-               records.
-    objective: the trainer's loss; default `objectives.PPO()`.
-    backend:   "layerwise" (one forward and backward, layers linear in their parameters), "jvp" (forward mode, any
-               differentiable policy), "double_backward", "oracle" (a loop, slow); "auto" takes the first that covers
-               the policy and `Scores.reason` says why.
-    optimizer: precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
-    change).
-    current: the training gradient that those second moments take in first; None computes the objective's over the
-    records.
-    cross_fit: score each record against the gradient of the half of the buffer (halves by episode, drawn with `seed`)
-    that does not
-               hold it, so that no record's own contribution is in its score.
+    target:     what is explained; default `targets.Return()` on the same records. It may be measured on others.
+    objective:  the trainer's loss; default `objectives.PPO()`.
+    backend:    "layerwise" (one forward and backward, layers linear in their parameters), "jvp" (forward mode, any
+                differentiable policy), "double_backward", "oracle" (a loop, slow). "auto" takes the first that covers
+                the policy; `Scores.reason` says why.
+    optimizer:  precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
+                change).
+    current:    the training gradient that those moments take in first; None computes the objective's mean gradient over
+                the records.
+    cross_fit:  score each record against the gradient of the half of the buffer that does not hold it (halves by
+                episode, drawn with `seed`), so that no record's own contribution is in its score.
     chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations.
 
     Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the
-    backend gives them.
-    Gradients, training modes and random states are left as they were; dropout is off while scoring. Raises
-    `RollsightError` for
-    BatchNorm in training mode, parameters that the chosen backend cannot cover, and scores that are not finite.
+    backend gives them. Gradients, training modes and random states are left as they were; dropout is off while scoring.
+    Raises `RollsightError` for BatchNorm in training mode, parameters that the chosen backend cannot cover, and scores
+    that are not finite.
     """
     target = targets.Return() if target is None else target
     objective = objectives.PPO() if objective is None else objective

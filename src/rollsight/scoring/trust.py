@@ -27,12 +27,11 @@ class TrustLine:
     """What a round's scores rest on.
 
     split_half:          Spearman correlation of the scores against each half's gradient (halves by episode). Near 0:
-                         the ranking is
-                         made by the noise of one half.
+                         the ranking is made by the noise of one half.
     split_half_permuted: the same with advantages permuted over records: what the in-sample trap alone gives.
     gradient_ratio:      norm of the mean training gradient after the selection, over before. Far above 1: the
-                         selection lengthens
-                         the step, and part of its gain is a larger learning rate. 1 without a selection.
+                         selection lengthens the step, and part of its gain is a larger learning rate. 1 without a
+                         selection.
     target_gradient_norm: norm of the gradient of `f_return`.
     """
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     _Base = RolloutBuffer
 else:
     # Not object: Python swaps the class of a living buffer only between classes that extend the same base in the same
-    # way, and the
-    # host's buffers extend ABC.
+    # way, and the host's buffers extend ABC.
     _Base = ABC
 
 
@@ -26,8 +25,7 @@ class SelectingMixin(_Base):
 
     keep:     (N,) booleans in the buffer's flat, env-major order; None hands out everything, exactly as the host does.
     on_train: called once per round, when `train()` asks for its first minibatch; by then the host has set learning
-    rate, training
-              mode and progress, and has not yet drawn a random number.
+    rate, training mode and progress, and has not yet drawn a random number.
     """
 
     keep: np.ndarray[Any, np.dtype[np.bool_]] | None = None

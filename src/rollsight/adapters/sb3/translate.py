@@ -72,8 +72,7 @@ def translate(
 
     ids: name -> (n_steps, n_envs) integers beside `env` and `step`, which are filled in.
     objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does
-    (its
-    per-minibatch normalisation is represented by the whole buffer's).
+    (its per-minibatch normalisation is represented by the whole buffer's).
     """
     buffer = model.rollout_buffer
     if not buffer.full or buffer.generator_ready:

@@ -50,15 +50,9 @@ def mlp(width: int) -> ActorCritic:
 
 def nature_cnn() -> ActorCritic:
     """The network of Mnih et al. 2015 on (4, 84, 84) bytes."""
-    convolutions = [
-        nn.Conv2d(4, 32, 8, 4),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, 2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3),
-        nn.ReLU(),
-    ]
-    trunk = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU())
+    convolutions = [nn.Conv2d(4, 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3)]
+    activated = [part for convolution in convolutions for part in (convolution, nn.ReLU())]
+    trunk = nn.Sequential(*activated, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU())
     return ActorCritic(nn.Linear(512, 4), nn.Linear(512, 1), trunk)
 
 
@@ -66,12 +60,8 @@ def make_records(policy: rs.Policy, obs: Tensor) -> rs.Records:
     """A buffer of the policy's own actions, in episodes of 50 steps."""
     n = len(obs)
     actions = torch.randint(0, 4, (n,))
-    log_probs = torch.cat(
-        [
-            policy.evaluate(policy.module, *part).log_prob.detach()
-            for part in zip(obs.split(4096), actions.split(4096), strict=True)
-        ]
-    )
+    parts = zip(obs.split(4096), actions.split(4096), strict=True)
+    log_probs = torch.cat([policy.evaluate(policy.module, *part).log_prob.detach() for part in parts])
     return rs.Records(obs, actions, log_probs, torch.randn(n), ids={"episode": torch.arange(n) // 50})
 
 
@@ -123,7 +113,7 @@ def vmap_grad(policy: rs.Policy, records: rs.Records) -> Tensor:
         return torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
 
     reached = {name: every[name] for name in direction}
-    columns = (prepared.obs, prepared.actions, prepared.log_probs, prepared.advantages)
+    columns: Any = (prepared.obs, prepared.actions, prepared.log_probs, prepared.advantages)
     grads = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(reached, *columns)
     return sum((g.flatten(1) @ direction[name].flatten() for name, g in grads.items()), torch.zeros(len(records)))
 
