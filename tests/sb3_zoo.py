@@ -14,6 +14,7 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -116,12 +117,14 @@ def make_model(
         settings |= {"n_critic_updates": 2, "cg_max_steps": 4}
     if algo == "RecurrentPPO":
         policy = {"lstm_hidden_size": 6, **policy}
-    return _ALGORITHMS[algo](
+    model = _ALGORITHMS[algo](
         f"{policy_class}LstmPolicy" if algo == "RecurrentPPO" else f"{policy_class}Policy",
         make_env(obs, action, n_envs, normalize) if env is None else env,
         policy_kwargs=policy,
         **{**settings, **keywords},
     )
+    model.set_logger(Logger(None, []))  # the default one makes a folder for every training
+    return model
 
 
 def weights(model: Any) -> torch.Tensor:

@@ -109,7 +109,7 @@ def test_the_command_line() -> None:
         [sys.executable, str(EXAMPLE), "--drop", "0.5", "--total-timesteps", "1024"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (last,) = done.stdout.splitlines()[-1:]

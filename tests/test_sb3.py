@@ -14,7 +14,6 @@ import yaml
 from sb3_zoo import AtRolloutEnd, Perturb, fingerprint, in_double, make_env, make_model, weights, with_full_buffer
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -349,11 +348,12 @@ def test_random_drop_is_keyed_by_seed_and_round() -> None:
     assert dropped(1) == dropped(1)
     assert dropped(1) != dropped(2)
     assert len({tuple(round_) for round_ in dropped(1)}) == 3
-    rule = selection.DropRandom(like=selection.DropNegative(0.5), seed=1)
-    influence = InfluenceCallback(selection=rule)
-    trained({"seed": 1}, influence)
-    assert influence.selection is not None
-    assert influence.selection.dropped.tolist() == dropped(1)[-1]
+    for seed in (1, 2):
+        rule = selection.DropRandom(like=selection.DropNegative(0.5), seed=seed)
+        influence = InfluenceCallback(selection=rule)
+        trained({"seed": 1}, influence, rounds=1)
+        assert influence.selection is not None
+        assert (influence.selection.dropped.tolist() == dropped(1)[0]) == (seed == 1)  # the text takes the model's
 
 
 def test_an_evaluation_has_random_numbers_of_its_own() -> None:
@@ -388,22 +388,35 @@ def test_nothing_is_left_behind() -> None:
 
 
 class Fails(BaseCallback):
-    """Breaks one `learn`, at its second rollout."""
+    """Breaks one `learn`: in its second rollout, or between that and its training."""
 
     broken = False
 
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
     def _on_step(self) -> bool:
-        if self.num_timesteps == 40 and not Fails.broken:
-            Fails.broken = True
-            raise KeyboardInterrupt
+        self._fail("in a rollout")
         return True
 
+    def _on_rollout_end(self) -> None:
+        self._fail("before training")
 
-def test_learning_goes_on_after_a_learn_that_was_broken_off(tmp_path: Path) -> None:
-    Fails.broken = False
+    def _fail(self, now: str) -> None:
+        if now == self.when and self.num_timesteps >= 40 and not self.broken:
+            self.broken = True
+            raise KeyboardInterrupt
+
+
+at_any_time = pytest.mark.parametrize("when", ["in a rollout", "before training"])
+
+
+@at_any_time
+def test_learning_goes_on_after_a_learn_that_was_broken_off(when: str, tmp_path: Path) -> None:
     model, influence = make_model(), InfluenceCallback(snapshots="all", run=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        model.learn(72, callback=[influence, Fails()])
+        model.learn(72, callback=[influence, Fails(when)])
     model.learn(24, callback=influence, reset_num_timesteps=False)
     assert influence._count == 6  # the optimiser's steps of the last round, each counted once
     assert type(model.rollout_buffer) is type(make_model().rollout_buffer)
@@ -411,22 +424,23 @@ def test_learning_goes_on_after_a_learn_that_was_broken_off(tmp_path: Path) -> N
     assert rounds == ["round-000001.parquet", "round-000002.parquet"]
 
 
+@at_any_time
 @pytest.mark.parametrize("callback", [None, InfluenceCallback()], ids=["none", "new"])
-def test_another_callback_after_a_learn_that_was_broken_off(callback: Any) -> None:
-    def broken_off(first: Any, second: Any) -> dict[str, bytes]:
-        Fails.broken = False
+def test_another_callback_after_a_learn_that_was_broken_off(when: str, callback: Any) -> None:
+    def broken_off(first: list[Any], second: Any) -> dict[str, bytes]:
         model = make_model()
         with pytest.raises(KeyboardInterrupt):
-            model.learn(72, callback=[first, Fails()] if first else Fails())
+            model.learn(72, callback=[*first, Fails(when)])
         model.learn(48, callback=second, reset_num_timesteps=False)
         return fingerprint(model)
 
-    assert broken_off(InfluenceCallback(snapshots="all"), callback) == broken_off(None, None)
+    influence = InfluenceCallback(snapshots="every:2")
+    assert broken_off([influence], callback) == broken_off([], None)
+    assert influence.snapshot is None  # it had asked for one of the round that was never trained on
 
 
 def test_numbers_in_the_hosts_logger() -> None:
     model, rows = make_model(n_envs=3, batch_size=10), []
-    model.set_logger(Logger(None, []))
     plain = model.logger.dump
     model.logger.dump = lambda step=0: (rows.append(dict(model.logger.name_to_value)), plain(step))
     influence = InfluenceCallback(drop=1.0, every=2)

@@ -14,6 +14,7 @@ from test_sb3 import Settings, batches_of, cases, keeping, noisy_evaluation, tra
 
 from rollsight import RollsightError, score_records, targets
 from rollsight.adapters.sb3 import InfluenceCallback, translate
+from rollsight.adapters.sb3.columns import _entropy
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 
@@ -153,6 +154,10 @@ def test_sequences_are_evaluated_as_the_steps_were_taken(settings: Settings) -> 
         assert column is not None
         torch.testing.assert_close(column.reshape(-1)[translated.position], recorded)
     assert int(translated.scored.valid.sum()) == 24
+    given = torch.arange(1.0, 25.0)
+    placed = translated.per_scored(given)
+    assert torch.equal(placed > 0, translated.scored.valid)
+    assert torch.equal(placed.reshape(-1)[translated.position], given)
     starts = int((model.rollout_buffer.episode_starts[1:] > 0).sum()) + model.n_envs
     assert len(translated.scored) == starts > model.n_envs
 
@@ -167,6 +172,7 @@ def test_scores_of_a_recurrent_policy_equal_a_loop_over_steps(obs: str) -> None:
     policy.set_training_mode(False)
     parameters = [p for p in policy.parameters() if p.requires_grad]
     log_probs: dict[tuple[int, int], torch.Tensor] = {}
+    entropies: list[float] = []
     for env in range(envs):
         state = None
         for step in range(steps):
@@ -190,6 +196,7 @@ def test_scores_of_a_recurrent_policy_equal_a_loop_over_steps(obs: str) -> None:
             distribution, pi = policy.get_distribution(row, state.pi, start)
             state = RNNStates(pi, state.vf)
             action = torch.as_tensor(buffer.actions[step, env]).long().flatten()
+            entropies.append(float(distribution.entropy().detach()))
             log_probs[env, step] = distribution.log_prob(action).squeeze()
     order = [(env, step) for env in range(envs) for step in range(steps)]
     advantages = torch.tensor([buffer.advantages[step, env] for env, step in order])
@@ -209,6 +216,7 @@ def test_scores_of_a_recurrent_policy_equal_a_loop_over_steps(obs: str) -> None:
     scores = translated.per_step(
         score_records(translated.policy, translated.scored, targets.Return(), translated.objective, "jvp")
     )
+    torch.testing.assert_close(_entropy(translated), torch.tensor(entropies), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores.values, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 

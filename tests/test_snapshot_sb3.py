@@ -47,7 +47,7 @@ MODELS: dict[str, Settings] = {
     "last minibatch of one": {"batch_size": 23},
     "everything in the loss": {"clip_range_vf": 0.05, "ent_coef": 0.02, "vf_coef": 0.7, "action": "box"},
     "schedules": {
-        "learning_rate": lambda progress: 0.03 * progress,
+        "learning_rate": lambda progress: 0.03 * progress + 0.01,
         "clip_range": lambda progress: 0.2 * progress + 0.001,
         "clip_range_vf": lambda progress: 0.1 * progress + 0.001,
     },
@@ -75,6 +75,8 @@ def test_a_replay_ends_in_the_hosts_bits(settings: Settings) -> None:
     replay = snapshot.replay()
     assert difference(replay, model) == 0.0
     assert replay.steps == summaries[-1]["optimizer_steps"]
+    before = dict(snapshot.policy.module.named_parameters())
+    assert all(not torch.equal(p, before[name]) for name, p in replay.parameters.items() if p.requires_grad)
     everything = torch.ones(24)
     assert difference(snapshot.replay("repack", everything), model) == 0.0
     masked = snapshot.replay("mask", everything)
@@ -191,6 +193,6 @@ def test_a_replay_from_the_run_folder_in_another_process(tmp_path: Path) -> None
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p and "tests" not in Path(p).parts),
     }
     done = subprocess.run(
-        [sys.executable, "-c", REPLAY, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", REPLAY, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=600
     )
     assert done.stdout.strip() == "the same bits", done.stderr

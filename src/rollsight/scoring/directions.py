@@ -21,11 +21,11 @@ def gradient(
 ) -> Direction:
     """Gradient of sum(term) / count over the records, in chunks; zero for parameters the term does not reach."""
     parameters = policy.trainable()
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    total: Direction = {}
     for start in range(0, len(records), chunk_size):
         part = records.take(slice(start, start + chunk_size))
-        for name, grad in gradient_of(term(policy(part), part).sum() / count, parameters).items():
-            total[name] += grad
+        grads = gradient_of(term(policy(part), part).sum() / count, parameters)
+        total = {name: total[name] + g for name, g in grads.items()} if total else grads
     return total
 
 

@@ -27,15 +27,17 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
 
 def _along(policy: Policy, records: Records, objective: Objective, direction: Direction) -> Tensor:
     with torch.no_grad(), _forward_mode_kernels(policy.module), forward_ad.dual_level():
-        duals = {name: forward_ad.make_dual(p.detach(), direction[name]) for name, p in policy.trainable().items()}
+        # Parameters that the direction leaves alone (a critic's, mostly) need no tangent, nor does what they lead to.
+        moved = {name: p.detach() for name, p in policy.trainable().items() if bool(direction[name].any())}
+        duals = {name: forward_ad.make_dual(p, direction[name]) for name, p in moved.items()}
         losses = objective.losses(substituted(policy, duals)(records), _constants(records))
         primal, tangent = forward_ad.unpack_dual(losses)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
 
 
 def substituted(policy: Policy, parameters: Mapping[str, Tensor]) -> Policy:
-    """The policy with other tensors in place of its trainable parameters, for forward mode and `torch.func`."""
-    swap = {f"module.{place}": parameters[name] for place, name in _places(policy).items()}
+    """The policy with other tensors in place of these trainable parameters, for forward mode and `torch.func`."""
+    swap = {f"module.{place}": parameters[name] for place, name in _places(policy).items() if name in parameters}
     return Policy(
         _Call(policy),
         lambda call, obs, actions: torch.func.functional_call(call, swap, (obs, actions), tie_weights=False),

@@ -57,7 +57,8 @@ def _not_over_records(call: Call, n: int) -> NotCovered:
 
 
 class Backward:
-    """One backward from sum_i w_i y_i: its parameter gradient `total`, and the output gradient of every call."""
+    """One backward from sum_i w_i y_i: `total`, its gradient in the parameters that it reaches, and the output gradient
+    of every call."""
 
     def __init__(self, layers: Layers, calls: list[Call], y: Tensor, w: Tensor | None = None) -> None:
         """calls, y: of one forward of the layers, y with leading n; w: as y, None for ones."""
@@ -65,8 +66,8 @@ class Backward:
         inputs: list[Any] = [*edges, *layers.parameters.values()]
         w = torch.ones_like(y) if w is None else w
         grads = torch.autograd.grad(y, inputs, w, allow_unused=True)
-        pairs = zip(layers.parameters.items(), grads[len(edges) :], strict=True)
-        self.total: Direction = {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+        found = zip(layers.parameters, grads[len(edges) :], strict=True)
+        self.total: Direction = {name: g for name, g in found if g is not None}
         self.reached = [(call, g) for call, g in zip(calls, grads, strict=False) if g is not None]
         for call, g_out in self.reached:
             if call.x.dim() == 0 or not len(call.x) == len(g_out) == len(y):
@@ -93,7 +94,7 @@ class Backward:
 
     def _most_missed(self, direction: Direction) -> str:
         """The parameter whose calls are furthest from its gradient."""
-        missed = {name: float((self.total[name] * v).sum()) for name, v in direction.items()}
+        missed = {name: float((g * direction[name]).sum()) for name, g in self.total.items()}
         for call, g_out in self.reached:
             for name in call.layer.names.values():
                 only = {full: v if full == name else torch.zeros_like(v) for full, v in direction.items()}
