@@ -9,12 +9,15 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test lint benchmark clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
 
+# The learning rate is the best of 0.05, 0.1 and 0.2 for plain PPO (seeds 100 and 101): at the paper's 5e-3 no arm learns
+# FrozenLake in the minutes of a demo.
 demo: $(VENV)/.installed
-	$(BIN)/rollsight study FrozenLake-v1 --minutes 3
+	$(BIN)/rollsight study FrozenLake-v1 --envs 8 --rounds 25 --optimizer sgd --lr 0.2 --eval-episodes 50 --minutes 3
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ import resource
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -74,6 +75,8 @@ def in_child(call: Callable[[], Any]) -> Any:
             with os.fdopen(write, "wb") as pipe:
                 pickle.dump(call(), pipe)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(write)
@@ -223,7 +226,7 @@ def show(console: Console, title: str, rows: list[Row], formats: Mapping[str, st
     """Print one table."""
     table = Table(title=title, title_justify="left")
     for name in formats:
-        words = name in ("network", "what", "environment")
+        words = name in ("what", "environment")
         table.add_column(name.replace("_", " "), justify="left" if words else "right")
     for row in rows:
         table.add_row(*(format(row[name], kind) for name, kind in formats.items()))
@@ -242,22 +245,24 @@ def main() -> int:
     console.print(f"torch {torch.__version__}, 1 thread, {os.cpu_count()} CPUs, load {load:.1f} at the start")
 
     sizes = [in_child(partial(measure_size, 2**k)) for k in range(11, 16 if quick else 21)]
-    networks = {"mlp 64": 2048} if quick else {"mlp 64": 2048, "mlp 512": 2048, "nature cnn": 256}
-    rows = [row for name, n in networks.items() for row in measure_case(make_case(name, n), 3 if quick else 7)]
-    rounds = measure_rounds(3 if quick else 12)
-    found = verdicts(rows, sizes, rounds)
-
-    title = (
-        f"Scoring in multiples of one training forward + backward (oracle: extrapolated from {ORACLE_RECORDS} records)"
-    )
-    kinds = {"network": "", "records": "d", "what": "", "ms": ".1f", "multiple": ".2f", "extra_mib": ".1f"}
-    show(console, title, rows, kinds)
     kinds = {"records": "d", "seconds": ".3f", "us_per_record": ".2f", "extra_mib": ".1f"}
     show(console, "Growing buffers, mlp 64, backend auto", sizes, kinds)
+
+    networks = {"mlp 64": 2048} if quick else {"mlp 64": 2048, "mlp 512": 2048, "nature cnn": 256}
+    rows: list[Row] = []
+    for name, n in networks.items():
+        part = measure_case(make_case(name, n), 3 if quick else 7)
+        kinds = {"what": "", "ms": ".1f", "multiple": ".2f", "extra_mib": ".1f"}
+        show(console, f"{name}, {n} records (oracle: extrapolated from {ORACLE_RECORDS})", part, kinds)
+        rows += part
+
+    rounds = measure_rounds(3 if quick else 12)
     times = dict.fromkeys(("score_ms", "trust_ms", "train_ms"), ".1f")
     kinds = {"environment": "", "stock_s": ".3f", "iif_s": ".3f", "ratio": ".3f", "dropped_share": ".1%", **times}
     title = f"Rounds of Stable-Baselines3's PPO, {ENVS * STEPS} records, 10 epochs of batches of 64, drop={DROP}"
     show(console, title, [rounds], {**kinds, "score_share": ".1%"})
+
+    found = verdicts(rows, sizes, rounds)
     for verdict in found:
         mark = "[green]met   [/]" if verdict.met else "[red]missed[/]"
         console.print(f"{mark} {verdict.target}: {verdict.measured:.3g} (at most {verdict.limit:.3g})")
