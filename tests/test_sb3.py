@@ -92,7 +92,7 @@ def noisy_evaluation(model: Any, round: int) -> tuple[list[float], list[int]]:
     return list(np.random.random(2)), [1, 2]
 
 
-def trained(settings: Settings, callback: Any = None, rounds: int = 3) -> Any:
+def trained(settings: Settings, callback: Any = None, rounds: int = 2) -> Any:
     return make_model(**settings).learn(rounds * 24, callback=callback)
 
 
@@ -129,7 +129,7 @@ def test_parity_beside_other_callbacks() -> None:
 @pytest.mark.parametrize("same_callback", [True, False])
 def test_parity_of_resumed_learning(settings: Settings, same_callback: bool) -> None:
     def resumed(first: Any, second: Any) -> dict[str, bytes]:
-        model = trained(settings, first, rounds=2)
+        model = trained(settings, first)
         model.learn(2 * 24, callback=second, reset_num_timesteps=False)
         return fingerprint(model)
 
@@ -141,7 +141,7 @@ def test_parity_of_resumed_learning(settings: Settings, same_callback: bool) -> 
 
 def test_parity_of_a_saved_and_loaded_model(tmp_path: Path) -> None:
     def continued(callback: Any) -> dict[str, bytes]:
-        trained({"n_envs": 3}, callback, rounds=2).save(tmp_path / "model")
+        trained({"n_envs": 3}, callback).save(tmp_path / "model")
         model = PPO.load(tmp_path / "model", env=make_env(n_envs=3), device="cpu")
         model.set_random_seed(3)
         model.learn(2 * 24, callback=callback, reset_num_timesteps=False)
@@ -243,14 +243,14 @@ def test_a_dropped_record_cannot_change_the_weights(settings: Settings) -> None:
     def weights_after(columns: str, which: str = "dropped", by: float = np.nan) -> torch.Tensor:
         influence = InfluenceCallback(drop=0.9)
         spoil = Perturb(influence, columns, which, by)
-        model = trained(settings, [influence, spoil], rounds=2)
+        model = trained(settings, [influence, spoil])
         assert spoil.changed >= 2
         return weights(model)
 
     untouched = weights_after("")
     assert torch.equal(weights_after("observations actions advantages returns log_probs values"), untouched)
     assert not torch.equal(weights_after("advantages", "kept", 1.0), untouched)
-    assert not torch.equal(weights(trained(settings, rounds=2)), untouched)
+    assert not torch.equal(weights(trained(settings)), untouched)
 
 
 def batches_of(settings: Settings, callback: InfluenceCallback) -> list[int]:
@@ -345,15 +345,16 @@ def test_random_drop_is_keyed_by_seed_and_round() -> None:
         trained({"seed": seed}, [influence, seen])
         return seen.results
 
-    assert dropped(1) == dropped(1)
-    assert dropped(1) != dropped(2)
-    assert len({tuple(round_) for round_ in dropped(1)}) == 3
+    first = dropped(1)
+    assert dropped(1) == first
+    assert dropped(2) != first
+    assert first[0] != first[1]
     for seed in (1, 2):
         rule = selection.DropRandom(like=selection.DropNegative(0.5), seed=seed)
         influence = InfluenceCallback(selection=rule)
         trained({"seed": 1}, influence, rounds=1)
         assert influence.selection is not None
-        assert (influence.selection.dropped.tolist() == dropped(1)[0]) == (seed == 1)  # the text takes the model's
+        assert (influence.selection.dropped.tolist() == first[0]) == (seed == 1)  # the text takes the model's
 
 
 def test_an_evaluation_has_random_numbers_of_its_own() -> None:
@@ -489,7 +490,7 @@ def test_rounds_of_a_few_records(n_steps: int, tmp_path: Path) -> None:
 def test_summaries_go_to_on_round() -> None:
     seen: list[Mapping[str, Any]] = []
     trained({}, InfluenceCallback(drop=0.5, evaluate=noisy_evaluation, on_round=seen.append))
-    assert [summary["round"] for summary in seen] == [1, 2, 3]
+    assert [summary["round"] for summary in seen] == [1, 2]
     assert all("evaluation_return" in summary and summary["time_train"] > 0 for summary in seen)
 
 
@@ -530,6 +531,7 @@ def test_a_round_without_a_finished_episode(tmp_path: Path) -> None:
         ({"snapshots": "every:0"}, "snapshots='every:0' is unknown"),
         ({"snapshots": "10"}, "snapshots='10' is unknown"),
         ({"snapshots": 10}, "snapshots=10 is unknown"),
+        ({"snapshots": ""}, "snapshots='' is unknown"),
         ({"backend": "fast"}, "backend='fast' is unknown"),
     ],
 )

@@ -58,7 +58,7 @@ def test_nothing_dropped_is_bit_identical_to_the_host(settings: Settings, tmp_pa
 @pytest.mark.parametrize("algo", ["MaskablePPO", "RecurrentPPO"])
 def test_parity_of_resumed_learning(algo: str) -> None:
     def resumed(first: Any, second: Any) -> dict[str, bytes]:
-        model = trained({"algo": algo}, first, rounds=2)
+        model = trained({"algo": algo}, first)
         model.learn(2 * 24, callback=second, reset_num_timesteps=False)
         return fingerprint(model)
 
@@ -95,7 +95,7 @@ def test_a_dropped_record_cannot_change_the_weights(settings: Settings) -> None:
     def weights_after(columns: str, which: str, by: float) -> torch.Tensor:
         influence = InfluenceCallback(drop=0.9)
         spoil = Perturb(influence, columns, which, by)
-        model = trained(settings, [influence, spoil], rounds=2)
+        model = trained(settings, [influence, spoil])
         assert spoil.changed >= 2
         return weights(model)
 
@@ -108,7 +108,7 @@ def test_a_dropped_record_cannot_change_the_weights(settings: Settings) -> None:
     untouched = weights_after("", "dropped", by)
     assert torch.equal(weights_after(columns, "dropped", by), untouched)
     assert not torch.equal(weights_after("advantages", "kept", 1.0), untouched)
-    assert not torch.equal(weights(trained(settings, rounds=2)), untouched)
+    assert not torch.equal(weights(trained(settings)), untouched)
 
 
 @pytest.mark.parametrize("kept", [17, 9])

@@ -71,13 +71,14 @@ def trust_line(
         one, other = slice(0, int(first.sum())), slice(int(first.sum()), len(part))
         part, weights = part.take(order), None if weights is None else weights[order]
         part, permuted, *losing = (part.with_advantages(column[order]) for column in columns)
+        pull, shuffled_pull = _return_weights(part), _return_weights(permuted)
 
         def line(jacobian: _Jacobian) -> TrustLine:
             slopes, permuted_slopes = _slopes(jacobian.evaluation, objective, losing)
             whole = jacobian.seed_gradient
-            own = jacobian.pullback(_return_weights(part), one)
+            own = jacobian.pullback(pull, one)
             halves = own, {name: g - own[name] for name, g in whole.items()}
-            shuffled = [jacobian.pullback(_return_weights(permuted), half) for half in (one, other)]
+            shuffled = [jacobian.pullback(shuffled_pull, half) for half in (one, other)]
             return TrustLine(
                 _agreement(jacobian, slopes, part.valid, halves),
                 _agreement(jacobian, permuted_slopes, part.valid, shuffled),
@@ -90,10 +91,10 @@ def trust_line(
                 with Layers(policy) as layers:
                     layerwise.check_coverage(layers, losing[0], objective)
                     evaluation, calls = layers.forward(part)
-                return line(layerwise.LogProbJacobian(layers, evaluation, calls, _return_weights(part)))
+                return line(layerwise.LogProbJacobian(layers, evaluation, calls, pull))
             except layerwise.NotCovered:
                 pass
-        return line(jvp.LogProbJacobian(policy, part, _return_weights(part)))
+        return line(jvp.LogProbJacobian(policy, part, pull))
 
 
 _Jacobian: TypeAlias = layerwise.LogProbJacobian | jvp.LogProbJacobian

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +20,7 @@ from rollsight.adapters.sb3 import buffer, options, summary
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
+from rollsight.adapters.sb3.streams import streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores, score_records, trust_line
@@ -89,7 +88,9 @@ class InfluenceCallback(BaseCallback):
         self.targets = options.targets_of(target)
         self.run_path = None if run is None else Path(run)
         self.overwrite = overwrite
-        self.snapshot_every = options.interval_of(snapshots or ("none" if run is None else "every:10"))
+        self.snapshot_every = options.interval_of(
+            ("none" if run is None else "every:10") if snapshots is None else snapshots
+        )
         if backend not in get_args(Backend):
             raise RollsightError(f"backend={backend!r} is unknown; give {', '.join(get_args(Backend))}.")
         self.objective, self.backend = objective, backend
@@ -303,7 +304,7 @@ class InfluenceCallback(BaseCallback):
         if self.evaluate is None:
             return
         started = time.perf_counter()
-        with _streams_of_its_own((self._model.seed or 0, self.round, _EVALUATION)):
+        with streams_of_their_own(self._model.seed or 0, self.round, _EVALUATION):
             returns, lengths = self.evaluate(self._model, self.round)
         if self._writer is not None:
             self._writer.write_evaluation(self.round, returns, lengths)
@@ -341,22 +342,6 @@ class InfluenceCallback(BaseCallback):
             return 0
         ((last,),) = runs.open(self._writer.path).sql("select max(episode) from records").fetchall()
         return int(last) + 1
-
-
-@contextmanager
-def _streams_of_its_own(key: tuple[int, ...]) -> Iterator[None]:
-    """Random numbers keyed by `key`; training's streams go on afterwards as if nothing had happened."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
 
 
 class _Clock:

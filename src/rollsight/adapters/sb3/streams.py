@@ -1,0 +1,26 @@
+"""Random numbers for what happens beside training, so that training does not depend on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def streams_of_their_own(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's global streams keyed by (seed, round, purpose); afterwards they go on as before."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

@@ -1,0 +1,246 @@
+"""Put a real environment into a record's state: set the state, copy it, or replay the record's episode up to it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.classic_control import (
+    AcrobotEnv,
+    CartPoleEnv,
+    Continuous_MountainCarEnv,
+    MountainCarEnv,
+    PendulumEnv,
+)
+from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
+from gymnasium.wrappers import TimeLimit
+
+from rollsight.errors import RollsightError
+
+Array = np.ndarray[Any, Any]
+Env: TypeAlias = gym.Env[Any, Any]
+Method: TypeAlias = Literal["set", "copy", "replay"]
+
+EXPLAINED: Mapping[Method, str] = {
+    "set": "the environment's state was set to the record's",
+    "copy": "the episode was replayed to the record and the environment copied",
+    "replay": "the episode was replayed to the record for every branch",
+}
+_CHECKED = 10  # records whose episodes are replayed to see that this is the environment of the run
+_PROBE_STEPS = 16  # steps for which a copy must do what its original does
+
+
+@dataclass(frozen=True, eq=False)
+class BranchPoint:
+    """Where a record stands in its episode.
+
+    row: in the round's buffer. step: steps since the episode began. obs: flat, as the policy saw it.
+    action: the record's, as the environment takes it.
+    start: the `episode_start` of its episode; prefix: (step, ...) the actions before it, as the environment takes them;
+           both None where the run does not hold them.
+    """
+
+    row: int
+    step: int
+    obs: Array
+    action: Any
+    start: str | None = None
+    prefix: Array | None = None
+
+    @property
+    def replayable(self) -> bool:
+        return self.start is not None and self.prefix is not None
+
+
+class Brancher:
+    """Makes environments that stand in a record's state and go on with random streams of their own.
+
+    make: a new environment; method: of `choose_method`; see: an observation as the policy sees it, flat.
+    """
+
+    def __init__(self, make: Callable[[], Env], method: Method, see: Callable[[Any], Array]) -> None:
+        self._make, self._see = make, see
+        self.method = method
+        self._pool: list[Env] = []
+
+    def branch(self, point: BranchPoint, seeds: Sequence[np.random.SeedSequence]) -> list[Env]:
+        """One environment per seed. Those of the last call must not be used any more.
+
+        Raises `RollsightError` where a replay does not arrive at the record's observation.
+        """
+        if self.method == "copy":
+            original = self._environments(1)[0]
+            replay(original, point, self._see)
+            frozen = pickle.dumps(original)
+            environments = [pickle.loads(frozen) for _ in seeds]
+        else:
+            environments = self._environments(len(seeds))
+            for env in environments:
+                if self.method == "set":
+                    set_state(env, point)
+                else:
+                    replay(env, point, self._see)
+        for env, seed in zip(environments, seeds, strict=True):
+            env.unwrapped.np_random = np.random.Generator(np.random.PCG64(seed))
+        return environments
+
+    def _environments(self, count: int) -> list[Env]:
+        while len(self._pool) < count:
+            env = self._make()
+            if self.method == "set":
+                env.reset(seed=0)  # its wrappers refuse to step before
+            self._pool.append(env)
+        return self._pool[:count]
+
+
+def choose_method(make: Callable[[], Env], see: Callable[[Any], Array], points: Sequence[BranchPoint]) -> Method:
+    """How these records can be branched, tried out on some of them. Cheapest first: set, copy, replay.
+
+    Raises `RollsightError` where the environment cannot be branched, and where it is not the one of the run.
+    """
+    env = make()
+    replayable = [point for point in points if point.replayable]
+    for point in replayable[:_CHECKED]:
+        replay(env, point, see)
+    if can_be_set(env):
+        return "set"
+    if not replayable:
+        raise RollsightError(
+            f"{_name(env)} cannot be branched: its state cannot be set, and the run does not store how the episodes of "
+            "these records started; wrap the environments in rollsight.adapters.gymnasium.EpisodeStart to train, as "
+            "`rollsight train` does."
+        )
+    return "copy" if _can_be_copied(env, see) else "replay"
+
+
+def can_be_set(env: Env) -> bool:
+    """Whether the observation says all there is to know of the environment's state, apart from the time."""
+    inner = env.unwrapped
+    if isinstance(inner, TaxiEnv) and getattr(inner, "fickle_passenger", False):
+        return False  # whether the passenger changes his mind is hidden
+    return type(inner) in _SETTERS  # exactly: a subclass may hold more
+
+
+def set_state(env: Env, point: BranchPoint) -> None:
+    """Put an environment that `can_be_set` into the record's state, its time limit included.
+
+    States are as exact as the observation, which has float32 where classic control computes in float64.
+    """
+    _SETTERS[type(env.unwrapped)](env.unwrapped, point.obs)
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, TimeLimit):
+            layer.__dict__["_elapsed_steps"] = point.step  # declared as None there
+        layer = layer.env
+
+
+def replay(env: Env, point: BranchPoint, see: Callable[[Any], Array]) -> None:
+    """Start the record's episode again and repeat its actions up to the record.
+
+    Raises `RollsightError` where that does not arrive at the stored observation.
+    """
+    assert point.start is not None
+    assert point.prefix is not None
+    obs = restart(env, point.start)
+    for done, action in enumerate(point.prefix):
+        obs, _, terminated, truncated, _ = env.step(_plain(action))
+        if (terminated or truncated) and done + 1 < point.step:
+            raise _not_reproduced(env, point, f"the episode ended after {done + 1} steps")
+    seen = see(obs)
+    if seen.shape != point.obs.shape:
+        raise _not_reproduced(env, point, f"the observation has {seen.size} numbers and the stored {point.obs.size}")
+    if not np.allclose(seen, point.obs, rtol=1e-5, atol=1e-5, equal_nan=True):
+        worst = np.abs(seen.astype(np.float64) - point.obs.astype(np.float64)).max()
+        raise _not_reproduced(env, point, f"the observation differs from the stored one by {worst:.3g}")
+
+
+def restart(env: Env, start: str) -> Any:
+    """Reset the environment as `EpisodeStart` noted it; returns the first observation."""
+    how = json.loads(start)
+    if "seed" in how:
+        return env.reset(seed=how["seed"])[0]
+    try:
+        env.unwrapped.np_random.bit_generator.state = how["state"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RollsightError(f"{_name(env)}: the stored random state of an episode does not fit ({error}).") from error
+    return env.reset()[0]
+
+
+def _can_be_copied(env: Env, see: Callable[[Any], Array]) -> bool:
+    """Whether a pickled copy goes on as its original does. Some environments pickle no more than their arguments."""
+    try:
+        copy = pickle.loads(pickle.dumps(env))
+    except Exception:  # whatever an environment's objects raise when they cannot be pickled
+        return False
+    space = env.action_space
+    space.seed(0)
+    try:
+        for _ in range(_PROBE_STEPS):
+            action = space.sample()
+            one, other = env.step(action), copy.step(action)
+            if not np.array_equal(see(one[0]), see(other[0])) or one[1:4] != other[1:4]:
+                return False
+            if one[2] or one[3]:
+                break
+    except Exception:  # a copy without its state fails in whatever way it comes across that
+        return False
+    return True
+
+
+def _plain(action: Any) -> Any:
+    """A discrete action as the integer that environments expect."""
+    return int(action) if np.ndim(action) == 0 else action
+
+
+def _not_reproduced(env: Env, point: BranchPoint, problem: str) -> RollsightError:
+    return RollsightError(
+        f"{_name(env)} cannot be branched: replaying an episode to its step {point.step} does not reproduce what the "
+        f"run recorded ({problem}); the environment has hidden random state, or was made or wrapped differently."
+    )
+
+
+def _name(env: Env) -> str:
+    return type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+
+
+def _set_toy_text(env: Any, obs: Array) -> None:
+    env.s, env.lastaction = int(obs[0]), None
+
+
+def _set_cart_pole(env: Any, obs: Array) -> None:
+    env.state, env.steps_beyond_terminated = obs.astype(np.float64), None
+
+
+def _set_acrobot(env: Any, obs: Array) -> None:
+    cos1, sin1, cos2, sin2, velocity1, velocity2 = obs.astype(np.float64)
+    env.state = np.array([np.arctan2(sin1, cos1), np.arctan2(sin2, cos2), velocity1, velocity2])
+
+
+def _set_mountain_car(env: Any, obs: Array) -> None:
+    env.state = (float(obs[0]), float(obs[1]))
+
+
+def _set_continuous_mountain_car(env: Any, obs: Array) -> None:
+    env.state = obs.astype(np.float32)
+
+
+def _set_pendulum(env: Any, obs: Array) -> None:
+    cos, sin, velocity = obs.astype(np.float64)
+    env.state, env.last_u = np.array([np.arctan2(sin, cos), velocity]), None
+
+
+_SETTERS: dict[type, Callable[[Any, Array], None]] = {
+    FrozenLakeEnv: _set_toy_text,
+    CliffWalkingEnv: _set_toy_text,
+    TaxiEnv: _set_toy_text,
+    CartPoleEnv: _set_cart_pole,
+    AcrobotEnv: _set_acrobot,
+    MountainCarEnv: _set_mountain_car,
+    Continuous_MountainCarEnv: _set_continuous_mountain_car,
+    PendulumEnv: _set_pendulum,
+}

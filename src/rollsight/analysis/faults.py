@@ -1,0 +1,137 @@
+"""Fault injection: spoil some episodes of a buffer on purpose, and ask whether their scores give them away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from rollsight.errors import RollsightError
+from rollsight.records import Records
+
+_SHARE, _REPEATS = 0.2, 10
+_FAULT = 0xFA17  # the purpose in the key of the random streams
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Scorer = Callable[[Records], Tensor]  # corrupted records -> (N,) scores
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well low episode totals of a score find the spoilt episodes: AUROC, its mean and standard error over repeats.
+
+    0.5 is chance, 1 perfect. spoilt, episodes: how many episodes were spoilt, of how many.
+    """
+
+    fault: str
+    score: str
+    auroc: float
+    error: float
+    spoilt: int
+    episodes: int
+
+
+class Buffer:
+    """The records as a grid of environments and steps, so that GAE can be recomputed (Schulman et al. 2016).
+
+    The value after the last step is not in the records; it is recovered from the last advantage.
+    Raises `RollsightError` where the records' advantages are not those of (gamma, gae_lambda).
+    """
+
+    def __init__(self, records: Records, gamma: float, gae_lambda: float) -> None:
+        missing = [n for n in ("env", "step", "episode") if n not in records.ids]
+        missing += [n for n in ("rewards", "values") if getattr(records, n) is None]
+        if missing:
+            raise RollsightError(f"Recomputing advantages needs the columns {', '.join(missing)} in the records.")
+        self.records, self._discounts = records, (gamma, gae_lambda)
+        ids = {name: records.ids[name].cpu().numpy() for name in ("env", "step", "episode")}
+        order = np.lexsort((ids["step"], ids["env"]))
+        steps = int(np.bincount(ids["env"]).max())
+        if len(order) % steps:
+            raise RollsightError(
+                "The environments of this buffer have different numbers of steps: not a rollout buffer."
+            )
+        self._grid = order.reshape(-1, steps)  # (E, T) rows of the records
+        self.episode = ids["episode"]
+        episode = self.episode[self._grid]
+        self._goes_on = episode[:, 1:] == episode[:, :-1]
+        self.rewards, self.values = (
+            column.double().cpu().numpy() for column in (records.rewards, records.values) if column is not None
+        )
+        advantages = records.advantages.double().cpu().numpy()
+        last = self._grid[:, -1]
+        self._bootstrap = advantages[last] - self.rewards[last] + self.values[last]  # gamma V(s_T), or 0 at an end
+        wrong = np.abs(self.advantages(self.rewards, self.values) - advantages).max()
+        if wrong > 1e-3 * max(float(np.abs(advantages).max()), 1e-6):
+            raise RollsightError(
+                f"The advantages are not GAE(gamma={gamma}, lambda={gae_lambda}) of these rewards and values (off by "
+                f"up to {wrong:.3g}), so faults cannot be injected."
+            )
+
+    def advantages(self, rewards: Floats, values: Floats) -> Floats:
+        """(N,) GAE of other rewards and values (N,), with the same episodes and the same value after the last step."""
+        gamma, gae_lambda = self._discounts
+        r, v = rewards[self._grid], values[self._grid]
+        result = np.empty(len(rewards))
+        running = np.zeros(len(self._grid))
+        for t in reversed(range(r.shape[1])):
+            if t == r.shape[1] - 1:
+                running = r[:, t] + self._bootstrap - v[:, t]
+            else:
+                delta = r[:, t] + gamma * v[:, t + 1] * self._goes_on[:, t] - v[:, t]
+                running = delta + gamma * gae_lambda * self._goes_on[:, t] * running
+            result[self._grid[:, t]] = running
+        return result
+
+    def spoilt(self, rewards: Floats, values: Floats) -> Records:
+        """The records with advantages and returns of other rewards and values (N,)."""
+        like = self.records.advantages
+        advantages = torch.from_numpy(self.advantages(rewards, values)).to(like)
+        known = torch.from_numpy(values).to(like)
+        spoilt_rewards = torch.from_numpy(rewards).to(like)
+        return replace(
+            self.records, advantages=advantages, returns=advantages + known, values=known, rewards=spoilt_rewards
+        )
+
+
+def detect(buffer: Buffer, scorers: Mapping[str, Scorer], paid: Floats, stale: Floats, seed: int) -> list[Detection]:
+    """Spoil a fifth of the episodes, several times, in two ways, and see who finds them.
+
+    paid: (N,) the rewards as the environment paid them; their sign is flipped in the first fault. (The records' rewards
+    may hold the host's time-limit bootstrapping beside them, which stays.) stale: (N,) the value estimates that take
+    the place of the current ones in the second.
+    """
+    episodes = np.unique(buffer.episode)
+    count = max(1, round(_SHARE * len(episodes)))
+    if len(episodes) < 5:
+        raise RollsightError(f"The round has {len(episodes)} episodes; finding spoilt ones needs at least 5.")
+    found: dict[tuple[str, str], list[float]] = {}
+    for repeat in range(_REPEATS):
+        rng = np.random.default_rng((seed, repeat, _FAULT))
+        chosen = rng.choice(episodes, count, replace=False)
+        hit = np.isin(buffer.episode, chosen)
+        faults = {
+            "reward sign flipped": buffer.spoilt(buffer.rewards - 2 * paid * hit, buffer.values),
+            "stale values": buffer.spoilt(buffer.rewards, np.where(hit, stale, buffer.values)),
+        }
+        for fault, records in faults.items():
+            for name, scorer in scorers.items():
+                totals = np.zeros(len(episodes))
+                np.add.at(totals, np.searchsorted(episodes, buffer.episode), scorer(records).double().cpu().numpy())
+                found.setdefault((fault, name), []).append(auroc(-totals, np.isin(episodes, chosen)))
+    return [
+        Detection(fault, name, float(np.mean(v)), float(np.std(v, ddof=1) / np.sqrt(len(v))), count, len(episodes))
+        for (fault, name), v in found.items()
+    ]
+
+
+def auroc(values: Floats, positive: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
+    """Probability that a positive has the higher value than a negative, ties counting half."""
+    many = int(positive.sum())
+    ranks = rankdata(values)[positive].sum() - many * (many + 1) / 2
+    return float(ranks / (many * (len(values) - many)))

@@ -1,0 +1,136 @@
+"""Fidelity of one round: do the scores predict what training on other weightings of the buffer ends in?
+
+Every outcome comes from retraining the round's snapshot in the `mask` semantic: buffer, advantages, permutations and
+denominators stay (the counterfactual is *replay*). See protocol section 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rollsight.analysis import faults, perturbation, variants
+from rollsight.analysis.fidelity_round import FidelityRound, FidelitySettings, TrustFigures
+from rollsight.analysis.lds import HalfMasks, Lds, half_masks, lds
+from rollsight.analysis.outcomes import Retraining
+from rollsight.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What `measure_fidelity` found.
+
+    lds: outcome ("fresh", "train", "returns") -> the table of scores. steps, removal: outcome -> rows, "fresh" and
+    "train". notes: one sentence for each thing that could not be done, or was done another way.
+    """
+
+    env: str
+    round: int
+    unit: str
+    units: int
+    records: int
+    masks: int
+    seed: int
+    target: str
+    normalisation: str
+    optimizer: str
+    reference: str
+    lds: dict[str, Lds]
+    steps: dict[str, list[perturbation.WeightStep]]
+    removal: dict[str, list[perturbation.Removal]]
+    faults: list[faults.Detection]
+    trust: TrustFigures
+    notes: list[str] = field(default_factory=list)
+    semantic: Literal["mask"] = "mask"
+    counterfactual: Literal["replay"] = "replay"
+
+
+Report = Callable[[str, int, int], None]  # what is being done, models done, models in all
+
+
+def measure_fidelity(settings: FidelitySettings, on_progress: Report = lambda doing, done, total: None) -> Fidelity:
+    """Measure one round of a run.
+
+    Raises `RollsightError` for a round without a snapshot, an environment that cannot be made again, too few units.
+    """
+    round_ = FidelityRound(settings)
+    snapshot, target, seed = round_.snapshot, round_.target, settings.seed
+    masks = half_masks(snapshot.records, settings.unit, settings.masks, seed)
+    done, total = 0, 2 * settings.masks + perturbation.MODELS
+
+    def count(models: int) -> None:
+        nonlocal done
+        done += models
+        on_progress("retraining", done, total)
+
+    on_progress("fresh buffer", 0, total)
+    measures = round_.measures()
+    on_progress("scores", 0, total)
+    scores = variants.score_variants(snapshot, target, seed)
+
+    on_progress("retraining", 0, total)
+    with round_.playing() as played:
+        retraining = Retraining(snapshot, measures | played, settings.out, round_.described, count)
+        outcomes = retraining(masks.weights)
+        repeated = retraining(masks.weights, order=seed)
+    tables = {name: lds(masks, scores, outcomes[name], repeated[name], variants.DEFAULT, seed) for name in outcomes}
+    retraining = Retraining(snapshot, measures, settings.out, round_.described, count)
+    steps, removal = _perturbed(retraining, masks, scores, snapshot, seed)
+    on_progress("faults", total, total)
+    found, notes = round_.faults()
+    if retraining.reason:
+        notes.insert(0, f"Models were retrained one after another: {retraining.reason}.")
+    return Fidelity(
+        env=round_.env,
+        round=snapshot.round,
+        unit=settings.unit,
+        units=masks.units,
+        records=len(snapshot.records),
+        masks=settings.masks,
+        seed=seed,
+        target=target.name,
+        normalisation=round_.objective.normalisation,
+        optimizer=type(snapshot.optimizer).__name__,
+        reference=variants.DEFAULT,
+        lds=tables,
+        steps=steps,
+        removal=removal,
+        faults=found,
+        trust=round_.trust(scores),
+        notes=notes,
+    )
+
+
+def _perturbed(
+    retraining: Retraining, masks: HalfMasks, scores: dict[str, Tensor], snapshot: Snapshot, seed: int
+) -> tuple[dict[str, list[perturbation.WeightStep]], dict[str, list[perturbation.Removal]]]:
+    """The weight-step test and the removal curves of the reference score."""
+    score = scores[variants.DEFAULT]
+    directions = perturbation.step_directions(score, snapshot.records.valid_rows, seed)
+    stepped = perturbation.step_weights(directions)
+    removed = perturbation.removal_weights(masks, score, seed).to(stepped)
+    everything = torch.ones(1, stepped.shape[1])
+    outcomes = retraining(torch.cat([everything, stepped, removed]))
+    effects = _effects(scores, snapshot)
+    end = 1 + len(stepped)
+    steps, removal = {}, {}
+    for name, values in outcomes.items():
+        steps[name] = perturbation.read_steps(directions, effects, values[1:end], values[0])
+        removal[name] = perturbation.read_removal(values[end:], values[0])
+    return steps, removal
+
+
+def _effects(scores: dict[str, Tensor], snapshot: Snapshot) -> dict[str, Tensor]:
+    """Scores as first-order changes of the target per unit of a record's weight; those of every step are so already."""
+    rule = snapshot.rule
+    size = min(rule.batch_size or len(snapshot.records), len(snapshot.records))
+    rate = rule.n_epochs * float(snapshot.optimizer.param_groups[0]["lr"]) / size
+    return {
+        name: score * (1.0 if name.startswith(variants.EVERY_STEP) else rate)
+        for name, score in scores.items()
+        if name.startswith((variants.DEFAULT, variants.EVERY_STEP))
+    }

@@ -1,0 +1,138 @@
+"""A round of a run folder, for diagnosis: its columns, its snapshot, and where its records stand in their episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rollsight.adapters.sb3.acting import Actor
+from rollsight.analysis import diagnosis as stats
+from rollsight.analysis.advantages import Experiment, flat
+from rollsight.analysis.branching import BranchPoint, Method
+from rollsight.errors import RollsightError
+from rollsight.records import Rows, take_rows
+from rollsight.runs import Run, column_as_floats, scored_records
+from rollsight.snapshot import Snapshot
+
+TARGET = "return"
+
+Array = np.ndarray[Any, Any]
+
+
+class RoundData:
+    """A round's stored columns, its snapshot and what else the run holds of its episodes.
+
+    Raises `RollsightError` where the round has no scores or no snapshot, or its policy cannot act on its own.
+    """
+
+    def __init__(self, run: Run, round: int) -> None:
+        self.run, self.round = run, round
+        if TARGET not in run.targets(round):
+            raise RollsightError(f"round {round} of {run.path} stores no scores of {TARGET!r}: choose a scored round")
+        self.snapshot_path = run.snapshot_path(round)
+        self.snapshot = Snapshot.load(self.snapshot_path)
+        self.actor = Actor(self.snapshot.policy)
+        self.table = run.records(round)
+        missing = {"episode", "episode_step", "reward", "episode_return"} - set(self.table.column_names)
+        if missing:
+            raise RollsightError(f"the records of {run.path} have no column {min(missing)!r}, which diagnose needs")
+        env = run.metadata.get("env")
+        settings = run.metadata.get("settings") or {}
+        if not isinstance(env, str) or "gamma" not in settings:
+            raise RollsightError(f"{run.path} does not say its environment and gamma: its records cannot be branched")
+        self.env_id, self.gamma = env, float(settings["gamma"])
+        limit = run.metadata.get("max_episode_steps")
+        self.env_keywords: dict[str, Any] = {**(run.metadata.get("env_kwargs") or {}), "max_episode_steps": limit}
+        self.env_keywords.pop("render_mode", None)
+        self.scores = column_as_floats(self.table, f"score_{TARGET}")
+        self.scored = scored_records(self.table, self.scores)
+        self.a_hat = column_as_floats(self.table, "advantage")
+        self.episode, self.episode_step, self.env = (self._integers(n) for n in ("episode", "episode_step", "env"))
+        self._prefixes = self._read_prefixes()
+
+    def experiment(self, method: Method, branches: int, seed: int, deadline: float | None = None) -> Experiment:
+        """What is common to the branches of this round."""
+        return Experiment(
+            self.snapshot_path, self.env_id, self.env_keywords, method, branches, self.gamma, seed, self.round, deadline
+        )
+
+    def see(self, observation: Any) -> Array:
+        return flat(self.actor.see([observation]))
+
+    def point(self, row: int) -> BranchPoint:
+        """Where a record stands, with its prefix where the run holds it."""
+        step = int(self.episode_step[row])
+        start, actions = self._prefixes.get(int(self.episode[row]), (None, np.empty(0)))
+        known = start is not None and len(actions) >= step
+        action = self.actor.executable(self.snapshot.records.actions[row : row + 1].cpu().numpy())[0]  # type: ignore[index]
+        obs = flat(take_rows(self.snapshot.records.obs, slice(row, row + 1)))
+        return BranchPoint(row, step, obs, action, start if known else None, actions[:step] if known else None)
+
+    def lengths(self) -> dict[int, int]:
+        """Lengths of the round's episodes that are finished in the run."""
+        rows = self.run.sql(
+            "select episode, max(episode_step) + 1 from records where episode in "
+            f"(select episode from records where round = {self.round}) group by episode "
+            "having bool_or(episode_return is not null)"
+        ).fetchall()
+        return {int(episode): int(length) for episode, length in rows}
+
+    def tabular(self) -> Array | None:
+        """(N,) the paper's tabular estimate; None where observations are not discrete."""
+        records = self.snapshot.records
+        if not isinstance(records.obs, Tensor) or records.obs.is_floating_point():
+            return None
+        lengths = self.lengths()
+        last = {int(e): int(s) for e, s in zip(self.episode, self.episode_step, strict=True)}
+        complete = np.array([lengths.get(e, 0) == last[e] + 1 for e in self.episode.tolist()])
+        reward = column_as_floats(self.table, "reward")
+        returns = stats.observed_returns(reward, self.episode, self.episode_step, complete, self.gamma)
+        return stats.tabular_advantages(self._bytes(records.obs), self._bytes(records.actions), returns)
+
+    def units(self) -> tuple[str, Array]:
+        """What the bootstrap resamples, and its number for each record (N,)."""
+        records = self.snapshot.records
+        if not isinstance(records.obs, Tensor) or records.obs.is_floating_point():
+            return "episode", self.episode
+        pairs = list(zip(self._bytes(records.obs), self._bytes(records.actions), strict=True))
+        numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+        return "distinct (s, a)", np.array([numbers[pair] for pair in pairs])
+
+    def actions(self) -> Array | None:
+        """(N,) discrete actions as numbers; None for others."""
+        actions = self.snapshot.records.actions
+        if not isinstance(actions, Tensor) or actions.is_floating_point() or actions.dim() > 1:
+            return None
+        return actions.cpu().numpy()
+
+    def cell(self, name: str, row: int) -> Any:
+        return self.table[name][row].as_py()
+
+    def _integers(self, name: str) -> stats.Ints:
+        return np.asarray(self.table[name].to_numpy(zero_copy_only=False), np.int64)
+
+    @staticmethod
+    def _bytes(rows: Rows) -> list[bytes]:
+        assert isinstance(rows, Tensor)
+        return [row.tobytes() for row in rows.cpu().numpy()]
+
+    def _read_prefixes(self) -> dict[int, tuple[str, Array]]:
+        """For the episodes whose start is stored: it, and the actions of all their stored steps, from the first."""
+        if "episode_start" not in self.table.column_names:
+            return {}
+        rows = self.run.sql(
+            "select episode, episode_step, episode_start, action from records where episode in "
+            f"(select episode from records where round = {self.round}) and round <= {self.round} "
+            "order by episode, episode_step"
+        ).fetchall()
+        by_episode: dict[int, list[tuple[Any, ...]]] = {}
+        for row in rows:
+            by_episode.setdefault(int(row[0]), []).append(row)
+        prefixes = {}
+        for episode, steps in by_episode.items():
+            start = steps[0][2]
+            if start is not None and [row[1] for row in steps] == list(range(len(steps))):
+                prefixes[episode] = (str(start), self.actor.executable(np.array([row[3] for row in steps], np.float32)))
+        return prefixes

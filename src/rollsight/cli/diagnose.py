@@ -1,0 +1,186 @@
+"""`rollsight diagnose`: why the bottom records of a round hurt."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rollsight import runs
+from rollsight.cli import output
+from rollsight.errors import RollsightError
+
+if TYPE_CHECKING:
+    from rollsight.analysis.diagnosis import Agreement, Correlation
+    from rollsight.analysis.round_diagnosis import Diagnosis
+
+_SHOWN = 8  # bottom records in the table
+
+
+def diagnose(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    round: Annotated[
+        int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last that has a snapshot)")
+    ] = None,
+    records: int = 200,
+    branches: int = 100,
+    seconds: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: no limit)")] = None,
+    seed: int = 0,
+    processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: all cores)")] = None,
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: RUN-diagnosis-roundK)")
+    ] = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Why do the bottom records hurt? Compare the advantages in the buffer with Monte-Carlo ones.
+
+    - Puts real environments into the states of the round's lowest, highest and some random
+      records, and plays on with the policy of that round: A_bar = Q_bar - V_bar.
+    - A sign of the buffer's advantage A_hat counts as wrong where |A_bar| exceeds two
+      standard errors.
+    - The round needs scores and a snapshot: train with --snapshots.
+
+    Example: rollsight diagnose runs/lake --round 10
+
+    Args:
+        run: The run folder.
+        round: The round to look at.
+        records: Records to branch: a quarter the lowest, a quarter the highest, half random.
+        branches: Episodes per record for Q_bar, and as many for V_bar.
+        seconds: Stop after this time, with what is done by then.
+        seed: Seed of the choice of records and of the branches.
+        processes: Processes side by side, one thread each.
+        out: Folder for the figures.
+        overwrite: Replace figures that are there.
+        json: Print everything as JSON.
+    """
+    from rollsight.analysis.pictures import draw_statistics
+    from rollsight.analysis.record_pictures import draw_records
+    from rollsight.analysis.round_data import RoundData
+    from rollsight.analysis.round_diagnosis import check_options, diagnose_round
+    from rollsight.analysis.scatter_page import draw_scatter_page
+
+    opened = runs.open(run)
+    round = _last_snapshot(opened) if round is None else round
+    folder = out or run.resolve().with_name(f"{opened.name}-diagnosis-round{round}")
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise RollsightError(f"{folder} exists already: choose another --out, or --overwrite it")
+    if folder.resolve().is_relative_to(run.resolve()):
+        raise RollsightError(f"{folder} lies in the run folder, which only training writes to: choose another --out")
+    data = RoundData(opened, round)
+    console = Console(stderr=True) if json else output.console()
+    workers = _cores() if processes is None else processes
+    check_options(records, branches, seconds, workers, seed)  # before a progress bar is drawn
+    with _progress_bar(console) as progress:
+        task = progress.add_task("branching", total=None)
+        diagnosis = diagnose_round(
+            data,
+            records=records,
+            branches=branches,
+            seconds=seconds,
+            seed=seed,
+            processes=workers,
+            on_progress=lambda done, asked: progress.update(task, completed=done, total=asked),
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = [*draw_statistics(diagnosis, folder), draw_scatter_page(diagnosis, folder / "scatter.html")]
+    try:
+        figures.append(draw_records(diagnosis, data, folder))
+    except RollsightError as error:
+        diagnosis.notes.append(f"no picture of the records: {error}")
+    if json:
+        output.print_json({**asdict(diagnosis), "figures": [str(path) for path in figures]})
+        return
+    show(diagnosis, console)
+    console.print(f"figures: {', '.join(path.name for path in figures)} in {folder}", soft_wrap=True)
+
+
+def show(diagnosis: Diagnosis, console: Console) -> None:
+    """Print a diagnosis as tables."""
+    d = diagnosis
+    console.print(f"{d.env}, round {d.round}, target {d.target}: {d.how}", style="bold", soft_wrap=True)
+    console.print(
+        f"{d.done} of {d.asked} records, {d.branches} branches each for Q and V, {d.steps:,} steps in "
+        f"{d.seconds:.0f} s, gamma {d.gamma:g}, seed {d.seed}; {d.negative_share:.0%} of the scores are negative\n",
+        soft_wrap=True,
+    )
+    names = ("lowest", "second", "third", "fourth", "highest")
+    parts = {**d.groups, **{f"{name} fifth": part for name, part in zip(names, d.quintiles, strict=True)}}
+    rows = [[name, *_agreement(part)] for name, part in parts.items()]
+    columns = ["records", "n", "signs counted", "wrong", "share", "mean |A_bar - A_hat|", "mean s.e."]
+    console.print(output.table(columns, rows))
+    console.print("fifths: of the influence, records of the random sample\n")
+    console.print(f"Spearman of influence with A_bar * A_hat: {_correlation(d.correlation, d.unit)}", soft_wrap=True)
+    if d.tabular is not None:
+        shares = (f"{name} {_share(part)} of {part.records}" for name, part in d.tabular.groups.items())
+        console.print(
+            f"with the paper's tabular estimate: {_correlation(d.tabular.correlation, d.unit)}; wrong signs: "
+            f"{', '.join(shares)}; its rank correlation with A_bar: {d.tabular.agreement:.2f}",
+            soft_wrap=True,
+        )
+    total = sum(part.records for part in d.harm["env"] or [])
+    for name, masses in d.harm.items():
+        if masses and len(masses) > 1:
+            labels = [part.key + 1 if name == "phase" else part.key for part in masses]
+            what = "tenth of the episode" if name == "phase" else name
+            lines = [
+                [f"{what} {label}", part.mass, f"{part.share:.1%}", f"{part.records / total:.1%}"]
+                for label, part in zip(labels, masses, strict=True)
+            ]
+            console.print()
+            console.print(output.table([f"harm by {what}", "sum of negative scores", "share", "of records"], lines))
+    console.print()
+    worst = [
+        [f"{r.env}:{r.step}", r.obs, r.action, r.score, r.a_hat, f"{r.a_bar:.3g} ± {r.a_bar_error:.2g}", _sign(r)]
+        for r in d.group("bottom")[:_SHOWN]
+    ]
+    console.print(output.table(["lowest", "obs", "action", "score", "A_hat", "A_bar", "sign"], worst))
+    for note in d.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def _agreement(part: Agreement) -> list[Any]:
+    return [part.records, part.counted, part.mismatched, _share(part), part.difference, part.error]
+
+
+def _share(part: Agreement) -> str:
+    return f"{part.share:.0%}" if part.counted else "-"
+
+
+def _correlation(one: Correlation, unit: str) -> str:
+    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}] ({one.records} random records, {one.units} {unit})"
+
+
+def _sign(record: Any) -> str:
+    return "unsure" if record.mismatch is None else "wrong" if record.mismatch else "right"
+
+
+def _last_snapshot(run: runs.Run) -> int:
+    if not run.snapshot_rounds:
+        raise RollsightError(f"{run.path} has no snapshots, which diagnose needs: train with --snapshots")
+    return run.snapshot_rounds[-1]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,  # rich would leave an empty line in a file
+    )

@@ -1,0 +1,231 @@
+"""`rollsight fidelity`: do the scores predict what training does?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rollsight.cli import output
+from rollsight.errors import RollsightError
+
+if TYPE_CHECKING:
+    from rollsight.analysis.fidelity import Fidelity
+    from rollsight.analysis.lds import Lds
+
+_OUTCOMES = {
+    "fresh": "target on a fresh buffer",
+    "train": "target on the training buffer",
+    "returns": "environment return",
+}
+
+
+def fidelity(
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    round: Annotated[int, tyro.conf.arg(metavar="K")],
+    masks: int = 100,
+    unit: Literal["record", "episode"] = "record",
+    target: Literal["return", "objective"] = "return",
+    returns: bool = False,
+    seed: int = 0,
+    json: bool = False,
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+) -> None:
+    """Retrain a round on random halves of its records, and see whether the scores predict the outcomes.
+
+    - LDS (linear datamodeling score): the rank correlation, over the halves, of the kept
+      records' summed scores with the target after training on them; with what the best
+      score could reach (the same halves in another minibatch order) and what a score
+      without information gets.
+    - Measured on a fresh buffer from the policy that started the round, which decides,
+      and on the training buffer.
+    - Also: small steps of the weights against first-order predictions, removal of the
+      lowest and highest scores against random removal, and spoilt episodes.
+
+    Example: rollsight fidelity runs/lander --round 10
+
+    Args:
+        run: The run folder.
+        round: The round, one with a snapshot.
+        masks: How many halves.
+        unit: What the halves are made of; episodes need a hundred of them or more.
+        target: What the scores explain.
+        returns: Measure the return of every retrained policy too, on 16 common episodes.
+        seed: Of the halves, the fresh buffer, the other order, the resampling.
+        json: Print JSON instead of tables.
+        figure: Draw the LDS of the scores and the removal curves (.png, .pdf or .svg).
+        out: Folder for the outcomes, result.json and fidelity.png. When run again with
+            the same settings it continues after the finished retraining.
+    """
+    import torch
+
+    from rollsight.analysis.fidelity import measure_fidelity
+    from rollsight.analysis.fidelity_round import FidelitySettings
+
+    if masks < 4 or seed < 0:
+        raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
+    if figure is not None:
+        output.check_figure(figure)
+    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
+    console = Console(stderr=True) if json else output.console()
+    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        result = measure_fidelity(
+            settings,
+            lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
+        )
+    figures = [path for path in (figure, None if out is None else out / "fidelity.png") if path is not None]
+    for path in figures:
+        draw(result, path)
+    if out is not None:
+        output.write_json(out / "result.json", as_json(result))
+    if json:
+        output.print_json(as_json(result))
+        return
+    show(run.resolve().name, result, console)
+    for path in figures:
+        console.print(f"figure: {path}", soft_wrap=True)
+
+
+def as_json(result: Fidelity) -> dict[str, Any]:
+    """The result, its default score's figures on the fresh buffer on top; the tables are in `outcomes`."""
+    fresh = result.lds["fresh"]
+    row = fresh.rows[result.reference]
+    return {
+        "lds": row.lds,
+        "lds_low": row.low,
+        "lds_high": row.high,
+        "ceiling": fresh.ceiling,
+        "null_low": fresh.null_low,
+        "null_high": fresh.null_high,
+        **{name: value for name, value in vars(result).items() if name != "lds"},
+        "outcomes": result.lds,
+    }
+
+
+def show(name: str, result: Fidelity, console: Console) -> None:
+    """Print the tables."""
+    console.print(
+        f"{name} ({result.env}), round {result.round}: {result.masks} random halves of {result.units} {result.unit}s",
+        style="bold",
+    )
+    columns = ["score", "LDS fresh", "95 % interval", "LDS train", f"fresh, vs {result.reference}"]
+    others = [outcome for outcome in result.lds if outcome not in ("fresh", "train")]
+    columns += [f"LDS {outcome}" for outcome in others]
+    fresh, train = result.lds["fresh"], result.lds["train"]
+    rows: list[list[Any]] = []
+    for score, row in fresh.rows.items():
+        change = f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+        more = [f"{result.lds[outcome].rows[score].lds:.2f}" for outcome in others]
+        known = "" if score == result.reference else change
+        rows.append([score, f"{row.lds:.2f}", _band(row.low, row.high), f"{train.rows[score].lds:.2f}", known, *more])
+    tables = [fresh, train, *(result.lds[outcome] for outcome in others)]
+    for label, cells in (("ceiling (another order)", _ceilings(tables)), ("null band", _nulls(tables))):
+        interval = _band(fresh.ceiling_low, fresh.ceiling_high) if label.startswith("ceiling") else ""
+        rows.append([label, cells[0], interval, cells[1], "", *cells[2:]])
+    console.print(output.table(columns, rows))
+    _show_steps(result, console)
+    _show_removal(result, console)
+    if result.faults:
+        first = result.faults[0]
+        title = f"\n{first.spoilt} of {first.episodes} episodes spoilt: AUROC of low episode scores"
+        kinds = list(dict.fromkeys(one.fault for one in result.faults))
+        found = {(one.fault, one.score): f"{one.auroc:.2f} ± {one.error:.2f}" for one in result.faults}
+        names = dict.fromkeys(one.score for one in result.faults)
+        console.print(output.table(["score", *kinds], [[s, *(found[k, s] for k in kinds)] for s in names], title=title))
+    trust = result.trust
+    console.print(
+        f"\ntrust line: own share of the scores {trust.self_share:.2f}, split-half correlation {trust.split_half:.2f} "
+        f"({trust.split_half_permuted:.2f} with permuted advantages), norm of the update {trust.update_norm:.3g}",
+        soft_wrap=True,
+    )
+    for note in result.notes:
+        console.print(note, soft_wrap=True)
+    console.print(
+        f"counterfactual: {result.counterfactual} (same buffer and advantages); semantic: {result.semantic}; target: "
+        f"{result.target}; normalisation: {result.normalisation}; optimiser: {result.optimizer}; seed {result.seed}",
+        soft_wrap=True,
+    )
+
+
+def _show_steps(result: Fidelity, console: Console) -> None:
+    rows = [
+        [one.prediction, one.eta, one.rank, one.slope, one.along_score, there.rank]
+        for one, there in zip(result.steps["fresh"], result.steps["train"], strict=True)
+    ]
+    columns = ["predicted by", "eta", "rank", "slope", "along the scores", "rank, train"]
+    title = "\nweights 1 + eta * direction: measured against predicted change of the target (fresh buffer)"
+    console.print(output.table(columns, rows, title=title))
+
+
+def _show_removal(result: Fidelity, console: Console) -> None:
+    rows = [
+        [f"{one.fraction:.0%}", one.lowest, one.random, _band(one.random_low, one.random_high, "+.2g"), one.highest]
+        for one in result.removal["fresh"]
+    ]
+    columns = ["without", "lowest scores", "random", "range of random", "highest scores"]
+    title = "\nchange of the target (fresh buffer) when a part of the units is left out"
+    console.print(output.table(columns, rows, title=title))
+
+
+def draw(result: Fidelity, path: Path) -> None:
+    """Draw the LDS of every score with interval, ceiling and null band, and the removal curves.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
+
+    shown = list(result.lds)
+    figure = Figure(figsize=(4.2 * (len(shown) + 1), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(shown) + 1)
+    for index, (outcome, table) in enumerate(result.lds.items()):
+        names = list(table.rows)
+        places = range(len(names), 0, -1)
+        values = [row.lds for row in table.rows.values()]
+        error = [
+            [row.lds - row.low for row in table.rows.values()],
+            [row.high - row.lds for row in table.rows.values()],
+        ]
+        axes[index].axvspan(table.null_low, table.null_high, color="#cccccc", alpha=0.6, label="null band")
+        axes[index].axvline(table.ceiling, color="#2ca02c", linestyle="--", label="ceiling")
+        axes[index].errorbar(values, places, xerr=error, fmt="o", color="#1f77b4", markersize=4, capsize=2)
+        axes[index].set_yticks(places, names if index == 0 else [""] * len(names))
+        axes[index].set(xlabel="LDS", title=_OUTCOMES[outcome], xlim=(-1, 1))
+        axes[index].legend(frameon=False, fontsize=8, loc="lower left")
+    removal = result.removal["fresh"]
+    at = [one.fraction for one in removal]
+    last = axes[-1]
+    last.fill_between(
+        at, [one.random_low for one in removal], [one.random_high for one in removal], color="#cccccc", alpha=0.6
+    )
+    last.plot(at, [one.random for one in removal], color="#777777", label="random")
+    last.plot(at, [one.lowest for one in removal], "o-", color="#d62728", label="lowest scores")
+    last.plot(at, [one.highest for one in removal], "o-", color="#1f77b4", label="highest scores")
+    last.set(xlabel=f"share of the {result.unit}s left out", title="change of the target, fresh buffer")
+    last.legend(frameon=False, fontsize=8)
+    for one in axes:
+        one.grid(alpha=0.3)
+    figure.suptitle(f"{result.env}, round {result.round} ({result.semantic}, {result.counterfactual})")
+    output.save_figure(figure, path)
+
+
+def _band(low: float, high: float, form: str = ".2f") -> str:
+    return f"[{low:{form}}, {high:{form}}]"
+
+
+def _ceilings(tables: Sequence[Lds]) -> list[str]:
+    return [f"{table.ceiling:.2f}" for table in tables]
+
+
+def _nulls(tables: Sequence[Lds]) -> list[str]:
+    return [_band(table.null_low, table.null_high) for table in tables]

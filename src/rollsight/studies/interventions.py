@@ -1,0 +1,238 @@
+"""Interventions on rounds of a run: replays and evaluations in processes side by side, a file per finished round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rollsight import runs
+from rollsight.analysis import intervention
+from rollsight.analysis.intervention import BASELINE, ArmResult, Intervention, RoundResult
+from rollsight.errors import RollsightError
+from rollsight.selection import DropNegative
+from rollsight.snapshot import Snapshot
+from rollsight.studies.common_episodes import CommonEpisodes
+from rollsight.update import Semantic
+
+Listed = Mapping[int, tuple[tuple[int, int], ...]]  # round -> (env, step) of each listed record
+Played = dict[str, Any]  # of one order or of all: records, normalisation, and by arm returns, dropped and steps
+
+
+@dataclass(frozen=True)
+class InterventionSettings:
+    """What is intervened on, and how.
+
+    run: its folder; rounds: with snapshots, each on its own; listed: the user's records, None for the rule.
+    p, unit: the fraction of the negative-score units that the rule drops; semantic: how they are dropped.
+    orders: minibatch orders per arm; episodes: of the evaluation of each replay; seed: of every random stream.
+    """
+
+    run: Path
+    rounds: tuple[int, ...]
+    p: float = 1.0
+    unit: str = "record"
+    semantic: Semantic = "repack"
+    orders: int = 3
+    episodes: int = 100
+    seed: int = 0
+    listed: Listed | None = None
+
+    @property
+    def rule(self) -> str:
+        """What is left out, in words."""
+        if self.listed is not None:
+            return f"{sum(len(self.listed[round]) for round in self.rounds)} listed records"
+        return f"p = {self.p:g} of the negative-score {self.unit}s"
+
+
+def run_intervention(
+    settings: InterventionSettings,
+    *,
+    processes: int = 1,
+    out: Path | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, tasks: None,
+) -> Intervention:
+    """Replay and evaluate every arm of the rounds, in several minibatch orders.
+
+    out: folder for a file per finished round; rounds that it has already, with the same settings, are not run again.
+    on_progress: called with the finished and all tasks; a task is one minibatch order of one round.
+
+    Raises:
+        RollsightError: a round has no snapshot, a listed record does not exist, `out` holds other settings, the run's
+            metadata names no environment, or a policy cannot be played in it.
+    """
+    run = runs.open(settings.run)
+    env = run.metadata.get("env")
+    if not isinstance(env, str):
+        raise RollsightError(f"{run.path} does not say which environment it was trained in, so nothing can be played")
+    DropNegative(settings.p, settings.unit)  # complains about p now
+    paths = {round: run.snapshot_path(round) for round in settings.rounds}
+    for round, pairs in (settings.listed or {}).items():
+        if round in paths:  # complains about unknown records now, not after an hour
+            intervention.arms_by_list(Snapshot.load(paths[round]), pairs, order=0)
+    done = _finished(settings, run.metadata, out)
+    tasks = [
+        _Task(settings, paths[round], env, round, order)
+        for round in settings.rounds
+        if round not in done
+        for order in range(settings.orders)
+    ]
+    total = settings.orders * len(settings.rounds)
+    on_progress(total - len(tasks), total)
+    orders: dict[int, dict[int, Played]] = {}
+    for count, (task, played) in enumerate(_run(tasks, processes), total - len(tasks) + 1):
+        mine = orders.setdefault(task.round, {})
+        mine[task.order] = played
+        if len(mine) == settings.orders:
+            done[task.round] = _joined([mine[order] for order in range(settings.orders)])
+            if out is not None:
+                _write(out / f"round-{task.round:06d}.json", done[task.round])
+        on_progress(count, total)
+    return _result(settings, env, done)
+
+
+@dataclass(frozen=True)
+class _Task:
+    settings: InterventionSettings
+    snapshot: Path
+    env: str
+    round: int
+    order: int
+
+
+def _play(task: _Task) -> Played:
+    """One minibatch order of one round: every arm replayed and played."""
+    settings, order = task.settings, task.order
+    snapshot = replace(Snapshot.load(task.snapshot), threads=1)
+    if settings.listed is None:
+        rule = DropNegative(settings.p, settings.unit)
+        arms = intervention.arms_by_rule(snapshot, rule, order, settings.seed)
+    else:
+        arms = intervention.arms_by_list(snapshot, settings.listed[task.round], order, settings.seed)
+    episodes = CommonEpisodes(task.env, settings.episodes, (settings.seed, task.round))
+    played: dict[str, dict[str, Any]] = {}
+    for name, weights in arms.items():
+        # Other seeds have other minibatch orders too.
+        replay = snapshot.replay(settings.semantic, weights, order=settings.seed * settings.orders + order)
+        played[name] = {
+            "returns": episodes(replay.policy.module).tolist(),
+            "dropped": intervention.dropped(weights, snapshot.records),
+            "steps": replay.steps,
+        }
+    episodes.close()
+    update = "minibatch" if snapshot.rule.normalize_advantage else "raw"
+    return {
+        "records": int(snapshot.records.valid_rows.sum()),
+        "normalisation": f"scores {intervention.objective_of(snapshot.rule).normalisation}, update {update}",
+        "arms": played,
+    }
+
+
+def _run(tasks: list[_Task], processes: int) -> Iterator[tuple[_Task, Played]]:
+    if processes == 1:
+        for task in tasks:
+            yield task, _play(task)
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(_play, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
+
+
+def _joined(orders: list[Played]) -> Played:
+    """The orders' results of each arm, side by side."""
+    arms = {
+        arm: {name: [played["arms"][arm][name] for played in orders] for name in entries}
+        for arm, entries in orders[0]["arms"].items()
+    }
+    return {**orders[0], "arms": arms}
+
+
+def _result(settings: InterventionSettings, env: str, done: Mapping[int, Played]) -> Intervention:
+    rounds, changes = [], dict[str, list[intervention.Floats]]()
+    for round in settings.rounds:
+        key = (settings.seed, round)
+        arms = done[round]["arms"]
+        returns = {name: np.array(entries["returns"]) for name, entries in arms.items()}
+        results = {}
+        for name, entries in arms.items():
+            change = None
+            if name != BASELINE:
+                change = intervention.difference(returns[name], returns[BASELINE], key)
+                changes.setdefault(name, []).append(returns[name] - returns[BASELINE])
+            results[name] = ArmResult(returns[name], tuple(entries["dropped"]), tuple(entries["steps"]), change)
+        rounds.append(RoundResult(round, done[round]["records"], results))
+    keys = [(settings.seed, round) for round in settings.rounds]
+    treated = next(name for name in changes if name != "random")
+    contrast = [one - other for one, other in zip(changes[treated], changes["random"], strict=True)]
+    return Intervention(
+        env=env,
+        rule=settings.rule,
+        semantic=settings.semantic,
+        target="return" if settings.listed is None else "none: the records were listed",
+        normalisation=done[settings.rounds[0]]["normalisation"],
+        orders=settings.orders,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        rounds=tuple(rounds),
+        summary={name: intervention.over_rounds(values, keys) for name, values in changes.items()},
+        over_random=intervention.over_rounds(contrast, keys),
+    )
+
+
+def _finished(settings: InterventionSettings, metadata: Mapping[str, Any], out: Path | None) -> dict[int, Played]:
+    """The rounds that `out` has; writes the settings there first."""
+    if out is None:
+        return {}
+    listed = None
+    if settings.listed is not None:
+        listed = hashlib.sha256(repr(sorted(settings.listed.items())).encode()).hexdigest()
+    mine = runs.jsonable({**asdict(settings), "listed": listed, "run_created": metadata.get("created")})
+    for name in ("run", "rounds"):  # a run may move, and rounds may be added
+        mine.pop(name)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "settings.json"
+    if path.exists():
+        theirs = _read(path)
+        wrong = [
+            f"{name} {theirs.get(name)!r} instead of {mine[name]!r}" for name in mine if theirs.get(name) != mine[name]
+        ]
+        if wrong:
+            raise RollsightError(f"{out} holds an intervention with {', '.join(wrong)}: choose another --out")
+    elif any(out.iterdir()):
+        raise RollsightError(f"{out} is not empty and holds no intervention: choose another --out")
+    else:
+        _write(path, mine)
+    found = {round: out / f"round-{round:06d}.json" for round in settings.rounds}
+    return {round: _read(path) for round, path in found.items() if path.exists()}
+
+
+def _write(path: Path, content: Any) -> None:
+    with runs.whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content), "utf-8")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RollsightError(f"{path} is damaged ({error}): remove it and run again") from error
