@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, vmap
 import rollsight as rs
 
 OBJECTIVE = rs.objectives.PPO()
+TRAINED = rs.objectives.PPO(value=0.5)  # what Stable-Baselines3 trains with by default, the value error included
 
 
 class ActorCritic(nn.Module):
@@ -62,7 +63,8 @@ def make_records(policy: rs.Policy, obs: Tensor) -> rs.Records:
     actions = torch.randint(0, 4, (n,))
     parts = zip(obs.split(4096), actions.split(4096), strict=True)
     log_probs = torch.cat([policy.evaluate(policy.module, *part).log_prob.detach() for part in parts])
-    return rs.Records(obs, actions, log_probs, torch.randn(n), ids={"episode": torch.arange(n) // 50})
+    ids = {"episode": torch.arange(n) // 50}
+    return rs.Records(obs, actions, log_probs, torch.randn(n), returns=torch.randn(n), ids=ids)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def prepare(records: rs.Records) -> rs.Records:
     return OBJECTIVE.prepare(records)
 
 
-def forward_backward(policy: rs.Policy, records: rs.Records) -> Any:
+def forward_backward(policy: rs.Policy, records: rs.Records, objective: rs.objectives.PPO = TRAINED) -> Any:
     """One training pass over prepared records: the gradient of the mean loss."""
-    loss = OBJECTIVE.losses(policy(records), records).mean()
+    loss = objective.losses(policy(records), records).mean()
     return torch.autograd.grad(loss, list(policy.module.parameters()), allow_unused=True)
 
 
@@ -154,6 +156,7 @@ def score_with(backend: Any) -> Callable[[rs.Policy, rs.Records], Tensor]:
 
 CELLS: Cells = {
     "forward + backward": forward_backward,
+    "policy loss alone": partial(forward_backward, objective=OBJECTIVE),
     "layerwise": score_with("layerwise"),
     "jvp": score_with("jvp"),
     "double_backward": score_with("double_backward"),

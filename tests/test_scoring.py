@@ -219,6 +219,46 @@ def test_a_sum_of_zero_does_not_hide_a_missing_record_dimension():
     assert zoo.relative_error(rs.score_records(policy, records, target).values, expected) <= 1e-10
 
 
+def test_a_parameter_that_starts_to_be_trained_is_found():
+    """A module is looked at once, and what changes afterwards is still seen."""
+    kind = KINDS["gaussian"]
+    policy = kind.policy()
+    records = kind.records(policy)
+    loose = {name: p for name, p in policy.trainable().items() if name.endswith("log_std")}
+    for p in loose.values():
+        p.requires_grad_(False)
+    assert rs.score_records(policy, records).backend == "layerwise"
+    for p in loose.values():
+        p.requires_grad_(True)
+    with pytest.raises(rs.RollsightError, match="log_std"):
+        rs.score_records(policy, records, backend="layerwise")
+    expected = rs.score_records(policy, records, backend="oracle").values
+    assert zoo.relative_error(rs.score_records(policy, records).values, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (8, 2, 1)])
+def test_a_layer_that_comes_to_be_called_otherwise_is_found(shape):
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.actor = nn.Linear(1, 1), nn.Linear(zoo.OBS, zoo.ACTIONS)
+            self.over_records = True
+
+        def forward(self, obs):
+            own = obs[:, :1] if self.over_records else obs.new_ones(shape)
+            scale = self.layer(own).tanh()
+            return self.actor(obs) * (scale if self.over_records else 1 + scale.sum()), None
+
+    kind = Kind("switched", Switched)
+    policy = kind.policy()
+    records = kind.records(policy, 8, garbage=False)
+    assert rs.score_records(policy, records).backend == "layerwise"
+    policy.module.over_records = False
+    expected = rs.score_records(policy, records, backend="oracle").values
+    again = rs.score_records(policy, records)
+    assert zoo.relative_error(again.values, expected) <= 1e-10
+
+
 def test_unknown_backend_and_nothing_valid_are_errors():
     policy = KINDS["mlp"].policy()
     records = KINDS["mlp"].records(policy, 3)

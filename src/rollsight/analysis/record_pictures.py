@@ -116,10 +116,17 @@ def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
 
 
 def _distinct(records: Sequence[DiagnosedRecord]) -> list[DiagnosedRecord]:
-    seen: dict[tuple[str, str], DiagnosedRecord] = {}
+    """The most extreme with different (s, a), one from each episode first: neighbouring steps look alike."""
+    pairs: set[tuple[str, str]] = set()
+    episodes: dict[int, DiagnosedRecord] = {}
+    others = []
     for record in records:
-        seen.setdefault((str(record.obs), str(record.action)), record)
-    return list(seen.values())[:_PER_ROW]
+        pair = (str(record.obs), str(record.action))
+        if pair not in pairs:
+            pairs.add(pair)
+            if episodes.setdefault(record.episode, record) is not record:
+                others.append(record)
+    return [*episodes.values(), *others][:_PER_ROW]
 
 
 def _render(env: Env, data: RoundData, diagnosis: Diagnosis, record: DiagnosedRecord) -> Any:

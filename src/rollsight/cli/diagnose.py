@@ -117,7 +117,8 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     rows = [[name, *_agreement(part)] for name, part in parts.items()]
     columns = ["records", "n", "signs counted", "wrong", "share", "mean |A_bar - A_hat|", "mean s.e."]
     console.print(output.table(columns, rows))
-    console.print("fifths: of the influence, records of the random sample\n")
+    console.print("fifths: of the influence, records of the random sample")
+    console.print("where A_bar is 0, noise alone makes 5 % of the signs count and half of those wrong\n")
     console.print(f"Spearman of influence with A_bar * A_hat: {_correlation(d.correlation, d.unit)}", soft_wrap=True)
     if d.tabular is not None:
         shares = (f"{name} {_share(part)} of {part.records}" for name, part in d.tabular.groups.items())
@@ -156,7 +157,8 @@ def _share(part: Agreement) -> str:
 
 
 def _correlation(one: Correlation, unit: str) -> str:
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}] ({one.records} random records, {one.units} {unit})"
+    units = f"{one.units} {unit}s" if unit == "episode" else f"{one.units} {unit}"
+    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}] ({one.records} random records, {units})"
 
 
 def _sign(record: Any) -> str:

@@ -138,7 +138,9 @@ class Layers:
         self._calls: list[Call] = []
         self._handles: list[RemovableHandle] = []
         for prefix, module in policy.module.named_modules():
-            own = dict(module.named_parameters(recurse=False))
+            own = {name: p for name, p in module._parameters.items() if p is not None}
+            if not own:
+                continue
             full = {name: f"{prefix}.{name}" if prefix else name for name in own}
             names = {name: full[name] for name in own if full[name] in self.parameters}
             if names and (apply := _layer_of(module, own.keys())) is not None:

@@ -5,10 +5,11 @@ One forward and backward captures each call's input x and output gradient g_out;
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rollsight.errors import RollsightError
 from rollsight.objectives import Objective
@@ -22,13 +23,39 @@ class NotCovered(RollsightError):
     """The layer-wise identity does not hold for this policy; the message names the parameter."""
 
 
+_Calls: TypeAlias = tuple[tuple[Any, ...], ...]
+_covered: WeakKeyDictionary[nn.Module, _Calls] = WeakKeyDictionary()  # the calls that were last found to be covered
+
+
 def check_coverage(layers: Layers, records: Records, objective: Objective) -> None:
     """Raise `NotCovered`, naming the parameter, unless every trainable parameter that the loss reaches sits in a
     covered layer that is called with the records as leading dimension.
 
-    One record is evaluated: a call whose leading dimension is not 1 then is not over records, whatever its size in the
-    full buffer. (`Backward` finds the calls that have 1 there whatever the number of records.)
+    A module is looked at once: `forward` sees whether it makes other calls later, `Backward` whether another parameter
+    is reached.
     """
+    if layers.policy.module not in _covered:
+        _probe(layers, records, objective)
+
+
+def forward(layers: Layers, records: Records, objective: Objective) -> tuple[Evaluation, list[Call]]:
+    """The evaluation of the records and its calls, after `check_coverage`."""
+    check_coverage(layers, records, objective)
+    evaluation, calls = layers.forward(records)
+    made = _described(calls)
+    if made != _covered[layers.policy.module]:
+        _probe(layers, records, objective)
+        if made != _covered[layers.policy.module]:
+            raise NotCovered(
+                "backend 'layerwise' does not cover this policy: it calls its layers otherwise for one record than for "
+                f"{len(records)}; use backend='jvp'."
+            )
+    return evaluation, calls
+
+
+def _probe(layers: Layers, records: Records, objective: Objective) -> None:
+    """Evaluate one record: a call whose leading dimension is not 1 then is not over records, whatever its size in the
+    full buffer. (`Backward` finds the calls that have 1 there whatever the number of records.)"""
     record = records.take(slice(0, 1))
     evaluation, calls = layers.forward(record)
     for call in calls:
@@ -36,11 +63,19 @@ def check_coverage(layers: Layers, records: Records, objective: Objective) -> No
             raise _not_over_records(call, 1)
     covered = {full for call in calls for full in call.layer.names.values()}
     loose = {name: p for name, p in layers.parameters.items() if name not in covered}
-    if not loose:
-        return
-    losses = objective.losses(evaluation, record)
-    grads = torch.autograd.grad(losses.sum(), list(loose.values()), allow_unused=True)
-    uncovered = [name for name, g in zip(loose, grads, strict=True) if g is not None]
+    if loose:
+        losses = objective.losses(evaluation, record)
+        grads = torch.autograd.grad(losses.sum(), list(loose.values()), allow_unused=True)
+        _refuse([name for name, g in zip(loose, grads, strict=True) if g is not None])
+    _covered[layers.policy.module] = _described(calls)
+
+
+def _described(calls: list[Call]) -> _Calls:
+    """Which parameters each call uses, and on inputs of which shape, the number of records apart."""
+    return tuple((*call.layer.names.values(), *call.x.shape[1:]) for call in calls)
+
+
+def _refuse(uncovered: list[str]) -> None:
     if uncovered:
         raise NotCovered(
             f"backend 'layerwise' does not cover the trainable parameter(s) {', '.join(map(repr, uncovered[:5]))}: "
@@ -72,6 +107,8 @@ class Backward:
         for call, g_out in self.reached:
             if call.x.dim() == 0 or not len(call.x) == len(g_out) == len(y):
                 raise _not_over_records(call, len(y))
+        covered = {full for call, _ in self.reached for full in call.layer.names.values()}
+        _refuse([name for name in self.total if name not in covered])
         self._y = y.detach()
 
     def along(self, direction: Direction) -> Tensor:
@@ -105,7 +142,7 @@ class Backward:
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
     """(n, M): <grad l_i, v_m>; for sequences the sum over tokens."""
     with Layers(policy) as layers:
-        evaluation, calls = layers.forward(records)
+        evaluation, calls = forward(layers, records, objective)
     backward = Backward(layers, calls, objective.losses(evaluation, records))
     return torch.stack([backward.along(direction) for direction in directions], -1)
 

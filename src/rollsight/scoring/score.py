@@ -151,10 +151,10 @@ class _Job:
     def by(self, backend: str) -> Tensor:
         if backend == "layerwise":
             with Layers(self.policy) as layers:
-                layerwise.check_coverage(layers, self.prepared, self.objective)
                 fits = len(self.prepared) <= self.chunk_size
                 if fits and self.own_records and not self.cross_fit and self.optimizer is None:
                     return self.shared_pass(layers)[:, None]
+                layerwise.check_coverage(layers, self.prepared, self.objective)
         if self.cross_fit:
             first = split_halves(self.records, self.seed)
             columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
@@ -186,7 +186,7 @@ class _Job:
     def shared_pass(self, layers: Layers) -> Tensor:
         """(n,) scores from one forward, for a target and an objective of the same records; from one backward too, where
         both depend on the log-probabilities alone."""
-        evaluation, calls = layers.forward(self.prepared)
+        evaluation, calls = layerwise.forward(layers, self.prepared, self.objective)
         count = max(self.target.count(self.measured), 1)
 
         def target(e: Evaluation) -> Tensor:
@@ -245,16 +245,18 @@ def default_chunk_size(records: Records) -> int:
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on; modes and random states afterwards as before."""
-    modules = dict(module.named_modules())
-    for name, part in modules.items():
+    modules = list(module.modules())
+    for part in modules:
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
+            name = next(name for name, one in module.named_modules() if one is part)
             mode = "is in training mode" if part.training else "has no running statistics"
             mend = "call module.eval() before scoring" if part.running_mean is not None else "track_running_stats=True"
             raise RollsightError(
                 f"BatchNorm layer {name!r} {mode}, where a record's loss depends on the other records; {mend}."
             )
-    training = [part for part in modules.values() if part.training]
-    devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
+    training = [part for part in modules if part.training]
+    first = next(module.parameters(), None)
+    devices = [first.device] if first is not None and first.device.type == "cuda" else []
     numpy_state = np.random.get_state(legacy=False)
     with torch.random.fork_rng(devices), torch.enable_grad():
         for part in training:

@@ -89,8 +89,7 @@ def trust_line(
         if part.log_probs.dim() == 1:
             try:
                 with Layers(policy) as layers:
-                    layerwise.check_coverage(layers, losing[0], objective)
-                    evaluation, calls = layers.forward(part)
+                    evaluation, calls = layerwise.forward(layers, part, objective)
                 return line(layerwise.LogProbJacobian(layers, evaluation, calls, pull))
             except layerwise.NotCovered:
                 pass
