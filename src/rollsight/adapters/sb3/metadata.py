@@ -6,6 +6,7 @@ from typing import Any
 
 import stable_baselines3
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 _SETTINGS = (
     "n_steps",
@@ -38,6 +39,7 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "env": None if spec is None else spec.id,
         "env_kwargs": None if spec is None else dict(spec.kwargs),
         "max_episode_steps": None if spec is None else spec.max_episode_steps,
+        "env_wrappers": _wrappers(env),
         "n_envs": env.num_envs,
         "seed": model.seed,
         "optimizer": type(optimizer).__name__,
@@ -45,3 +47,12 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "settings": settings,
         **{name: value if isinstance(value, (list, int, type(None))) else str(value) for name, value in more.items()},
     }
+
+
+def _wrappers(env: VecEnv) -> list[str]:
+    """Class names of the wrappers around the vectorised environment, the outermost first."""
+    names = []
+    while isinstance(env, VecEnvWrapper):
+        names.append(type(env).__name__)
+        env = env.venv
+    return names
