@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from rollsight.cli import output
 from rollsight.errors import RollsightError
@@ -105,26 +108,40 @@ def train(
                 progress.update(task, detail=describe(summary))
 
         run_training(settings, folder, overwrite=overwrite, on_progress=on_progress)
-    console.print(f"round {last['round']}: {describe(last)}", soft_wrap=True)
+    console.print(f"round {last['round']}: {describe_fully(last)}", soft_wrap=True)
     console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
 
 
-def progress_bars(console: Any) -> Progress:
-    """Bars of rounds, with what each round says of itself."""
+def progress_bars(console: Console) -> Progress:
+    """Bars of rounds, with what each round says of itself, which is cut first where the terminal is narrow."""
+    fixed, rest = partial(Column, no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    console.print("seconds of a round: collect + score + train + evaluate", style="dim", highlight=False)
     return Progress(
-        TextColumn("{task.description:<14}"),
-        BarColumn(bar_width=18),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description:<14}", table_column=fixed(min_width=14)),
+        BarColumn(bar_width=12, table_column=fixed(min_width=12)),
+        MofNCompleteColumn(table_column=fixed(min_width=7)),
+        TextColumn("{task.fields[detail]}", table_column=rest),
+        TimeRemainingColumn(compact=True, table_column=fixed(min_width=5)),
         console=console,
+        expand=True,
     )
 
 
+_PHASES = ("collect", "score", "train", "eval")
+
+
 def describe(summary: Mapping[str, Any]) -> str:
-    """A round in one line: return, kept share, seconds per phase."""
+    """A round in one short line: return, kept share, seconds per phase."""
+    seconds = [f"{summary[f'time_{name}']:.2f}" for name in _PHASES if f"time_{name}" in summary]
+    return f"{_outcome(summary)}  {' + '.join(seconds)} s"
+
+
+def describe_fully(summary: Mapping[str, Any]) -> str:
+    """The same with the phases' names."""
+    phases = [f"{name} {summary[f'time_{name}']:.2f} s" for name in _PHASES if f"time_{name}" in summary]
+    return "  ".join([_outcome(summary), *phases])
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
     value = summary.get("evaluation_return", summary["return_mean"])
-    parts = ["return  -" if value is None else f"return {value:.4g}", f"kept {100 * summary['kept_frac']:.1f} %"]
-    phases = {"collect": "time_collect", "score": "time_score", "train": "time_train", "eval": "time_eval"}
-    parts += [f"{name} {summary[key]:.2f}s" for name, key in phases.items() if key in summary]
-    return "  ".join(parts)
+    return f"return {'-' if value is None else format(value, '.4g')}  kept {100 * summary['kept_frac']:.1f} %"
