@@ -1,0 +1,89 @@
+"""The tables of fidelity.md from the results of `rollsight fidelity`.
+
+    python docs/studies/fidelity_table.py RESULT.json ... > tables.md    # also writes fidelity.csv beside this file
+
+Each result's folder is named ENVIRONMENT-SEED-ROUND, as the commands in fidelity.md write them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+STAGES = ("early", "middle", "late")
+REFERENCE = "single checkpoint"
+
+
+def main() -> None:
+    results = {}
+    for path in map(Path, sys.argv[1:]):
+        _, seed, round_ = path.parent.name.rsplit("-", 2)
+        content = json.loads(path.read_text())
+        results[content["env"], int(seed), int(round_)] = content
+    write_csv(results)
+    envs = list(dict.fromkeys(env for env, _, _ in results))
+    for outcome in next(iter(results.values()))["outcomes"]:
+        print(f"\nLDS, outcome: {outcome}; mean over seeds (lowest, highest)\n")
+        print_table(results, envs, outcome)
+    print("\nDifference to the single checkpoint on the fresh buffer, one number per environment, seed and round\n")
+    print_differences(results)
+
+
+def write_csv(results: dict) -> None:
+    with Path(__file__).with_name("fidelity.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["env", "seed", "round", "outcome", "score", "lds", "low", "high"])
+        for (env, seed, round_), content in sorted(results.items()):
+            for outcome, table in content["outcomes"].items():
+                bands = {"ceiling": (table["ceiling"], table["ceiling_low"], table["ceiling_high"])}
+                bands["null band"] = (None, table["null_low"], table["null_high"])
+                bands |= {name: (row["lds"], row["low"], row["high"]) for name, row in table["rows"].items()}
+                for score, values in bands.items():
+                    numbers = ["" if v is None else f"{v:.3f}" for v in values]
+                    rows.writerow([env, seed, round_, outcome, score, *numbers])
+
+
+def print_table(results: dict, envs: list[str], outcome: str) -> None:
+    rounds = {env: sorted({r for e, _, r in results if e == env}) for env in envs}
+    columns = [(env, r) for env in envs for r in rounds[env]]
+    print("| | " + " | ".join(f"{env} {stage} ({r})" for (env, r), stage in zip(columns, STAGES * len(envs))) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    tables = {key: content["outcomes"][outcome] for key, content in results.items()}
+    names = list(next(iter(tables.values()))["rows"])
+    for name in ["ceiling", *names, "null band"]:
+        cells = []
+        for env, r in columns:
+            mine = [t for (e, _, k), t in tables.items() if (e, k) == (env, r)]
+            if name == "null band":
+                low, high = (np.mean([t[end] for t in mine]) for end in ("null_low", "null_high"))
+                cells.append(f"[{low:.2f}, {high:.2f}]")
+                continue
+            values = [t["ceiling"] if name == "ceiling" else t["rows"][name]["lds"] for t in mine if name == "ceiling" or name in t["rows"]]
+            known = [v for v in values if v is not None]
+            cells.append(f"{np.mean(known):.2f} ({min(known):.2f}, {max(known):.2f})" if known else "-")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def print_differences(results: dict) -> None:
+    print("| score | mean | better in | mean by environment |")
+    print("|---|---|---|---|")
+    names = next(iter(results.values()))["outcomes"]["fresh"]["rows"]
+    for name in names:
+        if name == REFERENCE:
+            continue
+        by_env: dict[str, list[float]] = {}
+        for (env, _, _), content in results.items():
+            rows = content["outcomes"]["fresh"]["rows"]
+            if name in rows and rows[name]["lds"] is not None and rows[REFERENCE]["lds"] is not None:
+                by_env.setdefault(env, []).append(rows[name]["lds"] - rows[REFERENCE]["lds"])
+        every = [d for part in by_env.values() for d in part]
+        parts = ", ".join(f"{env} {np.mean(part):+.2f}" for env, part in by_env.items())
+        print(f"| {name} | {np.mean(every):+.3f} | {sum(d > 0 for d in every)} of {len(every)} | {parts} |")
+
+
+if __name__ == "__main__":
+    main()
