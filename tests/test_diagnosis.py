@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from rollsight import cli, runs
-from rollsight.analysis import advantages, diagnosis
-from rollsight.analysis.advantages import advantage_from
-from rollsight.analysis.round_data import RoundData
-from rollsight.analysis.round_diagnosis import diagnose_round
+from rollsight.adapters.sb3.environments import make_environment
+from rollsight.analysis.diagnosis import advantages
+from rollsight.analysis.diagnosis import statistics as diagnosis
+from rollsight.analysis.diagnosis.advantages import advantage_from
+from rollsight.analysis.diagnosis.round import diagnose_round
+from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
-from rollsight.studies.environments import make_environment
 from rollsight.studies.training_run import RunSettings, run_training
 
 GAMMA = 0.99

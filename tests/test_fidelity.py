@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from test_stacked import snapshot_of
 from torch import Tensor
 
 from rollsight import cli, objectives, runs, score_records, targets
+from rollsight.adapters.sb3.environments import make_environments
 from rollsight.adapters.sb3.rollouts import collect
-from rollsight.analysis import outcomes, perturbation, stacked, variants
-from rollsight.analysis.fidelity_round import FidelityRound, FidelitySettings
+from rollsight.analysis.fidelity import outcomes, perturbation, stacked, variants
+from rollsight.analysis.fidelity.round import FidelityRound, FidelitySettings
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.studies import training_run
-from rollsight.studies.environments import make_environments
 from rollsight.studies.training_run import RunSettings, run_training
 
 
@@ -28,10 +29,10 @@ def test_leave_self_out_scores_see_only_the_others(settings: dict[str, Any]) -> 
     """Against scoring each record with a target over all the others."""
     snapshot = snapshot_of(**settings)
     records, policy = snapshot.records, snapshot.policy
-    objective = variants.objective_of(snapshot.rule)
+    objective = snapshot.rule.policy_term()
     scores = variants.score_variants(snapshot, targets.Return(), seed=0)
     prepared = objective.prepare(records)
-    raw = variants.with_advantage(objective, "raw")  # of records whose advantages are normalised already
+    raw = replace(objective, advantage="raw")  # of records whose advantages are normalised already
     for i in (0, 5, 23):
         others = torch.arange(len(records))[torch.arange(len(records)) != i]
         target = targets.Return(records.take(others))
@@ -219,5 +220,5 @@ def test_errors_are_one_sentence(
 
 
 def test_objectives_follow_the_rule() -> None:
-    assert variants.objective_of(snapshot_of(algo="A2C").rule) == objectives.A2C("raw")
-    assert variants.objective_of(snapshot_of(normalize_advantage=False).rule) == objectives.PPO("raw")
+    assert snapshot_of(algo="A2C").rule.policy_term() == objectives.A2C("raw")
+    assert snapshot_of(normalize_advantage=False).rule.policy_term() == objectives.PPO("raw")

@@ -9,14 +9,16 @@ import torch
 from torch import distributions
 
 from rollsight import cli, runs
-from rollsight.analysis import intervention
+from rollsight.adapters.sb3 import common_episodes
+from rollsight.adapters.sb3.common_episodes import CommonEpisodes, sample
+from rollsight.analysis.intervention import arms as intervention
+from rollsight.analysis.intervention import run as interventions
+from rollsight.analysis.intervention.run import InterventionSettings, run_intervention
 from rollsight.cli.record_lists import read_record_list
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.studies import common_episodes, interventions, training_run
-from rollsight.studies.common_episodes import CommonEpisodes, sample
-from rollsight.studies.interventions import InterventionSettings, run_intervention
+from rollsight.studies import training_run
 from rollsight.studies.training_run import RunSettings, run_training
 
 

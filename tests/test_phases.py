@@ -11,9 +11,9 @@ from torch import nn
 
 import rollsight as rs
 from rollsight import cli, runs
-from rollsight.analysis import phases
-from rollsight.analysis.change_points import SHORTEST, find_changes
-from rollsight.analysis.similarity import embed, permuted_roughness, roughness, similarity_graph
+from rollsight.analysis.phases import formation as phases
+from rollsight.analysis.phases.change_points import SHORTEST, find_changes
+from rollsight.analysis.phases.similarity import embed, permuted_roughness, roughness, similarity_graph
 from rollsight.errors import RollsightError
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rollsight.cli import output
+from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
-    from rollsight.analysis.fidelity import Fidelity
-    from rollsight.analysis.lds import Lds
+    from rollsight.analysis.fidelity.lds import Lds
+    from rollsight.analysis.fidelity.measure import Fidelity
 
 _OUTCOMES = {
     "fresh": "target on a fresh buffer",
@@ -64,20 +64,17 @@ def fidelity(
         out: Folder for the outcomes, result.json and fidelity.png. When run again with
             the same settings it continues after the finished retraining.
     """
-    import torch
-
-    from rollsight.analysis.fidelity import measure_fidelity
-    from rollsight.analysis.fidelity_round import FidelitySettings
+    from rollsight.analysis.fidelity.measure import measure_fidelity
+    from rollsight.analysis.fidelity.round import FidelitySettings
 
     if masks < 4 or seed < 0:
         raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
     if figure is not None:
         output.check_figure(figure)
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
     console = Console(stderr=True) if json else output.console()
-    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
         result = measure_fidelity(
             settings,

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rollsight import runs
 from rollsight.cli import output
+from rollsight.cli.progress import cores, progress_bar, use_one_thread
 from rollsight.cli.record_lists import read_record_list
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
 if TYPE_CHECKING:
-    from rollsight.analysis.intervention import Difference, Intervention
+    from rollsight.analysis.intervention.arms import Difference, Intervention
 
 _COLOURS = {"selection": "#1f77b4", "listed": "#1f77b4", "random": "#999999", "permuted": "#d08a2e"}
 
@@ -70,12 +69,9 @@ def intervene(
         figure: Draw the differences (.png, .pdf or .svg).
         json: Print JSON instead of tables.
     """
-    import torch
+    from rollsight.analysis.intervention.run import InterventionSettings, run_intervention
 
-    from rollsight.studies.interventions import InterventionSettings, run_intervention
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = cores if processes is None else processes
+    processes = cores() if processes is None else processes
     for name, value, least in (
         ("orders", orders, 1),
         ("episodes", episodes, 1),
@@ -95,11 +91,10 @@ def intervene(
         raise RollsightError(
             f"{drop_records} lists no record of round {missing[0]}: it has rounds {runs.spell(listed)}"
         )
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     settings = InterventionSettings(run, tuple(chosen), p, unit, semantic, orders, episodes, seed, listed)
     console = Console(stderr=True) if json else output.console()
-    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("rounds x orders", total=None)
         result = run_intervention(
             settings,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import track
 
 from rollsight import runs
 from rollsight.cli import output
+from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.cli.record_lists import parse_record_name
 from rollsight.cli.top import find_record
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
 if TYPE_CHECKING:
-    from rollsight.analysis.phases import Development, Formation
+    from rollsight.analysis.phases.formation import Development, Formation
     from rollsight.records import Records, Rows
     from rollsight.snapshot import Snapshot
 
@@ -83,12 +83,10 @@ def phases(
     if not opened.snapshot_rounds:
         raise RollsightError(f"{opened.path} has no snapshots, which the scores need: train with --snapshots all")
 
-    import torch
-
-    from rollsight.analysis.phases import development
+    from rollsight.analysis.phases.formation import development
     from rollsight.snapshot import Snapshot
 
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     console = Console(stderr=True) if json else output.console()
     last = Snapshot.load(opened.snapshot_path(opened.snapshot_rounds[-1]))
     if record is not None:
@@ -100,8 +98,9 @@ def phases(
 
     def snapshots() -> Iterator[Snapshot]:
         numbers = opened.snapshot_rounds
-        for number in track(numbers, description="rounds", console=console, transient=True):
-            yield Snapshot.load(opened.snapshot_path(number))
+        with progress_bar(console) as progress:
+            for number in progress.track(numbers, description="rounds"):
+                yield Snapshot.load(opened.snapshot_path(number))
 
     result = development(
         snapshots(),

@@ -13,7 +13,8 @@ from rich.progress import TaskID
 
 from rollsight.analysis.learning_curves import compare_runs
 from rollsight.cli import compare, output
-from rollsight.cli.train import describe, progress_bars
+from rollsight.cli.progress import round_bars
+from rollsight.cli.train import describe
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def study(
         out: Folder for the run folders and the picture.
         json: Print the comparison as JSON.
     """
-    from rollsight.studies.environments import check_environment
+    from rollsight.adapters.sb3.environments import check_environment
     from rollsight.studies.runner import jobs_of, run_jobs
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings
@@ -112,7 +113,7 @@ def study(
 def _show(console: Console, jobs: list[Job], events: Iterator[Progress]) -> list[Job]:
     """Draw a bar per running job; return the jobs that finished, in the order of `jobs`."""
     finished = []
-    with progress_bars(console) as progress:
+    with round_bars(console) as progress:
         bars: dict[str, TaskID] = {}
         for event in events:
             job = event.job

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rollsight.cli import output
+from rollsight.cli.progress import round_bars, use_one_thread
 from rollsight.errors import RollsightError
 
 
@@ -60,14 +60,12 @@ def train(
         out: The run folder.
         overwrite: Replace the run folder if it is there.
     """
-    import torch
-
-    from rollsight.studies.environments import check_environment
+    from rollsight.adapters.sb3.environments import check_environment
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings, run_training
 
     check_environment(env)
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     p = settings_for(env).drop if drop is None else drop
     settings = RunSettings(
         env,
@@ -94,7 +92,7 @@ def train(
         highlight=False,
     )
     last: Mapping[str, Any] = {}
-    with progress_bars(console) as progress:
+    with round_bars(console) as progress:
         task = progress.add_task(str(settings.arm), total=settings.rounds, detail="")
 
         def on_progress(rounds: float, summary: Mapping[str, Any] | None) -> None:
@@ -107,18 +105,6 @@ def train(
         run_training(settings, folder, overwrite=overwrite, on_progress=on_progress)
     console.print(f"round {last['round']}: {describe(last)}", soft_wrap=True)
     console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
-
-
-def progress_bars(console: Any) -> Progress:
-    """Bars of rounds, with what each round says of itself."""
-    return Progress(
-        TextColumn("{task.description:<14}"),
-        BarColumn(bar_width=18),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
 
 
 def describe(summary: Mapping[str, Any]) -> str:

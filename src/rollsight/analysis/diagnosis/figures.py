@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollsight.analysis.round_diagnosis import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
 from rollsight.runs import whole_file
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rollsight.analysis.pictures import BOTTOM, RANDOM, TOP, WRONG, points
-from rollsight.analysis.round_diagnosis import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.figures import BOTTOM, RANDOM, TOP, WRONG, points
+from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
 from rollsight.runs import whole_file
 
 _WIDTH, _HEIGHT, _MARGIN = 900, 600, 48

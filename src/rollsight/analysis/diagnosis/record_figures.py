@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text import FrozenLakeEnv
 
-from rollsight.analysis.branching import Env, replay, set_state
-from rollsight.analysis.pictures import WRONG, new_figure, save
-from rollsight.analysis.round_data import RoundData
-from rollsight.analysis.round_diagnosis import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.branching import Env, replay, set_state
+from rollsight.analysis.diagnosis.figures import WRONG, new_figure, save
+from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
