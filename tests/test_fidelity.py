@@ -16,8 +16,17 @@ from torch import Tensor
 from rollsight import cli, objectives, runs, score_records, targets
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.adapters.sb3.rollouts import collect
-from rollsight.analysis.fidelity import outcomes, perturbation, stacked, variants
-from rollsight.analysis.fidelity.round import FidelityRound, FidelitySettings
+from rollsight.analysis.fidelity import (
+    Fidelity,
+    FidelitySettings,
+    measure_fidelity,
+    outcomes,
+    pages,
+    perturbation,
+    stacked,
+    variants,
+)
+from rollsight.analysis.fidelity.round import FidelityRound
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.studies import training_run
@@ -155,11 +164,15 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(result["removal"]["fresh"]) == len(perturbation.FRACTIONS)
     assert {one["fault"] for one in result["faults"]} == {"reward sign flipped", "stale values"}
     assert (out / "fidelity.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "fidelity.html").read_text()
+    assert "<script src" not in page  # nothing is fetched
+    assert "30 random halves of 192 records" in page
     assert json.loads((out / "result.json").read_text()) == result
     files = {path: path.stat().st_mtime_ns for path in out.glob("outcomes-*.npz")}
     assert files
 
     figure = tmp_path / "f.svg"
+    check_page(measure_fidelity(FidelitySettings(run, 3, 30, out=out)))
     assert cli.main([*arguments[:-1], "--figure", str(figure)]) == 0  # resumed, and as tables
     printed = capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.glob("outcomes-*.npz")} == files
@@ -175,6 +188,24 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert said in printed
     assert f"{result['lds']:.2f}" in printed
     assert figure.exists()
+
+
+def check_page(result: Fidelity) -> None:
+    lds, removal, steps = (panel.figure for panel in pages.panels(result))
+    for trace, table in zip(lds.data, result.lds.values(), strict=True):
+        assert list(trace.y) == list(table.rows)
+        assert list(trace.x) == [row.lds for row in table.rows.values()]
+        assert list(trace.error_x.array) == [row.high - row.lds for row in table.rows.values()]
+    edges = [(shape.x0, shape.x1) for shape in lds.layout.shapes]
+    for table in result.lds.values():  # the null band and the ceiling
+        assert (table.null_low, table.null_high) in edges
+        assert (table.ceiling, table.ceiling) in edges
+    curves = [(trace.name, list(trace.y)) for trace in removal.data]
+    for rows in result.removal["fresh"], result.removal["train"]:
+        assert ("lowest scores", [one.lowest for one in rows]) in curves
+        assert ("highest scores", [one.highest for one in rows]) in curves
+    assert len(steps.data) == 3 * len({one.prediction for one in result.steps["fresh"]}) * 2
+    assert list(steps.data[0].y) == [one.rank for one in result.steps["fresh"] if one.prediction == result.reference]
 
 
 def test_returns_and_episodes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +237,7 @@ def test_returns_are_of_the_given_policies_on_common_episodes(run: Path) -> None
         (["--round", "9"], "has no round 9: its rounds are 1-3"),
         (["--round", "1"], "has no snapshots: the rounds with snapshots are 2-3"),
         (["--round", "2", "--masks", "2"], "at least 4 masks"),
-        (["--round", "2", "--figure", "f.txt"], "f.txt"),
+        (["--round", "2", "--figure", "f.txt"], "f.txt is no figure file"),
     ],
 )
 def test_errors_are_one_sentence(

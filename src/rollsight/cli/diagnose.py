@@ -61,8 +61,8 @@ def diagnose(
         overwrite: Replace figures that are there.
         json: Print everything as JSON.
     """
+    from rollsight.analysis.diagnosis import pages
     from rollsight.analysis.diagnosis.figures import draw_statistics
-    from rollsight.analysis.diagnosis.pages import draw_scatter_page
     from rollsight.analysis.diagnosis.record_figures import draw_records
     from rollsight.analysis.diagnosis.round import check_options, diagnose_round
     from rollsight.analysis.diagnosis.round_data import RoundData
@@ -90,7 +90,7 @@ def diagnose(
             on_progress=lambda done, asked: progress.update(task, completed=done, total=asked),
         )
     folder.mkdir(parents=True, exist_ok=True)
-    figures = [*draw_statistics(diagnosis, folder), draw_scatter_page(diagnosis, folder / "scatter.html")]
+    figures = [*draw_statistics(diagnosis, folder), pages.write(diagnosis, folder / "diagnosis.html")]
     try:
         figures.append(draw_records(diagnosis, data, folder))
     except RollsightError as error:

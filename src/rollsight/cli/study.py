@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.progress import TaskID
 
-from rollsight.analysis.learning_curves import compare_runs
+from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
 from rollsight.cli.progress import round_bars
 from rollsight.cli.train import describe
@@ -100,7 +100,7 @@ def study(
     done = sorted({job.settings.seed for job in finished})
     console.print(f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")
     comparisons = compare_runs(compare.open_runs([job.out for job in finished]), arms[0])
-    compare.draw(comparisons, folder / "curves.png")
+    draw_curves(comparisons, folder / "curves.png")
     if json:
         output.print_json([compare.as_json(one) for one in comparisons])
         return
