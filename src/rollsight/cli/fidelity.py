@@ -55,8 +55,7 @@ def fidelity(
         returns: Measure the return of every retrained policy too, on 16 common episodes.
         seed: Of the halves, the fresh buffer, the other order, the resampling.
         json: Print JSON instead of tables.
-        figure: Draw the LDS of the scores and the removal curves (.png, .pdf, .svg; .html
-            for an interactive page).
+        figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
         out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
             with the same settings it continues after the finished retraining.
     """

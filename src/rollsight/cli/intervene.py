@@ -65,7 +65,7 @@ def intervene(
         processes: Processes side by side, one thread each.
         out: Folder for the results by round, result.json, difference.png and .html. When
             run again with the same settings it continues after the finished rounds.
-        figure: Draw the differences (.png, .pdf, .svg; .html for an interactive page).
+        figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
         json: Print JSON instead of tables.
     """
     from rollsight.analysis.intervention import InterventionSettings, run_intervention

@@ -62,7 +62,7 @@ def phases(
         permutations: Of the influences, for the band.
         seed: Of the permutations.
         out: Folder for result.json, phases.png and phases.html.
-        figure: Draw the development (.png, .pdf, .svg; .html for an interactive page).
+        figure: Draw the development (.png, .pdf, .svg; interactive: .html).
         json: Print JSON instead of a table.
     """
     for name, value, least in (

@@ -29,7 +29,7 @@ def write(diagnosis: Diagnosis, path: Path) -> Path:
     lead = (
         f"Spearman of influence with A_bar * A_hat on the random sample: {one.value:.2f} [{one.low:.2f}, "
         f"{one.high:.2f}], resampled by {diagnosis.unit}. {diagnosis.done} records, {diagnosis.branches} branches "
-        f"each; {diagnosis.how}. {' '.join(diagnosis.notes)}"
+        f"each; {diagnosis.how}.{''.join(f' Note: {note}.' for note in diagnosis.notes)}"
     )
     title = f"{diagnosis.env}, round {diagnosis.round}: why do the bottom records hurt?"
     return write_page(path, title, lead, panels(diagnosis))
