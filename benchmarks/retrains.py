@@ -14,7 +14,7 @@ import torch
 from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3 import InfluenceCallback
-from rollsight.analysis.stacked import retrain
+from rollsight.analysis.fidelity.stacked import retrain
 
 MODELS, LIMIT = 100, 10.0
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rollsight.adapters.gymnasium import START
-from rollsight.analysis.branching import Brancher, BranchPoint, can_be_set, choose_method
+from rollsight.adapters.sb3.environments import make_environment
+from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, can_be_set, choose_method
 from rollsight.errors import RollsightError
-from rollsight.studies.environments import make_environment
 
 
 def see(obs):

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from rollsight import cli, runs
-from rollsight.analysis import advantages, diagnosis
-from rollsight.analysis.advantages import advantage_from
-from rollsight.analysis.round_data import RoundData
-from rollsight.analysis.round_diagnosis import diagnose_round
+from rollsight.adapters.sb3.environments import make_environment
+from rollsight.analysis.diagnosis import advantages, pages
+from rollsight.analysis.diagnosis import statistics as diagnosis
+from rollsight.analysis.diagnosis.advantages import advantage_from
+from rollsight.analysis.diagnosis.round import diagnose_round
+from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
-from rollsight.studies.environments import make_environment
 from rollsight.studies.training_run import RunSettings, run_training
 
 GAMMA = 0.99
@@ -204,7 +205,7 @@ def test_tables_figures_and_json(lake, capsys):
         assert said in out
     folder = lake.with_name("lake-diagnosis-round2")
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["harm.png", "quintiles.png", "records.png", "scatter.html", "scatter.png"]
+    assert names == ["diagnosis.html", "harm.png", "quintiles.png", "records.png", "scatter.png"]
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith("png"))
     assert max(map(len, out.splitlines()[:12])) <= 130
 
@@ -218,10 +219,33 @@ def test_tables_figures_and_json(lake, capsys):
     assert (code, err, len(result["figures"])) == (0, "", 5)
     assert {"groups", "quintiles", "tabular", "harm", "method", "how", "steps"} <= result.keys()
     assert sum(part["share"] for part in result["harm"]["action"]) == pytest.approx(1)
-    assert (folder / "scatter.html").read_text().count("<circle") == len(result["records"])
+    page = (folder / "diagnosis.html").read_text()
+    assert "<script src" not in page  # nothing is fetched
+    worst = result["records"][0]
+    assert f"env {worst['env']}, step {worst['step']}" in page
     here = diagnose_round(RoundData(runs.open(lake), 2), records=16, branches=10)
     assert result["records"] == runs.jsonable(here.records)
     assert result["correlation"] == runs.jsonable(here.correlation, non_finite_as_null=True)
+
+
+def test_the_page_shows_every_record_fifth_and_share(lake):
+    found = diagnose_round(RoundData(runs.open(lake), 2), records=16, branches=10)
+    scatter, fifths, harm = (panel.figure for panel in pages.panels(found))
+    groups = {trace.name.split(" (")[0]: trace for trace in scatter.data}
+    assert list(groups) == ["random", "top", "bottom", "wrong sign"]
+    bottom = found.group("bottom")
+    # Axes are scaled, in the order of the values and with their signs.
+    assert np.all(np.diff(groups["bottom"].x) >= 0)
+    assert np.sign(groups["bottom"].x).tolist() == np.sign([r.score for r in bottom]).tolist()
+    assert np.sign(groups["bottom"].y).tolist() == np.sign([r.a_bar * r.a_hat for r in bottom]).tolist()
+    assert all(f"step {r.step}" in text for r, text in zip(bottom, groups["bottom"].hovertext, strict=True))
+    assert len(groups["wrong sign"].x) == sum(bool(r.mismatch) for r in found.records)
+    assert list(scatter.layout.xaxis.tickvals) == sorted(scatter.layout.xaxis.tickvals)
+    assert len(fifths.data[0].x) == 7
+    assert fifths.data[1].y[0] == found.groups["bottom"].difference
+    assert [list(bar.y) for bar in harm.data[::2]] == [
+        [part.share for part in found.harm[name]] for name in ("action", "phase", "env")
+    ]
 
 
 def test_when_time_runs_out_it_says_how_far_it_got(lake, monkeypatch, capsys, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from test_stacked import snapshot_of
 from torch import Tensor
 
 from rollsight import cli, objectives, runs, score_records, targets
+from rollsight.adapters.sb3.environments import make_environments
 from rollsight.adapters.sb3.rollouts import collect
-from rollsight.analysis import outcomes, perturbation, stacked, variants
-from rollsight.analysis.fidelity_round import FidelityRound, FidelitySettings
+from rollsight.analysis.fidelity import (
+    Fidelity,
+    FidelitySettings,
+    measure_fidelity,
+    outcomes,
+    pages,
+    perturbation,
+    stacked,
+    variants,
+)
+from rollsight.analysis.fidelity.round import FidelityRound
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.studies import training_run
-from rollsight.studies.environments import make_environments
 from rollsight.studies.training_run import RunSettings, run_training
 
 
@@ -28,10 +38,10 @@ def test_leave_self_out_scores_see_only_the_others(settings: dict[str, Any]) -> 
     """Against scoring each record with a target over all the others."""
     snapshot = snapshot_of(**settings)
     records, policy = snapshot.records, snapshot.policy
-    objective = variants.objective_of(snapshot.rule)
+    objective = snapshot.rule.policy_term()
     scores = variants.score_variants(snapshot, targets.Return(), seed=0)
     prepared = objective.prepare(records)
-    raw = variants.with_advantage(objective, "raw")  # of records whose advantages are normalised already
+    raw = replace(objective, advantage="raw")  # of records whose advantages are normalised already
     for i in (0, 5, 23):
         others = torch.arange(len(records))[torch.arange(len(records)) != i]
         target = targets.Return(records.take(others))
@@ -154,11 +164,15 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(result["removal"]["fresh"]) == len(perturbation.FRACTIONS)
     assert {one["fault"] for one in result["faults"]} == {"reward sign flipped", "stale values"}
     assert (out / "fidelity.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "fidelity.html").read_text()
+    assert "<script src" not in page  # nothing is fetched
+    assert "30 random halves of 192 records" in page
     assert json.loads((out / "result.json").read_text()) == result
     files = {path: path.stat().st_mtime_ns for path in out.glob("outcomes-*.npz")}
     assert files
 
     figure = tmp_path / "f.svg"
+    check_page(measure_fidelity(FidelitySettings(run, 3, 30, out=out)))
     assert cli.main([*arguments[:-1], "--figure", str(figure)]) == 0  # resumed, and as tables
     printed = capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.glob("outcomes-*.npz")} == files
@@ -174,6 +188,24 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert said in printed
     assert f"{result['lds']:.2f}" in printed
     assert figure.exists()
+
+
+def check_page(result: Fidelity) -> None:
+    lds, removal, steps = (panel.figure for panel in pages.panels(result))
+    for trace, table in zip(lds.data, result.lds.values(), strict=True):
+        assert list(trace.y) == list(table.rows)
+        assert list(trace.x) == [row.lds for row in table.rows.values()]
+        assert list(trace.error_x.array) == [row.high - row.lds for row in table.rows.values()]
+    edges = [(shape.x0, shape.x1) for shape in lds.layout.shapes]
+    for table in result.lds.values():  # the null band and the ceiling
+        assert (table.null_low, table.null_high) in edges
+        assert (table.ceiling, table.ceiling) in edges
+    curves = [(trace.name, list(trace.y)) for trace in removal.data]
+    for rows in result.removal["fresh"], result.removal["train"]:
+        assert ("lowest scores", [one.lowest for one in rows]) in curves
+        assert ("highest scores", [one.highest for one in rows]) in curves
+    assert len(steps.data) == 3 * len({one.prediction for one in result.steps["fresh"]}) * 2
+    assert list(steps.data[0].y) == [one.rank for one in result.steps["fresh"] if one.prediction == result.reference]
 
 
 def test_returns_and_episodes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +237,7 @@ def test_returns_are_of_the_given_policies_on_common_episodes(run: Path) -> None
         (["--round", "9"], "has no round 9: its rounds are 1-3"),
         (["--round", "1"], "has no snapshots: the rounds with snapshots are 2-3"),
         (["--round", "2", "--masks", "2"], "at least 4 masks"),
-        (["--round", "2", "--figure", "f.txt"], "f.txt"),
+        (["--round", "2", "--figure", "f.txt"], "f.txt is no figure file"),
     ],
 )
 def test_errors_are_one_sentence(
@@ -219,5 +251,5 @@ def test_errors_are_one_sentence(
 
 
 def test_objectives_follow_the_rule() -> None:
-    assert variants.objective_of(snapshot_of(algo="A2C").rule) == objectives.A2C("raw")
-    assert variants.objective_of(snapshot_of(normalize_advantage=False).rule) == objectives.PPO("raw")
+    assert snapshot_of(algo="A2C").rule.policy_term() == objectives.A2C("raw")
+    assert snapshot_of(normalize_advantage=False).rule.policy_term() == objectives.PPO("raw")

@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 from test_stacked import snapshot_of
 from torch import Tensor
 
-from rollsight.analysis import faults, perturbation
-from rollsight.analysis.lds import half_masks, lds
+from rollsight.analysis.fidelity import faults, perturbation
+from rollsight.analysis.fidelity.lds import half_masks, lds
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 

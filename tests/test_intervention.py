@@ -9,14 +9,17 @@ import torch
 from torch import distributions
 
 from rollsight import cli, runs
-from rollsight.analysis import intervention
+from rollsight.adapters.sb3 import common_episodes
+from rollsight.adapters.sb3.common_episodes import CommonEpisodes, sample
+from rollsight.analysis.intervention import arms as intervention
+from rollsight.analysis.intervention import pages
+from rollsight.analysis.intervention import run as interventions
+from rollsight.analysis.intervention.run import InterventionSettings, run_intervention
 from rollsight.cli.record_lists import read_record_list
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.studies import common_episodes, interventions, training_run
-from rollsight.studies.common_episodes import CommonEpisodes, sample
-from rollsight.studies.interventions import InterventionSettings, run_intervention
+from rollsight.studies import training_run
 from rollsight.studies.training_run import RunSettings, run_training
 
 
@@ -241,6 +244,11 @@ def test_intervene_prints_and_draws(run, tmp_path, capsys):
     for word in ("p = 1 of the negative-score records", "repack", "selection - random", "counterfactual: replay"):
         assert word in printed
     assert (tmp_path / "out" / "difference.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "difference.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<script src" not in page  # nothing is fetched
+    for word in ("p = 1 of the negative-score records", "Counterfactual: replay", "selection, round 2, episode 0"):
+        assert word in page
     assert cli.main([*arguments, "--out", str(tmp_path / "out"), "--json"]) == 0
     captured = capsys.readouterr().out
     result = json.loads(captured)
@@ -259,6 +267,24 @@ def test_intervene_prints_and_draws(run, tmp_path, capsys):
     assert selection["steps"][0] < result["rounds"][0]["arms"]["unfiltered"]["steps"][0]
 
 
+def test_the_page_shows_every_episode_and_mean(run):
+    result = run_intervention(settings(run))
+    by_round, by_arm = (panel.figure for panel in pages.panels(result))
+    boxes = {trace.name: trace for trace in by_round.data if trace.type == "box"}
+    means = [trace for trace in by_round.data if trace.type == "scatter"]
+    assert list(boxes) == ["selection", "random", "permuted"]
+    for (name, box), mean in zip(boxes.items(), means, strict=True):
+        changes = [one.arms[name].returns - one.arms["unfiltered"].returns for one in result.rounds]
+        assert list(box.y) == pytest.approx(np.concatenate([change.mean(0) for change in changes]).tolist())
+        assert len(set(box.x)) == len(result.rounds)
+        known = [one.arms[name].difference for one in result.rounds]
+        assert list(mean.y) == [one.mean for one in known]
+        assert list(mean.error_y.array) == [one.high - one.mean for one in known]
+    assert list(by_round.layout.xaxis.ticktext) == ["2", "3"]
+    assert list(by_arm.data[-1].y) == [change.mean for change in result.summary.values()]
+    assert all(len(trace.y) == 4 for trace in by_arm.data[:-1])  # two rounds in two orders
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -266,7 +292,7 @@ def test_intervene_prints_and_draws(run, tmp_path, capsys):
         (["--rounds", "two"], "--rounds two"),
         (["--p", "1.5"], "p=1.5"),
         (["--orders", "0"], "--orders is 0"),
-        (["--figure", "curve.doc"], "curve.doc"),
+        (["--figure", "curve.doc"], "curve.doc is no figure file: end it in .png, .pdf, .svg, .html"),
         (["--drop-records", "none.csv"], "none.csv is no file"),
         (["--drop-records", "LIST:2:9:0"], "1 listed record(s) do not exist (2:9:0)"),
         (["--drop-records", "LIST:2:nine:0"], "'2:nine:0' names no record"),

@@ -11,9 +11,10 @@ from torch import nn
 
 import rollsight as rs
 from rollsight import cli, runs
-from rollsight.analysis import phases
-from rollsight.analysis.change_points import SHORTEST, find_changes
-from rollsight.analysis.similarity import embed, permuted_roughness, roughness, similarity_graph
+from rollsight.analysis.phases import formation as phases
+from rollsight.analysis.phases import pages
+from rollsight.analysis.phases.change_points import SHORTEST, find_changes
+from rollsight.analysis.phases.similarity import embed, permuted_roughness, roughness, similarity_graph
 from rollsight.errors import RollsightError
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
@@ -198,8 +199,42 @@ def test_a_rounds_formation_follows_from_its_snapshot(run):
     agrees = [bool((normal[i] > 0) == (first.records.actions[i] == action[0])) for i in best]
     assert one.consistency == pytest.approx(np.mean(agrees))
     assert one.places.shape == (4, 2)
+    check_page(result)
     assert [r.round for r in result.rounds] == [1, 2, 3]
     assert result.embedding == "action_net"
+
+
+def check_page(result):
+    course, where = (panel.figure for panel in pages.panels(result))
+    traces = {trace.name: trace for trace in course.data}
+    assert list(traces["pi(a|s)"].y) == [math.exp(one.log_prob) for one in result.rounds]
+    assert list(traces["mean |influence|"].y) == [one.influence for one in result.rounds]
+    assert list(traces["roughness"].y) == [one.roughness for one in result.rounds]
+    low, high = zip(*(one.null for one in result.rounds), strict=True)
+    assert list(traces["at random, 95 %"].y) == [*low, *reversed(high)]
+    best = [row for one in result.rounds for row in one.top]
+    assert list(traces["top records"].y) == [row["influence"] for row in best]
+    for row, text in zip(best, traces["top records"].hovertext, strict=True):
+        assert f"{row['env']}:{row['step']}" in text
+    # the slider: of each round its two traces, and always the star
+    assert len(where.data) == 2 * len(result.rounds) + 1
+    for index, step in enumerate(where.layout.sliders[0].steps):
+        visible = np.flatnonzero(step.args[0]["visible"]).tolist()
+        assert visible == [2 * index, 2 * index + 1, 2 * len(result.rounds)]
+        np.testing.assert_array_equal(where.data[2 * index + 1].x, result.rounds[index].places[:, 0])
+
+
+def test_the_page_shades_phases_and_bears_rounds_without_a_roughness():
+    steps, rising = [0.9] * 8 + [0.4] * 8 + [0.1] * 8, [-2.0] * 8 + [-1.0] * 8 + [-0.1] * 8
+    rounds = formations(steps, rising, steps)
+    rounds[3] = replace(rounds[3], roughness=None, null=None)
+    marked = phases.mark_phases(rounds)
+    result = phases.Development(rounds, 0.0, np.zeros(2), "head", "log pi", "raw", 20, *marked)
+    course = pages.panels(result)[0].figure
+    names = [note.text for note in course.layout.annotations]
+    assert names == ["association", "clustering", "saturation"]
+    assert len(course.layout.shapes) == 3 * len(names)  # over each of the three parts
+    assert 20 not in {trace.name: trace for trace in course.data}["roughness"].x
 
 
 def test_phases_prints_draws_and_takes_a_record_or_a_pair(run, tmp_path, capsys):
@@ -208,6 +243,9 @@ def test_phases_prints_draws_and_takes_a_record_or_a_pair(run, tmp_path, capsys)
     captured = capsys.readouterr().out
     assert captured == (tmp_path / "out" / "result.json").read_text()
     assert (tmp_path / "out" / "phases.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "phases.html").read_text()
+    assert "<script src" not in page  # nothing is fetched
+    assert "pole: action" in page
     by_record = json.loads(captured)
     row = runs.open(run).records(2).to_pylist()[64 + 5]
     assert by_record["explained"] == {"record": "2:1:5", "obs": row["obs"], "action": row["action"]}
@@ -233,7 +271,7 @@ def test_phases_prints_draws_and_takes_a_record_or_a_pair(run, tmp_path, capsys)
         (["--record", "2:9:0"], "no record 9:0: env goes from 0 to 1"),
         (["--record", "9:0:0"], "has no round 9"),
         (["--record", "0:12"], "write ROUND:ENV:STEP"),
-        (["--record", "2:0:0", "--figure", "phases.doc"], "phases.doc"),
+        (["--record", "2:0:0", "--figure", "phases.doc"], "phases.doc is no figure file"),
         (["--record", "2:0:0", "--top", "0"], "--top is 0"),
     ],
 )

@@ -1,8 +1,5 @@
 """`Records`: what is taken, what is refused and how it is said."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -135,21 +132,3 @@ def test_columns_carry_no_graph():
     records = rs.Records(**columns(log_probs=weight * 2, obs={"x": weight * 3}))
     assert not records.log_probs.requires_grad
     assert not records.obs["x"].requires_grad
-
-
-def test_importing_rollsight_needs_torch_and_numpy_only():
-    code = "import sys, rollsight, rollsight.snapshot; print(*sorted(m for m in sys.modules if '.' not in m))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(result.stdout.split())
-    assert {"rollsight", "torch", "numpy"} <= loaded
-    assert not loaded & {
-        "stable_baselines3",
-        "sb3_contrib",
-        "gymnasium",
-        "duckdb",
-        "pyarrow",
-        "scipy",
-        "cloudpickle",
-        "tyro",
-        "rich",
-    }

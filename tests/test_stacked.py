@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rollsight import score_records, targets
 from rollsight.adapters.sb3 import InfluenceCallback
-from rollsight.analysis import stacked
+from rollsight.analysis.fidelity import stacked
 from rollsight.errors import RollsightError
 from rollsight.snapshot import Snapshot
 from rollsight.update import full_minibatches

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rollsight import cli, runs
+from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import RollsightError
 from rollsight.studies import training_run
-from rollsight.studies.environments import make_environments
 from rollsight.studies.settings import settings_for
 from rollsight.studies.training_run import RunSettings, run_training
 

@@ -14,7 +14,7 @@ import rollsight as rs
 from rollsight import objectives as ob
 from rollsight import targets as tg
 from rollsight.scoring.halves import split_halves
-from rollsight.scoring.trust import spearman
+from rollsight.scoring.ranks import spearman
 
 
 def by_tokens(policy, records):

@@ -62,7 +62,11 @@ def print_table(results: dict, envs: list[str], outcome: str) -> None:
                 low, high = (np.mean([t[end] for t in mine]) for end in ("null_low", "null_high"))
                 cells.append(f"[{low:.2f}, {high:.2f}]")
                 continue
-            values = [t["ceiling"] if name == "ceiling" else t["rows"][name]["lds"] for t in mine if name == "ceiling" or name in t["rows"]]
+            values = [
+                t["ceiling"] if name == "ceiling" else t["rows"][name]["lds"]
+                for t in mine
+                if name == "ceiling" or name in t["rows"]
+            ]
             known = [v for v in values if v is not None]
             cells.append(f"{np.mean(known):.2f} ({min(known):.2f}, {max(known):.2f})" if known else "-")
         print(f"| {name} | " + " | ".join(cells) + " |")

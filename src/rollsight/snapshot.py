@@ -184,12 +184,7 @@ class Snapshot:
         gradient (Adam, AdamW, RMSprop).
         """
         target = targets.Return() if target is None else target
-        if objective is None:
-            objective = (
-                objectives.A2C(advantage="raw")
-                if self.rule.algorithm == "a2c"
-                else objectives.PPO(advantage="raw", clip_range=self.rule.clip_range)
-            )
+        objective = self.rule.policy_term("raw") if objective is None else objective
         if weighting not in ("update", "paper"):
             raise RollsightError(f"weighting={weighting!r} is unknown; give 'update' or 'paper'.")
         policy, optimizer = self.rebuild()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rollsight import objectives
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
@@ -45,6 +46,17 @@ class UpdateRule:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float | None = None
+
+    def policy_term(self, advantage: str | None = None) -> objectives.PPO | objectives.A2C:
+        """The policy term of the update, which scores follow.
+
+        advantage: its normalisation; None stands for the update's own, taken over the whole buffer.
+        """
+        if advantage is None:
+            advantage = "buffer" if self.normalize_advantage else "raw"
+        if self.algorithm == "a2c":
+            return objectives.A2C(advantage)
+        return objectives.PPO(advantage, self.clip_range)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""Pure functions of runs, snapshots and scores."""
+"""What run folders, snapshots and scores say: one package per question, and learning curves."""

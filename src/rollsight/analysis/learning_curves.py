@@ -7,11 +7,13 @@ Intervals are 95 % Student t-intervals over seeds.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
+from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.errors import RollsightError
 from rollsight.runs import Run, spell
 
@@ -229,3 +231,22 @@ def describe_rounds(rounds: Iterable[int]) -> str:
     if counted[-1] - counted[0] + 1 == len(counted):
         return f"rounds {spell(counted)}"
     return f"{len(counted)} rounds from {counted[0]} to {counted[-1]}"
+
+
+def draw_curves(comparisons: Sequence[Comparison], path: Path) -> Path:
+    """Draw the learning curves, mean and 95 % band of each arm, one panel per environment.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    figure = new_figure(6.4 * len(comparisons), 4.2)
+    for index, comparison in enumerate(comparisons):
+        axes = figure.add_subplot(1, len(comparisons), index + 1)
+        for arm in comparison.arms:
+            (line,) = axes.plot(comparison.rounds, arm.mean, label=f"{arm.name} ({arm.final.n} seeds)", linewidth=1.6)
+            low, high = arm.mean - arm.half_width, arm.mean + arm.half_width
+            axes.fill_between(comparison.rounds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=comparison.env, xlabel="round", ylabel=f"mean {comparison.measure}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return save_figure(figure, path)

@@ -9,7 +9,8 @@ import tyro
 from rich.console import Console
 
 from rollsight import runs
-from rollsight.analysis.learning_curves import Comparison, Interval, compare_runs, describe_rounds
+from rollsight.analysis.drawing import STILL, check_figure
+from rollsight.analysis.learning_curves import Comparison, Interval, compare_runs, describe_rounds, draw_curves
 from rollsight.cli import output
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
@@ -43,10 +44,10 @@ def compare(
     if not paths:
         raise RollsightError("there is nothing to compare: name at least one run folder")
     if figure is not None:
-        output.check_figure(figure)
+        check_figure(figure, STILL)
     comparisons = compare_runs(open_runs(paths), baseline)
     if figure is not None:
-        draw(comparisons, figure)
+        draw_curves(comparisons, figure)
     if json:
         output.print_json([as_json(comparison) for comparison in comparisons])
         return
@@ -99,27 +100,6 @@ def show(comparison: Comparison, console: Console) -> None:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """One environment's comparison as plain data, learning curves included."""
     return asdict(comparison)
-
-
-def draw(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Draw the learning curves, mean and 95 % band of each arm, one panel per environment.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
-
-    figure = Figure(figsize=(6.4 * len(comparisons), 4.2), layout="constrained")
-    for index, comparison in enumerate(comparisons):
-        axes = figure.add_subplot(1, len(comparisons), index + 1)
-        for arm in comparison.arms:
-            (line,) = axes.plot(comparison.rounds, arm.mean, label=f"{arm.name} ({arm.final.n} seeds)", linewidth=1.6)
-            low, high = arm.mean - arm.half_width, arm.mean + arm.half_width
-            axes.fill_between(comparison.rounds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        axes.set(title=comparison.env, xlabel="round", ylabel=f"mean {comparison.measure}")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    output.save_figure(figure, path)
 
 
 def _spell(interval: Interval | None) -> str:

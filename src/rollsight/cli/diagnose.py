@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rollsight import runs
 from rollsight.cli import output
+from rollsight.cli.progress import cores, progress_bar
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
-    from rollsight.analysis.diagnosis import Agreement, Correlation
-    from rollsight.analysis.round_diagnosis import Diagnosis
+    from rollsight.analysis.diagnosis.round import Diagnosis
+    from rollsight.analysis.diagnosis.statistics import Agreement, Correlation
 
 _SHOWN = 8  # bottom records in the table
 
@@ -62,11 +61,11 @@ def diagnose(
         overwrite: Replace figures that are there.
         json: Print everything as JSON.
     """
-    from rollsight.analysis.pictures import draw_statistics
-    from rollsight.analysis.record_pictures import draw_records
-    from rollsight.analysis.round_data import RoundData
-    from rollsight.analysis.round_diagnosis import check_options, diagnose_round
-    from rollsight.analysis.scatter_page import draw_scatter_page
+    from rollsight.analysis.diagnosis import pages
+    from rollsight.analysis.diagnosis.figures import draw_statistics
+    from rollsight.analysis.diagnosis.record_figures import draw_records
+    from rollsight.analysis.diagnosis.round import check_options, diagnose_round
+    from rollsight.analysis.diagnosis.round_data import RoundData
 
     opened = runs.open(run)
     round = _last_snapshot(opened) if round is None else round
@@ -77,9 +76,9 @@ def diagnose(
         raise RollsightError(f"{folder} lies in the run folder, which only training writes to: choose another --out")
     data = RoundData(opened, round)
     console = Console(stderr=True) if json else output.console()
-    workers = _cores() if processes is None else processes
+    workers = cores() if processes is None else processes
     check_options(records, branches, seconds, workers, seed)  # before a progress bar is drawn
-    with _progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("branching", total=None)
         diagnosis = diagnose_round(
             data,
@@ -91,7 +90,7 @@ def diagnose(
             on_progress=lambda done, asked: progress.update(task, completed=done, total=asked),
         )
     folder.mkdir(parents=True, exist_ok=True)
-    figures = [*draw_statistics(diagnosis, folder), draw_scatter_page(diagnosis, folder / "scatter.html")]
+    figures = [*draw_statistics(diagnosis, folder), pages.write(diagnosis, folder / "diagnosis.html")]
     try:
         figures.append(draw_records(diagnosis, data, folder))
     except RollsightError as error:
@@ -169,20 +168,3 @@ def _last_snapshot(run: runs.Run) -> int:
     if not run.snapshot_rounds:
         raise RollsightError(f"{run.path} has no snapshots, which diagnose needs: train with --snapshots")
     return run.snapshot_rounds[-1]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,  # rich would leave an empty line in a file
-    )

@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
+from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
-    from rollsight.analysis.fidelity import Fidelity
-    from rollsight.analysis.lds import Lds
-
-_OUTCOMES = {
-    "fresh": "target on a fresh buffer",
-    "train": "target on the training buffer",
-    "returns": "environment return",
-}
+    from rollsight.analysis.fidelity.lds import Lds
+    from rollsight.analysis.fidelity.measure import Fidelity
 
 
 def fidelity(
@@ -60,31 +55,28 @@ def fidelity(
         returns: Measure the return of every retrained policy too, on 16 common episodes.
         seed: Of the halves, the fresh buffer, the other order, the resampling.
         json: Print JSON instead of tables.
-        figure: Draw the LDS of the scores and the removal curves (.png, .pdf or .svg).
-        out: Folder for the outcomes, result.json and fidelity.png. When run again with
-            the same settings it continues after the finished retraining.
+        figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
+        out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
+            with the same settings it continues after the finished retraining.
     """
-    import torch
-
-    from rollsight.analysis.fidelity import measure_fidelity
-    from rollsight.analysis.fidelity_round import FidelitySettings
+    from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
+    from rollsight.analysis.fidelity.figures import draw
 
     if masks < 4 or seed < 0:
         raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
     if figure is not None:
-        output.check_figure(figure)
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+        check_figure(figure)
+    use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
     console = Console(stderr=True) if json else output.console()
-    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
         result = measure_fidelity(
             settings,
             lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
         )
-    figures = [path for path in (figure, None if out is None else out / "fidelity.png") if path is not None]
-    for path in figures:
+    files = output.figure_files(figure, out, "fidelity")
+    for path in files:
         draw(result, path)
     if out is not None:
         output.write_json(out / "result.json", as_json(result))
@@ -92,8 +84,7 @@ def fidelity(
         output.print_json(as_json(result))
         return
     show(run.resolve().name, result, console)
-    for path in figures:
-        console.print(f"figure: {path}", soft_wrap=True)
+    output.print_files(console, files)
 
 
 def as_json(result: Fidelity) -> dict[str, Any]:
@@ -175,48 +166,6 @@ def _show_removal(result: Fidelity, console: Console) -> None:
     columns = ["without", "lowest scores", "random", "range of random", "highest scores"]
     title = "\nchange of the target (fresh buffer) when a part of the units is left out"
     console.print(output.table(columns, rows, title=title))
-
-
-def draw(result: Fidelity, path: Path) -> None:
-    """Draw the LDS of every score with interval, ceiling and null band, and the removal curves.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
-
-    shown = list(result.lds)
-    figure = Figure(figsize=(4.2 * (len(shown) + 1), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(shown) + 1)
-    for index, (outcome, table) in enumerate(result.lds.items()):
-        names = list(table.rows)
-        places = range(len(names), 0, -1)
-        values = [row.lds for row in table.rows.values()]
-        error = [
-            [row.lds - row.low for row in table.rows.values()],
-            [row.high - row.lds for row in table.rows.values()],
-        ]
-        axes[index].axvspan(table.null_low, table.null_high, color="#cccccc", alpha=0.6, label="null band")
-        axes[index].axvline(table.ceiling, color="#2ca02c", linestyle="--", label="ceiling")
-        axes[index].errorbar(values, places, xerr=error, fmt="o", color="#1f77b4", markersize=4, capsize=2)
-        axes[index].set_yticks(places, names if index == 0 else [""] * len(names))
-        axes[index].set(xlabel="LDS", title=_OUTCOMES[outcome], xlim=(-1, 1))
-        axes[index].legend(frameon=False, fontsize=8, loc="lower left")
-    removal = result.removal["fresh"]
-    at = [one.fraction for one in removal]
-    last = axes[-1]
-    last.fill_between(
-        at, [one.random_low for one in removal], [one.random_high for one in removal], color="#cccccc", alpha=0.6
-    )
-    last.plot(at, [one.random for one in removal], color="#777777", label="random")
-    last.plot(at, [one.lowest for one in removal], "o-", color="#d62728", label="lowest scores")
-    last.plot(at, [one.highest for one in removal], "o-", color="#1f77b4", label="highest scores")
-    last.set(xlabel=f"share of the {result.unit}s left out", title="change of the target, fresh buffer")
-    last.legend(frameon=False, fontsize=8)
-    for one in axes:
-        one.grid(alpha=0.3)
-    figure.suptitle(f"{result.env}, round {result.round} ({result.semantic}, {result.counterfactual})")
-    output.save_figure(figure, path)
 
 
 def _band(low: float, high: float, form: str = ".2f") -> str:

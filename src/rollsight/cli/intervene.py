@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rollsight import runs
+from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
+from rollsight.cli.progress import cores, progress_bar, use_one_thread
 from rollsight.cli.record_lists import read_record_list
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
 if TYPE_CHECKING:
-    from rollsight.analysis.intervention import Difference, Intervention
-
-_COLOURS = {"selection": "#1f77b4", "listed": "#1f77b4", "random": "#999999", "permuted": "#d08a2e"}
+    from rollsight.analysis.intervention.arms import Difference, Intervention
 
 
 def intervene(
@@ -50,7 +48,7 @@ def intervene(
     - Differences are to the unfiltered replay, with 95 % bootstrap intervals over
       episodes and minibatch orders. The buffer and its advantages stay as they were.
 
-    Example: rollsight intervene runs/lander --rounds 10,20 --figure difference.png
+    Example: rollsight intervene runs/lander --rounds 10,20 --figure difference.html
 
     Args:
         run: The run folder.
@@ -65,17 +63,15 @@ def intervene(
         episodes: Episodes that each replayed policy plays.
         seed: Of the orders, random drops, permutations and episodes.
         processes: Processes side by side, one thread each.
-        out: Folder for the results by round, result.json and difference.png. When run
-            again with the same settings it continues after the finished rounds.
-        figure: Draw the differences (.png, .pdf or .svg).
+        out: Folder for the results by round, result.json, difference.png and .html. When
+            run again with the same settings it continues after the finished rounds.
+        figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
         json: Print JSON instead of tables.
     """
-    import torch
+    from rollsight.analysis.intervention import InterventionSettings, run_intervention
+    from rollsight.analysis.intervention.figures import draw
 
-    from rollsight.studies.interventions import InterventionSettings, run_intervention
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = cores if processes is None else processes
+    processes = cores() if processes is None else processes
     for name, value, least in (
         ("orders", orders, 1),
         ("episodes", episodes, 1),
@@ -87,7 +83,7 @@ def intervene(
     if drop_records is not None and (p != 1.0 or unit != "record"):
         raise RollsightError("--drop-records names what is dropped: leave out --p and --unit")
     if figure is not None:
-        output.check_figure(figure)
+        check_figure(figure)
     opened = runs.open(run)
     listed = None if drop_records is None else read_record_list(drop_records)
     chosen = chosen_rounds(opened, rounds, None if listed is None else list(listed))
@@ -95,11 +91,10 @@ def intervene(
         raise RollsightError(
             f"{drop_records} lists no record of round {missing[0]}: it has rounds {runs.spell(listed)}"
         )
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     settings = InterventionSettings(run, tuple(chosen), p, unit, semantic, orders, episodes, seed, listed)
     console = Console(stderr=True) if json else output.console()
-    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("rounds x orders", total=None)
         result = run_intervention(
             settings,
@@ -109,15 +104,14 @@ def intervene(
         )
     if out is not None:
         output.write_json(out / "result.json", result)
-    for path in (figure, None if out is None else out / "difference.png"):
-        if path is not None:
-            draw(result, path)
+    files = output.figure_files(figure, out, "difference")
+    for path in files:
+        draw(result, path)
     if json:
         output.print_json(result)
         return
     show(opened.name, result, console)
-    if figure is not None or out is not None:
-        console.print(f"figure: {figure or (out and out / 'difference.png')}", soft_wrap=True)
+    output.print_files(console, files)
 
 
 def chosen_rounds(run: Run, text: str | None, default: list[int] | None) -> list[int]:
@@ -166,48 +160,6 @@ def show(name: str, result: Intervention, console: Console) -> None:
         f"{result.seed}, {result.returns} returns",
         soft_wrap=True,
     )
-
-
-def draw(result: Intervention, path: Path) -> None:
-    """Draw box plots of the difference in return: by round over episodes, and by arm over rounds and orders.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
-
-    arms = list(result.summary)
-    figure = Figure(figsize=(4.6 + min(14.0, 0.9 * len(result.rounds) + 2), 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[max(2.0, 0.6 * len(result.rounds)), 1.4])
-    width = 0.8 / len(arms)
-    for index, arm in enumerate(arms):
-        colour = _COLOURS[arm]
-        style: dict[str, Any] = {
-            "patch_artist": True,
-            "boxprops": {"facecolor": colour, "alpha": 0.35, "edgecolor": colour},
-            "medianprops": {"color": colour, "linewidth": 1.6},
-            "whiskerprops": {"color": colour},
-            "capprops": {"color": colour},
-            "flierprops": {"marker": ".", "markersize": 3, "markeredgecolor": colour, "alpha": 0.5},
-        }
-        changes = [one.arms[arm].returns - one.arms["unfiltered"].returns for one in result.rounds]
-        places = [number + (index - (len(arms) - 1) / 2) * width for number in range(len(changes))]
-        left.boxplot([change.mean(0) for change in changes], positions=places, widths=0.85 * width, **style)
-        means = [change.mean() for change in changes]
-        ends = [one.arms[arm].difference for one in result.rounds]
-        low, high = ([getattr(end, name) for end in ends] for name in ("low", "high"))
-        error = [[m - a for m, a in zip(means, low, strict=True)], [b - m for m, b in zip(means, high, strict=True)]]
-        left.errorbar(places, means, error, fmt="D", color="black", markersize=3, linewidth=1, zorder=3)
-        right.boxplot([[float(x) for c in changes for x in c.mean(1)]], positions=[index], widths=0.6, **style)
-    left.set_xticks(range(len(result.rounds)), [str(one.round) for one in result.rounds])
-    left.set(xlabel="round", ylabel="difference in return\nto the unfiltered replay")
-    left.set_title(f"{result.env}: by episode; mean and 95 % interval", fontsize=10)
-    right.set_xticks(range(len(arms)), arms)
-    right.set_title("means by round and order", fontsize=10)
-    for axes in (left, right):
-        axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
-        axes.grid(axis="y", alpha=0.3)
-    output.save_figure(figure, path)
 
 
 def _spell(change: Difference) -> list[str]:

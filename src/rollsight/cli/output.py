@@ -7,20 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rollsight.errors import RollsightError
 from rollsight.runs import jsonable, whole_file
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_FIGURE_FORMATS = ("png", "pdf", "svg")
 _CELL = 32  # characters of a long value that are shown
 
 
@@ -39,16 +34,16 @@ def _json(value: Any) -> str:
     return json.dumps(jsonable(value, non_finite_as_null=True), indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def check_figure(path: Path) -> None:
-    """Raise `RollsightError` where the name does not end as a figure's."""
-    if path.suffix.lower().removeprefix(".") not in _FIGURE_FORMATS:
-        raise RollsightError(f"{path} is no figure file: end it in .{', .'.join(_FIGURE_FORMATS)}")
+def figure_files(figure: Path | None, out: Path | None, name: str) -> list[Path]:
+    """The files to draw: the one asked for, and in the folder a picture and an interactive page."""
+    inside = [] if out is None else [out / f"{name}.png", out / f"{name}.html"]
+    return inside if figure is None else [figure, *inside]
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that its name says."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."), dpi=150)
+def print_files(target: Console, files: Sequence[Path]) -> None:
+    """Say where figures were written."""
+    for path in files:
+        target.print(f"figure: {path}", soft_wrap=True)
 
 
 def console() -> Console:

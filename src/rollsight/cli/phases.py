@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import track
 
 from rollsight import runs
+from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
+from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.cli.record_lists import parse_record_name
 from rollsight.cli.top import find_record
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
 if TYPE_CHECKING:
-    from rollsight.analysis.phases import Development, Formation
+    from rollsight.analysis.phases.formation import Development
     from rollsight.records import Records, Rows
     from rollsight.snapshot import Snapshot
-
-_SHADES = ("#f3d9b1", "#cfe3f5", "#d9ead3")
-_MAPS = 4
 
 
 def phases(
@@ -52,7 +50,7 @@ def phases(
 
     The run should be trained with --snapshots all.
 
-    Example: rollsight phases runs/acrobot --record 40:0:12 --figure phases.png
+    Example: rollsight phases runs/acrobot --record 40:0:12 --figure phases.html
 
     Args:
         run: The run folder.
@@ -63,8 +61,8 @@ def phases(
         neighbours: Nearest neighbours in the similarity graph.
         permutations: Of the influences, for the band.
         seed: Of the permutations.
-        out: Folder for result.json and phases.png.
-        figure: Draw the development (.png, .pdf or .svg).
+        out: Folder for result.json, phases.png and phases.html.
+        figure: Draw the development (.png, .pdf, .svg; interactive: .html).
         json: Print JSON instead of a table.
     """
     for name, value, least in (
@@ -76,19 +74,18 @@ def phases(
         if value < least:
             raise RollsightError(f"--{name} is {value}: give at least {least}")
     if figure is not None:
-        output.check_figure(figure)
+        check_figure(figure)
     if (record is None) == (obs is None or action is None) or (record is not None and (obs or action)):
         raise RollsightError("name one behaviour: either --obs and --action, or --record ROUND:ENV:STEP")
     opened = runs.open(run)
     if not opened.snapshot_rounds:
         raise RollsightError(f"{opened.path} has no snapshots, which the scores need: train with --snapshots all")
 
-    import torch
-
     from rollsight.analysis.phases import development
+    from rollsight.analysis.phases.figures import draw
     from rollsight.snapshot import Snapshot
 
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     console = Console(stderr=True) if json else output.console()
     last = Snapshot.load(opened.snapshot_path(opened.snapshot_rounds[-1]))
     if record is not None:
@@ -100,8 +97,9 @@ def phases(
 
     def snapshots() -> Iterator[Snapshot]:
         numbers = opened.snapshot_rounds
-        for number in track(numbers, description="rounds", console=console, transient=True):
-            yield Snapshot.load(opened.snapshot_path(number))
+        with progress_bar(console) as progress:
+            for number in progress.track(numbers, description="rounds"):
+                yield Snapshot.load(opened.snapshot_path(number))
 
     result = development(
         snapshots(),
@@ -119,15 +117,14 @@ def phases(
         out.mkdir(parents=True, exist_ok=True)
         output.write_json(out / "result.json", printed)
     title = f"{opened.name}: action {output.cell(explained['action'])} in {record or output.cell(explained['obs'])}"
-    for path in (figure, None if out is None else out / "phases.png"):
-        if path is not None:
-            draw(result, title, path)
+    files = output.figure_files(figure, out, "phases")
+    for path in files:
+        draw(result, title, path)
     if json:
         output.print_json(printed)
         return
     show(result, title, last.round, console)
-    if figure is not None or out is not None:
-        console.print(f"figure: {figure or (out and out / 'phases.png')}", soft_wrap=True)
+    output.print_files(console, files)
 
 
 def show(result: Development, title: str, last: int, console: Console) -> None:
@@ -159,72 +156,6 @@ def show(result: Development, title: str, last: int, console: Console) -> None:
         f"of {result.embedding} after round {last}",
         soft_wrap=True,
     )
-
-
-def draw(result: Development, title: str, path: Path) -> None:
-    """Draw pi, roughness with its band, the phases, and where the top records lie in four of the rounds.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
-
-    numbers = [one.round for one in result.rounds]
-    figure = Figure(figsize=(9.6, 8.2), layout="constrained")
-    grid = figure.add_gridspec(3, _MAPS, height_ratios=[1, 1, 1.15])
-    likely, rough = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, :])
-    likely.plot(numbers, np.exp([one.log_prob for one in result.rounds]), color="#1f77b4", marker=".")
-    likely.set(ylabel="pi(a|s)")
-    likely.margins(y=0.15)  # room for the phases' names
-    likely.set_title(title, fontsize=11)
-    shown = [one for one in result.rounds if one.roughness is not None and one.null is not None]
-    where = [one.round for one in shown]
-    low, high = ([one.null[end] for one in shown if one.null is not None] for end in (0, 1))
-    rough.fill_between(where, low, high, color="#999999", alpha=0.35, linewidth=0, label="influences permuted, 95 %")
-    rough.plot(where, [float(one.roughness or 0) for one in shown], color="#b2182b", marker=".", label="roughness")
-    rough.set(xlabel="round", ylabel="roughness")
-    rough.set_ylim(bottom=0)
-    rough.legend(frameon=False, fontsize=8)
-    for axes in (likely, rough):
-        for phase, shade in zip(result.phases, _SHADES, strict=False):
-            axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=shade, alpha=0.6, linewidth=0, zorder=0)
-        axes.grid(alpha=0.3)
-        axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
-    for phase in result.phases:
-        middle = (phase.first + phase.last) / 2
-        likely.annotate(phase.name, (middle, 0.97), xycoords=likely.get_xaxis_transform(), ha="center", va="top")
-    if not result.phases:
-        likely.annotate(
-            "no phases supported", (0.5, 0.97), xycoords="axes fraction", ha="center", va="top", color="gray"
-        )
-    every = np.concatenate([one.background for one in result.rounds] + [one.places for one in result.rounds])
-    span = np.stack([every.min(0), every.max(0)])
-    margin = 0.05 * (span[1] - span[0]) + 1e-9
-    for column, one in enumerate(_spread(result.rounds)):
-        axes = figure.add_subplot(grid[2, column])
-        axes.scatter(one.background[:, 0], one.background[:, 1], s=4, color="#bbbbbb", linewidths=0)
-        axes.scatter(one.places[:, 0], one.places[:, 1], s=20, color="#b2182b", alpha=0.8, linewidths=0)
-        star: dict[str, Any] = {"marker": "*", "color": "#1f77b4", "edgecolors": "white", "linewidths": 0.6}
-        axes.scatter(result.place[0], result.place[1], s=90, **star)
-        axes.set(
-            xlim=(span[0, 0] - margin[0], span[1, 0] + margin[0]), ylim=(span[0, 1] - margin[1], span[1, 1] + margin[1])
-        )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_title(f"round {one.round}", fontsize=9)
-        if column == 0:
-            axes.set_ylabel("states, first two PCs\nof the embedding", fontsize=8)
-            axes.set_xlabel("red: top records, star: the behaviour, grey: sample", fontsize=7, loc="left")
-    output.save_figure(figure, path)
-
-
-def _spread(rounds: list[Formation]) -> list[Formation]:
-    """Up to four rounds, from the first to the last."""
-    import numpy as np
-
-    places = np.unique(np.linspace(0, len(rounds) - 1, _MAPS).round().astype(int))
-    return [rounds[place] for place in places]
 
 
 def _behaviour_of(run: Run, text: str) -> tuple[Rows, Rows]:

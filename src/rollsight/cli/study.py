@@ -11,9 +11,10 @@ import tyro
 from rich.console import Console
 from rich.progress import TaskID
 
-from rollsight.analysis.learning_curves import compare_runs
+from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
-from rollsight.cli.train import describe, progress_bars
+from rollsight.cli.progress import round_bars
+from rollsight.cli.train import describe
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def study(
         out: Folder for the run folders and the picture.
         json: Print the comparison as JSON.
     """
-    from rollsight.studies.environments import check_environment
+    from rollsight.adapters.sb3.environments import check_environment
     from rollsight.studies.runner import jobs_of, run_jobs
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings
@@ -99,7 +100,7 @@ def study(
     done = sorted({job.settings.seed for job in finished})
     console.print(f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")
     comparisons = compare_runs(compare.open_runs([job.out for job in finished]), arms[0])
-    compare.draw(comparisons, folder / "curves.png")
+    draw_curves(comparisons, folder / "curves.png")
     if json:
         output.print_json([compare.as_json(one) for one in comparisons])
         return
@@ -112,7 +113,7 @@ def study(
 def _show(console: Console, jobs: list[Job], events: Iterator[Progress]) -> list[Job]:
     """Draw a bar per running job; return the jobs that finished, in the order of `jobs`."""
     finished = []
-    with progress_bars(console) as progress:
+    with round_bars(console) as progress:
         bars: dict[str, TaskID] = {}
         for event in events:
             job = event.job

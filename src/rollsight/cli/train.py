@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
 
 from rollsight.cli import output
+from rollsight.cli.progress import round_bars, use_one_thread
 from rollsight.errors import RollsightError
 
 
@@ -63,14 +60,12 @@ def train(
         out: The run folder.
         overwrite: Replace the run folder if it is there.
     """
-    import torch
-
-    from rollsight.studies.environments import check_environment
+    from rollsight.adapters.sb3.environments import check_environment
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings, run_training
 
     check_environment(env)
-    torch.set_num_threads(1)  # the networks are small, and spinning threads slow a shared machine down many times
+    use_one_thread()
     p = settings_for(env).drop if drop is None else drop
     settings = RunSettings(
         env,
@@ -97,7 +92,7 @@ def train(
         highlight=False,
     )
     last: Mapping[str, Any] = {}
-    with progress_bars(console) as progress:
+    with round_bars(console) as progress:
         task = progress.add_task(str(settings.arm), total=settings.rounds, detail="")
 
         def on_progress(rounds: float, summary: Mapping[str, Any] | None) -> None:
@@ -110,21 +105,6 @@ def train(
         run_training(settings, folder, overwrite=overwrite, on_progress=on_progress)
     console.print(f"round {last['round']}: {describe_fully(last)}", soft_wrap=True)
     console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
-
-
-def progress_bars(console: Console) -> Progress:
-    """Bars of rounds, with what each round says of itself, which is cut first where the terminal is narrow."""
-    fixed, rest = partial(Column, no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
-    console.print("seconds of a round: collect + score + train + evaluate", style="dim", highlight=False)
-    return Progress(
-        TextColumn("{task.description:<14}", table_column=fixed(min_width=14)),
-        BarColumn(bar_width=12, table_column=fixed(min_width=12)),
-        MofNCompleteColumn(table_column=fixed(min_width=7)),
-        TextColumn("{task.fields[detail]}", table_column=rest),
-        TimeRemainingColumn(compact=True, table_column=fixed(min_width=5)),
-        console=console,
-        expand=True,
-    )
 
 
 _PHASES = ("collect", "score", "train", "eval")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from rollsight.scoring import jvp, layerwise
 from rollsight.scoring.directions import Direction, norm
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
+from rollsight.scoring.ranks import spearman
 from rollsight.scoring.score import default_chunk_size, only_valid, untouched
-
-_Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,8 @@ def _slopes(evaluation: Evaluation, objective: objectives.Objective, prepared: S
 
 
 def _agreement(jacobian: _Jacobian, slopes: Tensor, valid: Tensor, halves: Sequence[Direction]) -> float:
-    """Spearman of c_i <g_i, v_A> with c_i <g_i, v_B>; nan for a single record."""
-    if len(slopes) < 2:
-        return float("nan")
-    one, other = ((slopes * jacobian.pushforward(half))[valid] for half in halves)
+    """Spearman of c_i <g_i, v_A> with c_i <g_i, v_B>; nan for fewer than 3 records."""
+    one, other = ((slopes * jacobian.pushforward(half))[valid].cpu() for half in halves)
     return spearman(one, other)
 
 
@@ -142,20 +139,3 @@ def _permuted(records: Records, rng: np.random.Generator) -> Tensor:
     permuted = records.advantages.clone()
     permuted[mask] = values[torch.from_numpy(rng.permutation(len(values))).to(values.device)]
     return permuted
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation with average ranks for ties; nan where one side is constant."""
-    one, other = (_centred_ranks(x.double().cpu().numpy()) for x in (a, b))
-    scale = float(np.sqrt((one @ one) * (other @ other)))
-    return float(one @ other) / scale if scale else float("nan")
-
-
-def _centred_ranks(values: _Floats) -> _Floats:
-    order = values.argsort()
-    ordered = values[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    ends = np.append(starts[1:], len(values))
-    ranks = np.empty(len(values))
-    ranks[order] = np.repeat((starts + ends - len(values)) / 2, ends - starts)
-    return ranks

@@ -15,8 +15,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight import selection
 from rollsight.adapters.sb3 import InfluenceCallback
+from rollsight.adapters.sb3.environments import make_environments, observations_of
 from rollsight.errors import RollsightError
-from rollsight.studies.environments import Evaluation, make_environments
+from rollsight.studies.evaluation import Evaluation
 from rollsight.studies.networks import MiniGridFeatures
 from rollsight.studies.settings import RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
 
@@ -130,17 +131,17 @@ class _Ticks(BaseCallback):
 
 
 def _model(settings: RunSettings, environments: Any) -> OnPolicyAlgorithm:
-    network = settings_for(settings.env).network
+    observations = observations_of(settings.env)
     keywords: dict[str, Any] = {"optimizer_class": _OPTIMIZERS[str(settings.optimizer)], "optimizer_kwargs": {}}
     if settings.optimizer == "adam":
         keywords["optimizer_kwargs"] = {"eps": 1e-5}
     if settings.optimizer == "rmsprop":
         keywords["optimizer_kwargs"] = {"alpha": 0.99, "eps": 1e-5}
-    if network == "minigrid":
+    if observations == "minigrid":
         # MiniGrid's "image" holds object, colour and state numbers up to 10, not intensities to divide by 255.
         keywords |= {"features_extractor_class": MiniGridFeatures, "normalize_images": False, "net_arch": []}
     common: dict[str, Any] = {
-        "policy": "MlpPolicy" if network == "mlp" else "CnnPolicy",
+        "policy": "MlpPolicy" if observations == "vector" else "CnnPolicy",
         "env": environments,
         "learning_rate": settings.lr,
         "n_steps": RECORDS_PER_ROUND // settings.envs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from rollsight import objectives
-from rollsight.analysis.stacked import no_argument_checks
+from rollsight.analysis.fidelity.stacked import no_argument_checks
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import score_records
@@ -20,7 +21,6 @@ from rollsight.scoring.jvp import substituted
 from rollsight.scoring.score import untouched
 from rollsight.snapshot import Snapshot
 from rollsight.targets import Target
-from rollsight.update import UpdateRule
 
 DEFAULT = "single checkpoint"
 EVERY_STEP = "every step"
@@ -31,21 +31,6 @@ _RANDOM = 0x4A0D  # the purpose in the key of the random scores' stream
 _FLOATS_AT_ONCE = 2**25  # of per-record gradients
 
 
-def objective_of(rule: UpdateRule) -> objectives.PPO | objectives.A2C:
-    """The policy term that the round was trained on, its normalisation represented by the whole buffer's."""
-    advantage = "buffer" if rule.normalize_advantage else "raw"
-    if rule.algorithm == "a2c":
-        return objectives.A2C(advantage)
-    return objectives.PPO(advantage, rule.clip_range)
-
-
-def with_advantage(objective: objectives.PPO | objectives.A2C, advantage: str) -> objectives.PPO | objectives.A2C:
-    """The same objective with another normalisation."""
-    if isinstance(objective, objectives.A2C):
-        return objectives.A2C(advantage, objective.entropy, objective.value)
-    return objectives.PPO(advantage, objective.clip_range, objective.entropy, objective.value)
-
-
 def preconditions(snapshot: Snapshot) -> bool:
     """Whether the round's optimiser has second moments that scores can take into account."""
     return not isinstance(snapshot.optimizer, torch.optim.SGD)
@@ -54,7 +39,7 @@ def preconditions(snapshot: Snapshot) -> bool:
 def score_variants(snapshot: Snapshot, target: Target, seed: int) -> dict[str, Tensor]:
     """Name -> (N,) scores of the round's records for a target measured on them: every variant, then the baselines."""
     policy, records = snapshot.policy, snapshot.records
-    objective = objective_of(snapshot.rule)
+    objective = snapshot.rule.policy_term()
     other = "raw" if objective.advantage == "buffer" else "buffer"
     single = score_records(policy, records, target, objective).values
     squared = squared_gradient_norms(policy, records)
@@ -69,7 +54,7 @@ def score_variants(snapshot: Snapshot, target: Target, seed: int) -> dict[str, T
     scores |= {
         CROSS_FIT: score_records(policy, records, target, objective, cross_fit=True, seed=seed).values,
         SELF_OUT: single - self_terms(policy, records, target, objective, squared),
-        f"{other} advantages": score_records(policy, records, target, with_advantage(objective, other)).values,
+        f"{other} advantages": score_records(policy, records, target, replace(objective, advantage=other)).values,
     }
     advantage = objective.prepare(records).advantages
     length = squared.sqrt()

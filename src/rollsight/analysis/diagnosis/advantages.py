@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from rollsight.adapters.sb3.acting import Actor
-from rollsight.analysis.branching import Brancher, BranchPoint, Env, Method
+from rollsight.adapters.sb3.environments import make_environment
+from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, Env, Method
 from rollsight.records import Rows, take_rows
 from rollsight.snapshot import Snapshot
-from rollsight.studies.environments import make_environment
 
 _PURPOSE = 0xADA  # in the key of the branches' random streams
 NEGLIGIBLE = 1e-5  # a branch ends where rewards are discounted by more than this

@@ -1,29 +1,33 @@
-"""Environments by name, ready for Stable-Baselines3, and their evaluation on random streams of its own."""
+"""Environments by name, wrapped and ready for Stable-Baselines3."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from rollsight.adapters.gymnasium import EpisodeStart
 from rollsight.errors import RollsightError
-from rollsight.studies.settings import settings_for
 
-_EVALUATION = 0xE7A1  # the purpose in the key of the evaluation environments' seed
+Observations: TypeAlias = Literal["vector", "minigrid", "atari"]
+
 _EXTRA = "pip install 'rollsight[envs]'"
 
 # Environments that another package registers, by the start of their names.
 _PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "highway-": "highway_env", "ALE/": "ale_py"}
+
+
+def observations_of(env: str) -> Observations:
+    """What an environment of this name shows, which its wrappers and the policy's network go by."""
+    if env.startswith("MiniGrid-"):
+        return "minigrid"
+    return "atari" if env.startswith("ALE/") or "NoFrameskip" in env else "vector"
 
 
 def check_environment(env: str) -> None:
@@ -49,7 +53,7 @@ def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
         raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
     except gym.error.Error as error:
         raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
-    return VecFrameStack(vectorised, 4) if settings_for(env).network == "atari" else vectorised
+    return VecFrameStack(vectorised, 4) if observations_of(env) == "atari" else vectorised
 
 
 def make_environment(env: str, **keywords: Any) -> gym.Env[Any, Any]:
@@ -66,28 +70,6 @@ def make_environment(env: str, **keywords: Any) -> gym.Env[Any, Any]:
         raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
 
 
-class Evaluation:
-    """Evaluates a model's stochastic policy on environments of its own, seeded by (seed, round).
-
-    The callback gives each evaluation random streams of its own, so training does not depend on how long it runs.
-    """
-
-    def __init__(self, env: str, episodes: int, seed: int) -> None:
-        self._episodes, self._seed = episodes, seed
-        self._envs = make_environments(env, min(episodes, 10))
-
-    def __call__(self, model: OnPolicyAlgorithm, round: int) -> tuple[list[float], list[int]]:
-        """Returns and lengths of the episodes."""
-        key = np.random.SeedSequence((self._seed, round, _EVALUATION)).generate_state(1)
-        self._envs.seed(int(key[0] % 2**31))
-        returns, lengths = evaluate_policy(
-            model, self._envs, self._episodes, deterministic=False, return_episode_rewards=True, warn=False
-        )
-        assert isinstance(returns, list)
-        assert isinstance(lengths, list)
-        return returns, lengths
-
-
 def _register(env: str) -> None:
     package = next((package for start, package in _PACKAGES.items() if env.startswith(start)), None)
     if package is None:
@@ -101,10 +83,10 @@ def _register(env: str) -> None:
 
 
 def _wrapper(env: str) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
-    network = settings_for(env).network
-    if network == "minigrid":
+    observations = observations_of(env)
+    if observations == "minigrid":
         return _wrap_minigrid
-    if network == "atari":
+    if observations == "atari":
         return _wrap_atari
     return EpisodeStart
 

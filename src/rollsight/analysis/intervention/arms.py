@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight import objectives
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
 from rollsight.selection import DropNegative, DropRandom, Rule
 from rollsight.snapshot import Snapshot
-from rollsight.update import Semantic, UpdateRule
+from rollsight.update import Semantic
 
 BASELINE = "unfiltered"
 _RANDOM, _PERMUTED, _BOOTSTRAP = 0xD209, 0x9E73, 0xB007  # purposes, in the keys of random streams
@@ -85,14 +84,6 @@ class Intervention:
     over_random: Difference
     returns: Literal["undiscounted"] = "undiscounted"
     counterfactual: Literal["replay"] = "replay"
-
-
-def objective_of(rule: UpdateRule) -> objectives.Objective:
-    """The policy term of the update, which scores follow: its clip, and its normalisation over the whole buffer."""
-    advantage = "buffer" if rule.normalize_advantage else "raw"
-    if rule.algorithm == "a2c":
-        return objectives.A2C(advantage=advantage)
-    return objectives.PPO(advantage=advantage, clip_range=rule.clip_range)
 
 
 def arms_by_rule(snapshot: Snapshot, rule: Rule, order: int, seed: int = 0) -> dict[str, Tensor]:
@@ -184,7 +175,7 @@ def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> S
         advantages = records.advantages.clone()
         advantages[valid] = records.advantages[valid[order]]
         records = records.with_advantages(advantages)
-    return score_records(snapshot.policy, records, objective=objective_of(snapshot.rule))
+    return score_records(snapshot.policy, records, objective=snapshot.rule.policy_term())
 
 
 def _as_many(weights: Tensor, records: Records, key: tuple[int, ...]) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from rollsight.scoring.ranks import spearman
+
 Array = np.ndarray[Any, Any]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -117,15 +119,6 @@ def agreement(a_bar: Floats, error: Floats, a_hat: Floats) -> Agreement:
         float(np.abs(a_bar - a_hat).mean()) if len(a_bar) else np.nan,
         float(error.mean()) if len(a_bar) else np.nan,
     )
-
-
-def spearman(one: Floats, other: Floats) -> float:
-    """Rank correlation with average ranks for ties; nan where one side is constant or there are under 3 records."""
-    if len(one) < 3:
-        return np.nan
-    a, b = (rankdata(x) - (len(x) + 1) / 2 for x in (one, other))
-    scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
-    return float(np.sum(a * b) / scale) if scale > 0 else np.nan
 
 
 def correlate(one: Floats, other: Floats, units: Array, rng: np.random.Generator) -> Correlation:

@@ -11,10 +11,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text import FrozenLakeEnv
 
-from rollsight.analysis.branching import Env, replay, set_state
-from rollsight.analysis.pictures import WRONG, new_figure, save
-from rollsight.analysis.round_data import RoundData
-from rollsight.analysis.round_diagnosis import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.branching import Env, replay, set_state
+from rollsight.analysis.diagnosis.figures import WRONG
+from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.round_data import RoundData
+from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def draw_records(diagnosis: Diagnosis, data: RoundData, folder: Path) -> Path:
     env = data.experiment(diagnosis.method, diagnosis.branches, diagnosis.seed).make()
     if isinstance(env.unwrapped, FrozenLakeEnv):
         cells = [[cell.decode() for cell in row] for row in np.asarray(env.unwrapped.desc).tolist()]
-        return save(lake(diagnosis, cells), folder / "records.png")
-    return save(frames(diagnosis, data), folder / "records.png")
+        return save_figure(lake(diagnosis, cells), folder / "records.png")
+    return save_figure(frames(diagnosis, data), folder / "records.png")
 
 
 def lake(diagnosis: Diagnosis, cells: list[list[str]]) -> Figure:

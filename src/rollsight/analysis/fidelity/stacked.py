@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import grad, vmap
 
-from rollsight.analysis.stacked_optimizers import NotStackable, Stacked, StackedOptimizer
+from rollsight.analysis.fidelity.stacked_optimizers import NotStackable, Stacked, StackedOptimizer
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records

@@ -7,34 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollsight.analysis.round_diagnosis import DiagnosedRecord, Diagnosis
-from rollsight.runs import whole_file
+from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
+from rollsight.analysis.diagnosis.statistics import Mass
+from rollsight.analysis.drawing import BLUE, GREY, PINK, RED, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BOTTOM, TOP, RANDOM, WRONG = "#c8553d", "#2f6f9f", "#8a8f98", "#d1006c"
-_COLOURS = {"random": RANDOM, "top": TOP, "bottom": BOTTOM}  # in the order of drawing
+BOTTOM, TOP, RANDOM, WRONG = RED, BLUE, GREY, PINK
+COLOURS = {"random": RANDOM, "top": TOP, "bottom": BOTTOM}  # in the order of drawing
+HARM = {"action": "action", "phase": "tenth of the episode", "env": "environment"}  # as the axes name it
 
 
 def draw_statistics(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     """Draw `scatter.png`, `quintiles.png` and `harm.png` into the folder; returns their paths."""
     figures = {"scatter": scatter(diagnosis), "quintiles": quintiles(diagnosis), "harm": harm(diagnosis)}
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return path
-
-
-def new_figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # a second to import; not pyplot: no window, no global state
-
-    return Figure(figsize=(width, height), layout="constrained")
+    return [save_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def scatter(diagnosis: Diagnosis) -> Figure:
@@ -43,7 +32,7 @@ def scatter(diagnosis: Diagnosis) -> Figure:
 
     figure = new_figure(6.6, 4.8)
     axes = figure.add_subplot()
-    for name, colour in _COLOURS.items():
+    for name, colour in COLOURS.items():
         records = diagnosis.group(name)
         x, y = points(records)
         style: dict[str, Any] = {"s": 22 if name == "random" else 16, "alpha": 0.75, "linewidths": 0}
@@ -111,10 +100,14 @@ def quintiles(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
+def harm_shown(diagnosis: Diagnosis) -> dict[str, list[Mass]]:
+    """What the harm can be split by: nothing that the round has one of only."""
+    return {name: parts for name, parts in diagnosis.harm.items() if parts and (name != "env" or len(parts) > 1)}
+
+
 def harm(diagnosis: Diagnosis) -> Figure:
     """Where the sum of negative scores comes from, beside the share of the records there."""
-    titles = {"action": "action", "phase": "tenth of the episode", "env": "environment"}
-    shown = {name: parts for name, parts in diagnosis.harm.items() if parts and (name != "env" or len(parts) > 1)}
+    shown = harm_shown(diagnosis)
     figure = new_figure(3.6 * max(len(shown), 1), 3.4)
     total = sum(part.records for part in diagnosis.harm["env"] or [])
     for place, (name, parts) in enumerate(shown.items(), 1):
@@ -133,7 +126,7 @@ def harm(diagnosis: Diagnosis) -> Figure:
         names = [part.key + 1 if name == "phase" else part.key for part in parts]
         every = -(-len(parts) // 12)
         axes.set_xticks(at[::every], [str(key) for key in names[::every]])
-        axes.set(xlabel=titles[name], ylabel="% of the round" if place == 1 else None)
+        axes.set(xlabel=HARM[name], ylabel="% of the round" if place == 1 else None)
     if shown:
         figure.axes[0].legend(frameon=False, fontsize=8)
     return figure

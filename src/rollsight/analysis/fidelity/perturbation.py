@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight.analysis.lds import HalfMasks
-from rollsight.scoring.trust import spearman
+from rollsight.analysis.fidelity.lds import HalfMasks
+from rollsight.scoring.ranks import spearman
 
 ETAS = (0.05, 0.2, 0.5)
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)

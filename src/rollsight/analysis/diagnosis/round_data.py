@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from rollsight.adapters.sb3.acting import Actor
-from rollsight.analysis import diagnosis as stats
-from rollsight.analysis.advantages import Experiment, flat
-from rollsight.analysis.branching import BranchPoint, Method
+from rollsight.analysis.diagnosis import statistics as stats
+from rollsight.analysis.diagnosis.advantages import Experiment, flat
+from rollsight.analysis.diagnosis.branching import BranchPoint, Method
 from rollsight.errors import RollsightError
 from rollsight.records import Rows, take_rows
 from rollsight.runs import Run, column_as_floats, scored_records

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from rollsight import runs, targets
+from rollsight.adapters.sb3.common_episodes import CommonEpisodes
+from rollsight.adapters.sb3.environments import make_environments
 from rollsight.adapters.sb3.rollouts import collect
-from rollsight.analysis import faults, variants
-from rollsight.analysis.outcomes import Floats, Measure
-from rollsight.analysis.stacked import target_values
-from rollsight.analysis.stacked_optimizers import Stacked
+from rollsight.analysis.fidelity import faults, variants
+from rollsight.analysis.fidelity.outcomes import Floats, Measure
+from rollsight.analysis.fidelity.stacked import target_values
+from rollsight.analysis.fidelity.stacked_optimizers import Stacked
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.runs import Run, column_as_floats
 from rollsight.scoring import score_records, trust_line
 from rollsight.snapshot import Snapshot
-from rollsight.studies.common_episodes import CommonEpisodes
-from rollsight.studies.environments import make_environments
 
 FRESH, TRAIN, RETURNS = "fresh", "train", "returns"
 _EPISODES = 16
@@ -79,7 +79,7 @@ class FidelityRound:
         self.env = env
         # Masks are over the full buffer, whatever the run itself left out of this round.
         self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
-        self.objective = variants.objective_of(self.snapshot.rule)
+        self.objective = self.snapshot.rule.policy_term()
         self.target = self._target(None)
         self.described = f"{settings.target} {settings.seed} {settings.returns}"
         self._fresh: Records | None = None

@@ -16,12 +16,22 @@ import numpy as np
 import torch
 
 from rollsight import runs
-from rollsight.analysis import intervention
-from rollsight.analysis.intervention import BASELINE, ArmResult, Intervention, RoundResult
+from rollsight.adapters.sb3.common_episodes import CommonEpisodes
+from rollsight.analysis.intervention.arms import (
+    BASELINE,
+    ArmResult,
+    Floats,
+    Intervention,
+    RoundResult,
+    arms_by_list,
+    arms_by_rule,
+    difference,
+    dropped,
+    over_rounds,
+)
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.studies.common_episodes import CommonEpisodes
 from rollsight.update import Semantic
 
 Listed = Mapping[int, tuple[tuple[int, int], ...]]  # round -> (env, step) of each listed record
@@ -79,7 +89,7 @@ def run_intervention(
     paths = {round: run.snapshot_path(round) for round in settings.rounds}
     for round, pairs in (settings.listed or {}).items():
         if round in paths:  # complains about unknown records now, not after an hour
-            intervention.arms_by_list(Snapshot.load(paths[round]), pairs, order=0)
+            arms_by_list(Snapshot.load(paths[round]), pairs, order=0)
     done = _finished(settings, run.metadata, out)
     tasks = [
         _Task(settings, paths[round], env, round, order)
@@ -116,9 +126,9 @@ def _play(task: _Task) -> Played:
     snapshot = replace(Snapshot.load(task.snapshot), threads=1)
     if settings.listed is None:
         rule = DropNegative(settings.p, settings.unit)
-        arms = intervention.arms_by_rule(snapshot, rule, order, settings.seed)
+        arms = arms_by_rule(snapshot, rule, order, settings.seed)
     else:
-        arms = intervention.arms_by_list(snapshot, settings.listed[task.round], order, settings.seed)
+        arms = arms_by_list(snapshot, settings.listed[task.round], order, settings.seed)
     episodes = CommonEpisodes(task.env, settings.episodes, (settings.seed, task.round))
     played: dict[str, dict[str, Any]] = {}
     for name, weights in arms.items():
@@ -126,14 +136,14 @@ def _play(task: _Task) -> Played:
         replay = snapshot.replay(settings.semantic, weights, order=settings.seed * settings.orders + order)
         played[name] = {
             "returns": episodes(replay.policy.module).tolist(),
-            "dropped": intervention.dropped(weights, snapshot.records),
+            "dropped": dropped(weights, snapshot.records),
             "steps": replay.steps,
         }
     episodes.close()
     update = "minibatch" if snapshot.rule.normalize_advantage else "raw"
     return {
         "records": int(snapshot.records.valid_rows.sum()),
-        "normalisation": f"scores {intervention.objective_of(snapshot.rule).normalisation}, update {update}",
+        "normalisation": f"scores {snapshot.rule.policy_term().normalisation}, update {update}",
         "arms": played,
     }
 
@@ -168,7 +178,7 @@ def _joined(orders: list[Played]) -> Played:
 
 
 def _result(settings: InterventionSettings, env: str, done: Mapping[int, Played]) -> Intervention:
-    rounds, changes = [], dict[str, list[intervention.Floats]]()
+    rounds, changes = [], dict[str, list[Floats]]()
     for round in settings.rounds:
         key = (settings.seed, round)
         arms = done[round]["arms"]
@@ -177,7 +187,7 @@ def _result(settings: InterventionSettings, env: str, done: Mapping[int, Played]
         for name, entries in arms.items():
             change = None
             if name != BASELINE:
-                change = intervention.difference(returns[name], returns[BASELINE], key)
+                change = difference(returns[name], returns[BASELINE], key)
                 changes.setdefault(name, []).append(returns[name] - returns[BASELINE])
             results[name] = ArmResult(returns[name], tuple(entries["dropped"]), tuple(entries["steps"]), change)
         rounds.append(RoundResult(round, done[round]["records"], results))
@@ -194,8 +204,8 @@ def _result(settings: InterventionSettings, env: str, done: Mapping[int, Played]
         episodes=settings.episodes,
         seed=settings.seed,
         rounds=tuple(rounds),
-        summary={name: intervention.over_rounds(values, keys) for name, values in changes.items()},
-        over_random=intervention.over_rounds(contrast, keys),
+        summary={name: over_rounds(values, keys) for name, values in changes.items()},
+        over_random=over_rounds(contrast, keys),
     )
 
 

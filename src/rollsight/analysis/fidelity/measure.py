@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rollsight.analysis import faults, perturbation, variants
-from rollsight.analysis.fidelity_round import FidelityRound, FidelitySettings, TrustFigures
-from rollsight.analysis.lds import HalfMasks, Lds, half_masks, lds
-from rollsight.analysis.outcomes import Retraining
+from rollsight.analysis.fidelity import faults, perturbation, variants
+from rollsight.analysis.fidelity.lds import HalfMasks, Lds, half_masks, lds
+from rollsight.analysis.fidelity.outcomes import Retraining
+from rollsight.analysis.fidelity.round import FidelityRound, FidelitySettings, TrustFigures
 from rollsight.snapshot import Snapshot
 
 

@@ -12,8 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, distributions, nn
 
+from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import RollsightError
-from rollsight.studies.environments import make_environments
 
 _AT_ONCE = 32
 _EPISODE = 0xC124  # the purpose in the keys of episodes' random streams

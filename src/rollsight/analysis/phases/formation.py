@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from rollsight import targets
-from rollsight.analysis.change_points import SHORTEST, find_changes
-from rollsight.analysis.intervention import objective_of
-from rollsight.analysis.similarity import Floats, Indices, embed, permuted_roughness, roughness, similarity_graph
+from rollsight.analysis.phases.change_points import SHORTEST, find_changes
+from rollsight.analysis.phases.similarity import Floats, Indices, embed, permuted_roughness, roughness, similarity_graph
 from rollsight.policy import Policy
 from rollsight.records import Records, Rows, take_rows
 from rollsight.scoring import score_records
@@ -116,7 +115,7 @@ def development(
     normalisation, layer = "", ""
     for snapshot in snapshots:
         embeddings, layer = embed(final, snapshot.records)
-        normalisation = objective_of(snapshot.rule).normalisation
+        normalisation = snapshot.rule.policy_term().normalisation
         rounds.append(_formation(snapshot, target, embeddings, top, neighbours, permutations, seed))
     own = target.measured_on(snapshot.records)
     project = _principal_plane(np.concatenate([one.background for one in rounds]))
@@ -195,7 +194,7 @@ def _formation(
 ) -> Formation:
     """The round's formation; its places are still embeddings (., D)."""
     records, policy = snapshot.records, snapshot.policy
-    objective = objective_of(snapshot.rule)
+    objective = snapshot.rule.policy_term()
     scores = score_records(policy, records, target, objective).values.detach()
     with torch.no_grad():
         log_prob = float(policy(target.measured_on(records)).log_prob)

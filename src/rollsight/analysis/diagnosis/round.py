@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rollsight.analysis import diagnosis as stats
-from rollsight.analysis.advantages import Estimate, Experiment, estimate_all
-from rollsight.analysis.branching import EXPLAINED, Method, can_be_set, choose_method
-from rollsight.analysis.round_data import TARGET, RoundData
+from rollsight.analysis.diagnosis import statistics as stats
+from rollsight.analysis.diagnosis.advantages import Estimate, Experiment, estimate_all
+from rollsight.analysis.diagnosis.branching import EXPLAINED, Method, can_be_set, choose_method
+from rollsight.analysis.diagnosis.round_data import TARGET, RoundData
 from rollsight.errors import RollsightError
 from rollsight.runs import column_as_floats
+from rollsight.scoring.ranks import spearman
 
 _CHOICE, _BOOTSTRAP = 0xC401, 0xB007  # purposes in the keys of random streams
 
@@ -222,7 +223,7 @@ def _tabular(
     return Tabular(
         {name: stats.agreement(tabular[i], np.zeros(len(i)), a_hat[i]) for name, i in known.items()},
         correlate(tabular, random),
-        stats.spearman(tabular[random], a_bar[random]),
+        spearman(tabular[random], a_bar[random]),
     )
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rollsight import runs
-from rollsight.analysis.stacked import retrain_chunks
-from rollsight.analysis.stacked_optimizers import Stacked
+from rollsight.analysis.fidelity.stacked import retrain_chunks
+from rollsight.analysis.fidelity.stacked_optimizers import Stacked
 from rollsight.snapshot import Snapshot
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
