@@ -50,7 +50,8 @@ def write_csv(results: dict) -> None:
 def print_table(results: dict, envs: list[str], outcome: str) -> None:
     rounds = {env: sorted({r for e, _, r in results if e == env}) for env in envs}
     columns = [(env, r) for env in envs for r in rounds[env]]
-    print("| | " + " | ".join(f"{env} {stage} ({r})" for (env, r), stage in zip(columns, STAGES * len(envs))) + " |")
+    named = zip(columns, STAGES * len(envs), strict=True)
+    print("| | " + " | ".join(f"{env} {stage} ({r})" for (env, r), stage in named) + " |")
     print("|---" * (len(columns) + 1) + "|")
     tables = {key: content["outcomes"][outcome] for key, content in results.items()}
     names = list(next(iter(tables.values()))["rows"])

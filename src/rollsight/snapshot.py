@@ -32,12 +32,14 @@ class Replay:
     """What a replayed round ended in.
 
     policy: trained, a copy of the snapshot's; steps: optimiser steps taken; semantic: "repack" or "mask".
+    step_size: the sum of learning rate x clip factor over the steps.
     counterfactual: always "replay": the buffer, its advantages and its returns stayed as they were.
     """
 
     policy: Policy
     optimizer: torch.optim.Optimizer
     steps: int
+    step_size: float
     semantic: Semantic
     counterfactual: Literal["replay"] = "replay"
 
@@ -162,10 +164,9 @@ class Snapshot:
 
         order: None trains in the recorded minibatch order, a number (0 or more) in another, keyed by (order, round).
         """
-        steps, policy, optimizer = 0, *self.rebuild()
-        for _ in self._steps(policy, optimizer, semantic, weights, order):
-            steps += 1
-        return Replay(policy, optimizer, steps, semantic)
+        policy, optimizer = self.rebuild()
+        sizes = [s.learning_rate * s.clip for s in self._steps(policy, optimizer, semantic, weights, order)]
+        return Replay(policy, optimizer, len(sizes), sum(sizes), semantic)
 
     def trace(
         self,

@@ -133,6 +133,7 @@ def show(name: str, result: Fidelity, console: Console) -> None:
         found = {(one.fault, one.score): f"{one.auroc:.2f} ± {one.error:.2f}" for one in result.faults}
         names = dict.fromkeys(one.score for one in result.faults)
         console.print(output.table(["score", *kinds], [[s, *(found[k, s] for k in kinds)] for s in names], title=title))
+    _show_trust(result, console)
     trust = result.trust
     console.print(
         f"\ntrust line: own share of the scores {trust.self_share:.2f}, split-half correlation {trust.split_half:.2f} "
@@ -146,6 +147,14 @@ def show(name: str, result: Fidelity, console: Console) -> None:
         f"{result.target}; normalisation: {result.normalisation}; optimiser: {result.optimizer}; seed {result.seed}",
         soft_wrap=True,
     )
+
+
+def _show_trust(result: Fidelity, console: Console) -> None:
+    from rollsight.analysis.fidelity.trust import shown
+
+    columns = ["round", "own share", "split half", "permuted", "gradient ratio", "update norm", "approx. KL", "steps"]
+    rows = [list(vars(line).values()) for line in shown(result.trust_over_training)]
+    console.print(output.table(columns, rows, title="\ntrust line over training"))
 
 
 def _show_steps(result: Fidelity, console: Console) -> None:

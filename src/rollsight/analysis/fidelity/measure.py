@@ -17,6 +17,7 @@ from rollsight.analysis.fidelity import faults, perturbation, variants
 from rollsight.analysis.fidelity.lds import HalfMasks, Lds, half_masks, lds
 from rollsight.analysis.fidelity.outcomes import Retraining
 from rollsight.analysis.fidelity.round import FidelityRound, FidelitySettings, TrustFigures
+from rollsight.analysis.fidelity.trust import TrustRound
 from rollsight.snapshot import Snapshot
 
 
@@ -44,6 +45,7 @@ class Fidelity:
     removal: dict[str, list[perturbation.Removal]]
     faults: list[faults.Detection]
     trust: TrustFigures
+    trust_over_training: list[TrustRound]
     notes: list[str] = field(default_factory=list)
     semantic: Literal["mask"] = "mask"
     counterfactual: Literal["replay"] = "replay"
@@ -101,6 +103,7 @@ def measure_fidelity(settings: FidelitySettings, on_progress: Report = lambda do
         removal=removal,
         faults=found,
         trust=round_.trust(scores),
+        trust_over_training=round_.trust_over_training(),
         notes=notes,
     )
 
@@ -125,10 +128,11 @@ def _perturbed(
 
 
 def _effects(scores: dict[str, Tensor], snapshot: Snapshot) -> dict[str, Tensor]:
-    """Scores as first-order changes of the target per unit of a record's weight; those of every step are so already."""
-    rule = snapshot.rule
-    size = min(rule.batch_size or len(snapshot.records), len(snapshot.records))
-    rate = rule.n_epochs * float(snapshot.optimizer.param_groups[0]["lr"]) / size
+    """Scores as first-order changes of the target per unit of a record's weight; those of every step are so already.
+
+    Adam's moves are not in proportion to its gradients' lengths, so only ranks mean something for scores without it.
+    """
+    rate = snapshot.replay("mask").step_size / len(snapshot.records)
     return {
         name: score * (1.0 if name.startswith(variants.EVERY_STEP) else rate)
         for name, score in scores.items()

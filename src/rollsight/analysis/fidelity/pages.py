@@ -58,6 +58,14 @@ def panels(result: Fidelity) -> list[Panel]:
             "Right: measured over predicted change along the scores themselves.",
             steps(result),
         ),
+        Panel(
+            "trust",
+            "Trust line over training",
+            "How far each round's scores can be believed: their rank correlation between two halves of the buffer "
+            "(beside it with permuted advantages), the share of the scores that is the records' own contribution to "
+            "the target, how much the selection lengthened the mean gradient, and the length of the update.",
+            trust(result),
+        ),
     ]
 
 
@@ -144,6 +152,41 @@ def steps(result: Fidelity) -> go.Figure:
         figure.add_hline(1, line={"color": "black", "width": 1, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title_text="eta", rangemode="tozero")
     return dress(figure).update_layout(margin={"t": 70}, legend={"y": 1.1})
+
+
+def trust(result: Fidelity) -> go.Figure:
+    """Correlations and own share over rounds; gradient ratio; norm of the update. The measured round is dotted."""
+    panels = (
+        ("between halves, own share", {"split_half": BLUE, "split_half_permuted": GREY, "self_share": RED}),
+        ("gradient after / before selection", {"gradient_ratio": AMBER}),
+        ("norm of the update", {"update_norm": GREEN}),
+    )
+    figure = make_subplots(1, 3, subplot_titles=[title for title, _ in panels], horizontal_spacing=0.06)
+    for column, (_, lines) in enumerate(panels, 1):
+        for name, colour in lines.items():
+            known = [(one.round, y) for one in result.trust_over_training if (y := getattr(one, name)) is not None]
+            figure.add_scatter(
+                x=[round for round, _ in known],
+                y=[y for _, y in known],
+                mode="lines+markers",
+                marker={"size": 5},
+                line={"color": colour},
+                name=_TRUST_NAMES[name],
+                row=1,
+                col=column,
+            )
+        figure.add_vline(result.round, line={"color": "black", "width": 1, "dash": "dot"}, row=1, col=column)
+    figure.update_xaxes(title_text="round")
+    return dress(figure).update_layout(margin={"t": 70}, legend={"y": 1.1})
+
+
+_TRUST_NAMES = {
+    "split_half": "between halves",
+    "split_half_permuted": "the same, advantages permuted",
+    "self_share": "own share",
+    "gradient_ratio": "gradient ratio",
+    "update_norm": "norm of the update",
+}
 
 
 def _row(name: str, row: Row, table: Lds, reference: str) -> str:

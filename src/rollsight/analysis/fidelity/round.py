@@ -18,6 +18,7 @@ from rollsight.analysis.fidelity import faults, variants
 from rollsight.analysis.fidelity.outcomes import Floats, Measure
 from rollsight.analysis.fidelity.stacked import target_values
 from rollsight.analysis.fidelity.stacked_optimizers import Stacked
+from rollsight.analysis.fidelity.trust import TrustRound, trust_over_training
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.runs import Run, column_as_floats
@@ -113,6 +114,9 @@ class FidelityRound:
 
     def playing(self) -> Playing:
         return Playing(self.snapshot, self.env, self._settings)
+
+    def trust_over_training(self) -> list[TrustRound]:
+        return trust_over_training(self._run, self.target)
 
     def trust(self, scores: dict[str, Tensor]) -> TrustFigures:
         snapshot = self.snapshot

@@ -53,7 +53,7 @@ def score_variants(snapshot: Snapshot, target: Target, seed: int) -> dict[str, T
         }
     scores |= {
         CROSS_FIT: score_records(policy, records, target, objective, cross_fit=True, seed=seed).values,
-        SELF_OUT: single - self_terms(policy, records, target, objective, squared),
+        SELF_OUT: single - self_slopes(policy, records, target, objective) * squared,
         f"{other} advantages": score_records(policy, records, target, replace(objective, advantage=other)).values,
     }
     advantage = objective.prepare(records).advantages
@@ -68,20 +68,15 @@ def score_variants(snapshot: Snapshot, target: Target, seed: int) -> dict[str, T
     return scores | dict(zip(BASELINES, columns, strict=True))
 
 
-def self_terms(
-    policy: Policy, records: Records, target: Target, objective: objectives.Objective, squared: Tensor
-) -> Tensor:
-    """(N,) each record's own contribution to its score, c_i w_i |grad log pi_i|^2, for a target measured on the
-    records: c_i is the slope of its loss and w_i that of the target in its log-probability.
-
-    squared: (N,) `squared_gradient_norms`.
-    """
+def self_slopes(policy: Policy, records: Records, target: Target, objective: objectives.Objective) -> Tensor:
+    """(N,) each record's own contribution to its score per unit of |grad log pi_i|^2, for a target measured on the
+    records: the slope of its loss times that of the target, in its log-probability."""
     prepared, measured = objective.prepare(records), target.measured_on(records)
     with untouched(policy.module):
         evaluation = policy(records)
         loss = _slope(lambda e: objective.losses(e, prepared), evaluation)
         aim = _slope(lambda e: target.terms(e, measured) / max(target.count(measured), 1), evaluation)
-    return loss * aim * squared
+    return loss * aim
 
 
 def _slope(terms: Callable[[Evaluation], Tensor], evaluation: Evaluation) -> Tensor:
