@@ -27,8 +27,10 @@ from rollsight.analysis.fidelity import (
     variants,
 )
 from rollsight.analysis.fidelity.round import FidelityRound
+from rollsight.analysis.fidelity.trust import trust_over_training
 from rollsight.errors import RollsightError
 from rollsight.records import Records
+from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
 from rollsight.studies.training_run import RunSettings, run_training
 
@@ -253,3 +255,40 @@ def test_errors_are_one_sentence(
 def test_objectives_follow_the_rule() -> None:
     assert snapshot_of(algo="A2C").rule.policy_term() == objectives.A2C("raw")
     assert snapshot_of(normalize_advantage=False).rule.policy_term() == objectives.PPO("raw")
+
+
+def test_the_trust_line_covers_the_whole_run(run: Path) -> None:
+    opened = runs.open(run)
+    lines = trust_over_training(opened, targets.Return())
+    assert [line.round for line in lines] == [1, 2, 3]
+    assert lines[0].self_share is None  # its snapshot is gone
+    kept = opened.sql("select trust_split_half, update_norm, optimizer_steps from rounds order by round").fetchall()
+    assert [(line.split_half, line.update_norm, line.optimizer_steps) for line in lines] == kept
+    snapshot = Snapshot.load(opened.snapshot_path(3))
+    records, objective = snapshot.records, snapshot.rule.policy_term()
+    scores = score_records(snapshot.policy, records, objective=objective).values
+    own = []
+    for i in range(len(records)):
+        alone = targets.Return(records.take(torch.tensor([i])))
+        own.append(score_records(snapshot.policy, records, alone, objective).values[i] / len(records))
+    expected = float(torch.stack(own).abs().sum() / scores.abs().sum())
+    assert lines[2].self_share == pytest.approx(expected, rel=1e-3)
+
+
+def test_small_steps_of_sgd_are_as_long_as_predicted(tmp_path: Path) -> None:
+    """With a small learning rate and no clipping first order is all there is."""
+    from stable_baselines3 import PPO
+
+    from rollsight.adapters.sb3 import InfluenceCallback
+
+    path = tmp_path / "run"
+    options = {"optimizer_class": torch.optim.SGD}
+    model = PPO(
+        "MlpPolicy", "CartPole-v1", 1e-4, n_steps=192, max_grad_norm=1e9, seed=0, device="cpu", policy_kwargs=options
+    )
+    model.learn(192, callback=InfluenceCallback(run=path, snapshots="all"))
+    result = measure_fidelity(FidelitySettings(path, 1, masks=10))
+    found = {one.prediction: one for one in result.steps["train"] if one.eta == 0.05}
+    assert found["every step"].rank > 0.98
+    assert found["every step"].slope == pytest.approx(1, abs=0.1)
+    assert found["single checkpoint"].slope == pytest.approx(1, abs=0.3)  # normalised over the buffer, not by minibatch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import distributions
 
+import rollsight as rs
 from rollsight import cli, runs
 from rollsight.adapters.sb3 import common_episodes
 from rollsight.adapters.sb3.common_episodes import CommonEpisodes, sample
@@ -327,6 +328,34 @@ def test_a_run_without_snapshots_or_environment_is_said(run, tmp_path):
     (tmp_path / "moved" / "run.json").write_text(json.dumps({**metadata, "env": "Acrobot-v1"}))
     with pytest.raises(RollsightError, match="wrapped in a way that its name does not say"):
         run_intervention(settings(tmp_path / "moved"))
+
+
+def test_a_run_inside_vec_normalize_is_not_played(tmp_path, capsys):
+    """Its policy saw normalised observations; an environment without the statistics would be another task."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from rollsight.adapters.sb3 import InfluenceCallback
+
+    path = tmp_path / "normalised"
+    model = PPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 2)), n_steps=32, batch_size=16, n_epochs=1)
+    model.learn(64, callback=InfluenceCallback(run=path, snapshots="all"))
+    assert runs.open(path).metadata["env_wrappers"] == ["VecNormalize"]
+    for command in (["intervene"], ["fidelity", "--round", "1"], ["diagnose", "--out", str(tmp_path / "figures")]):
+        assert cli.main([command[0], str(path), *command[1:]]) == 1
+        assert "inside VecNormalize" in capsys.readouterr().err
+
+
+def test_whole_episodes_are_dropped(run):
+    snapshot = Snapshot.load(runs.open(run).snapshot_path(3))
+    arms = intervention.arms_by_rule(snapshot, DropNegative(1.0, "episode"), order=0)
+    episodes = snapshot.records.ids["episode"]
+    scores = rs.score_records(snapshot.policy, snapshot.records, objective=snapshot.rule.policy_term())
+    for number, total in zip(episodes.unique().tolist(), scores.sum_by("episode").tolist(), strict=True):
+        assert (arms["selection"][episodes == number] == float(total >= 0)).all()
+    result = run_intervention(settings(run, unit="episode", rounds=(3,)))
+    assert result.rounds[0].arms["selection"].dropped == (int((arms["selection"] == 0).sum()),) * 2
 
 
 def cli_intervene(path, arguments):

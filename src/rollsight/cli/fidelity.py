@@ -25,7 +25,7 @@ def fidelity(
     *,
     round: Annotated[int, tyro.conf.arg(metavar="K")],
     masks: int = 100,
-    unit: Literal["record", "episode"] = "record",
+    unit: str = "record",
     target: Literal["return", "objective"] = "return",
     returns: bool = False,
     seed: int = 0,
@@ -50,7 +50,8 @@ def fidelity(
         run: The run folder.
         round: The round, one with a snapshot.
         masks: How many halves.
-        unit: What the halves are made of; episodes need a hundred of them or more.
+        unit: What the halves are made of: record, episode, or another identity that the
+            records have, such as group; a hundred of them or more give a clear answer.
         target: What the scores explain.
         returns: Measure the return of every retrained policy too, on 16 common episodes.
         seed: Of the halves, the fresh buffer, the other order, the resampling.

@@ -50,7 +50,7 @@ class Scores:
         return units
 
     def sum_by(self, unit: str) -> Tensor:
-        """(U,) or (U, M): totals per unit, in the order of `unit_ids(unit)`."""
+        """(U,) or (U, M): totals per unit, in ascending order of `unit_column(unit)`."""
         units, position = self.unit_column(unit)[self.valid].unique(return_inverse=True)
         totals = self.values.new_zeros((len(units), *self.values.shape[1:]))
         return totals.index_add_(0, position, self.values[self.valid])

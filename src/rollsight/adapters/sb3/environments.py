@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from rollsight.adapters.gymnasium import EpisodeStart
 from rollsight.errors import RollsightError
+from rollsight.runs import Run
 
 Observations: TypeAlias = Literal["vector", "minigrid", "atari"]
 
@@ -39,6 +40,22 @@ def check_environment(env: str) -> None:
         near = difflib.get_close_matches(env, gym.registry, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see gymnasium.envs.registry for the names."
         raise RollsightError(f"There is no environment {env!r}; {hint}") from error
+
+
+def environment_of(run: Run, purpose: str) -> str:
+    """The name of the environment that a run was trained in.
+
+    purpose: what cannot be done without it, for the error. Raises `RollsightError` where the run names none, or wrapped
+    it in something whose state the run does not hold.
+    """
+    env = run.metadata.get("env")
+    if not isinstance(env, str):
+        raise RollsightError(f"{run.path} does not say which environment it was trained in, so {purpose}")
+    if "VecNormalize" in (run.metadata.get("env_wrappers") or []):
+        raise RollsightError(
+            f"{run.path} was trained inside VecNormalize, whose running statistics the run does not hold, so {purpose}"
+        )
+    return env
 
 
 def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from rollsight.adapters.sb3.acting import Actor
+from rollsight.adapters.sb3.environments import environment_of
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
 from rollsight.analysis.diagnosis.branching import BranchPoint, Method
@@ -38,10 +39,10 @@ class RoundData:
         missing = {"episode", "episode_step", "reward", "episode_return"} - set(self.table.column_names)
         if missing:
             raise RollsightError(f"the records of {run.path} have no column {min(missing)!r}, which diagnose needs")
-        env = run.metadata.get("env")
+        env = environment_of(run, "its records cannot be branched")
         settings = run.metadata.get("settings") or {}
-        if not isinstance(env, str) or "gamma" not in settings:
-            raise RollsightError(f"{run.path} does not say its environment and gamma: its records cannot be branched")
+        if "gamma" not in settings:
+            raise RollsightError(f"{run.path} does not say its gamma: its records cannot be branched")
         self.env_id, self.gamma = env, float(settings["gamma"])
         limit = run.metadata.get("max_episode_steps")
         self.env_keywords: dict[str, Any] = {**(run.metadata.get("env_kwargs") or {}), "max_episode_steps": limit}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rollsight import runs, targets
 from rollsight.adapters.sb3.common_episodes import CommonEpisodes
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.adapters.sb3.environments import environment_of, make_environments
 from rollsight.adapters.sb3.rollouts import collect
 from rollsight.analysis.fidelity import faults, variants
 from rollsight.analysis.fidelity.outcomes import Floats, Measure
@@ -71,13 +71,7 @@ class FidelityRound:
             raise RollsightError(
                 f"{self._run.path} has no round {number}: its rounds are {runs.spell(self._run.rounds)}"
             )
-        env = self._run.metadata.get("env")
-        if not isinstance(env, str):
-            raise RollsightError(
-                f"{self._run.path} does not say which environment it was trained in, so no fresh buffer can be "
-                "collected"
-            )
-        self.env = env
+        self.env = environment_of(self._run, "no fresh buffer can be collected")
         # Masks are over the full buffer, whatever the run itself left out of this round.
         self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         self.objective = self.snapshot.rule.policy_term()

@@ -17,6 +17,7 @@ import torch
 
 from rollsight import runs
 from rollsight.adapters.sb3.common_episodes import CommonEpisodes
+from rollsight.adapters.sb3.environments import environment_of
 from rollsight.analysis.intervention.arms import (
     BASELINE,
     ArmResult,
@@ -82,9 +83,7 @@ def run_intervention(
             metadata names no environment, or a policy cannot be played in it.
     """
     run = runs.open(settings.run)
-    env = run.metadata.get("env")
-    if not isinstance(env, str):
-        raise RollsightError(f"{run.path} does not say which environment it was trained in, so nothing can be played")
+    env = environment_of(run, "nothing can be played")
     DropNegative(settings.p, settings.unit)  # complains about p now
     paths = {round: run.snapshot_path(round) for round in settings.rounds}
     for round, pairs in (settings.listed or {}).items():
