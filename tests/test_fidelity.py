@@ -182,6 +182,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         "30 random halves of 192 records",
         "ceiling",
         "null band",
+        "trust line over training",
         "replay",
         "mask",
         "target: return",
@@ -193,7 +194,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def check_page(result: Fidelity) -> None:
-    lds, removal, steps = (panel.figure for panel in pages.panels(result))
+    lds, removal, steps, trust = (panel.figure for panel in pages.panels(result))
     for trace, table in zip(lds.data, result.lds.values(), strict=True):
         assert list(trace.y) == list(table.rows)
         assert list(trace.x) == [row.lds for row in table.rows.values()]
@@ -208,6 +209,9 @@ def check_page(result: Fidelity) -> None:
         assert ("highest scores", [one.highest for one in rows]) in curves
     assert len(steps.data) == 3 * len({one.prediction for one in result.steps["fresh"]}) * 2
     assert list(steps.data[0].y) == [one.rank for one in result.steps["fresh"] if one.prediction == result.reference]
+    lines = {trace.name: (list(trace.x), list(trace.y)) for trace in trust.data}
+    assert lines["norm of the update"] == ([1, 2, 3], [one.update_norm for one in result.trust_over_training])
+    assert lines["own share"][0] == [2, 3]  # the rounds with snapshots
 
 
 def test_returns_and_episodes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
