@@ -11,9 +11,13 @@ runs/NAME/
 ```
 """
 
+from importlib.util import find_spec
+
 try:
-    import duckdb as _duckdb  # noqa: F401
     import pyarrow as _pyarrow  # noqa: F401
+
+    if find_spec("duckdb") is None:  # loaded at the first query only
+        raise ModuleNotFoundError(name="duckdb")
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name

@@ -1,10 +1,11 @@
 """Read a run folder, also while it is being written: metadata, rounds, records, snapshots, SQL."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,10 +13,13 @@ from rollsight.errors import RollsightError
 from rollsight.runs.layout import METADATA, TABLES, Kind, find_runs, is_run, round_numbers, round_path, spell
 from rollsight.runs.metadata import read_metadata
 
+if TYPE_CHECKING:
+    import duckdb
+
 SCORE_PREFIX = "score_"  # a target's scores are stored in the column score_<target>
 
 
-def open_run(path: str | Path) -> "Run":
+def open_run(path: str | Path) -> Run:
     """Open a run folder for reading.
 
     Raises:
@@ -86,6 +90,10 @@ class Run:
         Raises:
             RollsightError: the query is wrong, asks for a table that has no rows yet, or meets a damaged file.
         """
+        # Here, not above: a process that only writes need not load it, and DuckDB 2.0 complains of leaks where a worker
+        # process that did ends.
+        import duckdb
+
         if self._database is None:
             self._database = duckdb.connect()
         # Views only for what the query names: binding one opens every file, and a damaged file elsewhere does no harm.
@@ -100,7 +108,7 @@ class Run:
             if relation is not None:
                 # Computed here, so that every error of the query is met here. DuckDB before 2.0 has execute instead.
                 computed = relation.materialize() if hasattr(relation, "materialize") else relation.execute()
-                return cast(duckdb.DuckDBPyRelation, computed)
+                return cast("duckdb.DuckDBPyRelation", computed)
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")
@@ -120,6 +128,8 @@ class Run:
         return round_path(self.path, kind, round)
 
     def _explain(self, error: duckdb.Error, files: dict[Kind, list[Path]]) -> str:
+        import duckdb
+
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         for table in (table for table, paths in files.items() if not paths):
             if f"name {table} " in lines[0].lower():
