@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from rollsight.adapters.gymnasium import START
+from rollsight.adapters.gymnasium import START, restart
 from rollsight.adapters.sb3.environments import make_environment
 from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, can_be_set, choose_method
 from rollsight.errors import RollsightError
@@ -152,3 +152,30 @@ def test_hidden_state_is_not_set():
     assert can_be_set(make("Taxi-v4")())
     assert not can_be_set(make_environment("Taxi-v4", fickle_passenger=True))
     assert not can_be_set(make("Blackjack-v1")())
+
+
+@pytest.mark.parametrize("name", ["BipedalWalker-v3", "LunarLander-v3", "ALE/Pong-v5"])
+def test_a_later_episode_is_repeated_in_a_new_environment(name: str) -> None:
+    """The physics of one episode, and the emulator's own random numbers, must not reach into the next."""
+    env = make_environment(name)
+    rng = np.random.default_rng(0)
+    env.action_space.seed(0)
+    obs, info = env.reset(seed=3)
+    start, actions, seen = info[START], [], [obs]
+    for _ in range(2):  # the third episode
+        over = False
+        while not over:
+            obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            # Atari: a reset before the end only loses a life.
+            over = terminated or truncated or (rng.random() < 0.005 and "ALE" not in name)
+        obs, info = env.reset()
+        start, actions, seen = info[START], [], [obs]
+    for _ in range(40):
+        actions.append(env.action_space.sample())
+        obs, _, terminated, truncated, _ = env.step(actions[-1])
+        seen.append(obs)
+        if terminated or truncated:
+            break
+    other = make_environment(name)
+    again = [restart(other, start), *(other.step(action)[0] for action in actions)]
+    np.testing.assert_array_equal(np.array(again), np.array(seen))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
@@ -18,6 +19,7 @@ from rollsight.runs import Run
 
 Observations: TypeAlias = Literal["vector", "minigrid", "atari"]
 
+_FRAMES = 4  # of Atari, stacked
 _EXTRA = "pip install 'rollsight[envs]'"
 
 # Environments that another package registers, by the start of their names.
@@ -70,21 +72,22 @@ def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
         raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
     except gym.error.Error as error:
         raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
-    return VecFrameStack(vectorised, 4) if observations_of(env) == "atari" else vectorised
+    return VecFrameStack(vectorised, _FRAMES) if observations_of(env) == "atari" else vectorised
 
 
 def make_environment(env: str, **keywords: Any) -> gym.Env[Any, Any]:
-    """One environment as the training runs see it, before frames are stacked; keywords go to `gymnasium.make`.
+    """One environment as the training runs see it; keywords go to `gymnasium.make`.
 
     Raises `RollsightError` as `make_environments` does.
     """
     check_environment(env)
     try:
-        return _wrapper(env)(gym.make(env, **keywords))
+        made = _wrapper(env)(gym.make(env, **keywords))
     except gym.error.DependencyNotInstalled as error:
         raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
     except gym.error.Error as error:
         raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
+    return _stack_frames(made) if observations_of(env) == "atari" else made
 
 
 def _register(env: str) -> None:
@@ -105,7 +108,7 @@ def _wrapper(env: str) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
         return _wrap_minigrid
     if observations == "atari":
         return _wrap_atari
-    return EpisodeStart
+    return _wrap_walker if env.startswith("BipedalWalker-") else EpisodeStart
 
 
 def _wrap_minigrid(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
@@ -122,3 +125,28 @@ def _wrap_atari(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
             f"Atari's frames need the package opencv-python-headless, which is not installed: {_EXTRA}"
         ) from error
     return EpisodeStart(AtariWrapper(env))
+
+
+def _stack_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """What `VecFrameStack` does, for one environment."""
+    stacked = gym.wrappers.FrameStackObservation(env, _FRAMES, padding_type="zero")
+    height, width, _ = env.observation_space.shape or ()
+    space = gym.spaces.Box(0, 255, (height, width, _FRAMES), np.uint8)
+    return gym.wrappers.TransformObservation(stacked, lambda frames: np.concatenate(list(frames), axis=-1), space)
+
+
+def _wrap_walker(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return EpisodeStart(_FreshWorld(env))
+
+
+class _FreshWorld(gym.Wrapper[Any, Any, Any, Any]):
+    """A new Box2D world for every episode, as LunarLander makes one itself: the old one keeps traces of the episodes
+    before (gymnasium issue 728), so that none could be repeated."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        from Box2D import b2World
+
+        walker: Any = self.unwrapped
+        walker._destroy()
+        walker.world = b2World()
+        return self.env.reset(seed=seed, options=options)

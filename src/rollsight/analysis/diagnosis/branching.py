@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from gymnasium.envs.classic_control import (
 from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
 from gymnasium.wrappers import TimeLimit
 
+from rollsight.adapters.gymnasium import restart
 from rollsight.errors import RollsightError
 
 Array = np.ndarray[Any, Any]
@@ -146,7 +146,10 @@ def replay(env: Env, point: BranchPoint, see: Callable[[Any], Array]) -> None:
     """
     assert point.start is not None
     assert point.prefix is not None
-    obs = restart(env, point.start)
+    try:
+        obs = restart(env, point.start)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RollsightError(f"{_name(env)}: the stored random state of an episode does not fit ({error}).") from error
     for done, action in enumerate(point.prefix):
         obs, _, terminated, truncated, _ = env.step(_plain(action))
         if (terminated or truncated) and done + 1 < point.step:
@@ -157,18 +160,6 @@ def replay(env: Env, point: BranchPoint, see: Callable[[Any], Array]) -> None:
     if not np.allclose(seen, point.obs, rtol=1e-5, atol=1e-5, equal_nan=True):
         worst = np.abs(seen.astype(np.float64) - point.obs.astype(np.float64)).max()
         raise _not_reproduced(env, point, f"the observation differs from the stored one by {worst:.3g}")
-
-
-def restart(env: Env, start: str) -> Any:
-    """Reset the environment as `EpisodeStart` noted it; returns the first observation."""
-    how = json.loads(start)
-    if "seed" in how:
-        return env.reset(seed=how["seed"])[0]
-    try:
-        env.unwrapped.np_random.bit_generator.state = how["state"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RollsightError(f"{_name(env)}: the stored random state of an episode does not fit ({error}).") from error
-    return env.reset()[0]
 
 
 def _can_be_copied(env: Env, see: Callable[[Any], Array]) -> bool:
