@@ -12,7 +12,7 @@ from jax import Array
 
 from rollsight.errors import RollsightError
 from rollsight.training.batch import Batch, Minibatches
-from rollsight.training.networks import Network, Parameters, evaluate, inputs_of
+from rollsight.training.networks import Evaluation, Network, Parameters, evaluate, inputs_of
 from rollsight.training.optimizers import Optimizer, State
 from rollsight.update import UpdateRule
 
@@ -127,6 +127,12 @@ def _minibatch_loss(
     return total, mean((ratio - 1) - log_ratio)
 
 
+@partial(jax.jit, static_argnums=0)
+def evaluation(network: Network, parameters: Parameters, obs: Any, actions: Any) -> Evaluation:
+    """Log-probabilities, entropies and values, (N,) each, for observations (N, ...) as environments give them."""
+    return evaluate(network, parameters, inputs_of(network, obs), actions)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def scores(network: Network, normalize: bool, parameters: Parameters, batch: Batch, clip_range: float) -> Array:
     """(N,) `<grad l_i, grad f_return>` at these parameters: the derivative of every record's clipped policy loss along
@@ -141,7 +147,8 @@ def scores(network: Network, normalize: bool, parameters: Parameters, batch: Bat
         return jnp.where(batch.valid, evaluate(network, at, inputs, batch.actions).log_prob, 0.0)
 
     def f_return(at: Parameters) -> Array:
-        return jnp.sum(log_prob(at) * batch.advantages) / batch.valid.sum()
+        mean: Array = jnp.sum(log_prob(at) * batch.advantages) / batch.valid.sum()
+        return mean
 
     def losses(at: Parameters) -> Array:
         ratio = jnp.exp(log_prob(at) - jnp.where(batch.valid, batch.log_probs, 0.0))
