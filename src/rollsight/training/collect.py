@@ -23,11 +23,10 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class Rollout:
     """One round: N = steps x environments records, env-major as the SB3 adapter has them (row = env * T + step).
 
-    entropy: (N,) of the policy; episodes: columns (T, E).
+    episodes: columns (T, E).
     """
 
     records: Records
-    entropy: Array
     episodes: RoundEpisodes
 
 
@@ -95,7 +94,7 @@ class Collector:
             ids={name: torch.from_numpy(flat(c)) for name, c in {"env": grid[1], "step": grid[0], **ids}.items()},
             valid=torch.from_numpy(flat(done.valid)),
         )
-        return Rollout(records, flat(columns["entropy"]), episodes)
+        return Rollout(records, episodes)
 
     def _step(self, actor: Actor, steps: int, rng: np.random.Generator) -> _Steps:
         environments, count = self._environments, self._environments.count
@@ -141,7 +140,7 @@ class Collector:
         steps, count = done.ends.shape
         obs, actions = (column.reshape(steps * count, *column.shape[2:]) for column in (done.obs, done.actions))
         evaluation = ppo.evaluation(self._network, parameters, obs, actions)
-        return {name: np.asarray(column).reshape(steps, count) for name, column in evaluation._asdict().items()}
+        return {name: np.array(column).reshape(steps, count) for name, column in evaluation._asdict().items()}
 
     def _recorded(self, actions: Array) -> torch.Tensor:
         """As Stable-Baselines3 records them: one discrete action as an integer, all others as floats (N, D)."""
