@@ -80,14 +80,15 @@ class Collector:
             final_values = actor.values(np.stack([obs for _, _, obs in done.finals]))
             for (t, env, _), value in zip(done.finals, final_values, strict=True):
                 rewards[t, env] += self._gamma * float(value)
-        ends = done.ends | ~done.valid
-        advantages, returns = estimate(rewards, values, ends, last_values, self._gamma, self._gae_lambda)
+        # A step that only resets counts as its episode's first here, so that the columns are GAE row by row; being
+        # invalid, it is neither trained on nor scored.
+        advantages, returns = estimate(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
         grid = np.indices(done.ends.shape)
         records = Records(
             torch.from_numpy(flat(done.obs)),
             self._recorded(done.actions),
             torch.from_numpy(flat(columns["log_prob"])),
-            torch.from_numpy(flat(np.where(done.valid, advantages, 0.0).astype(np.float32))),
+            torch.from_numpy(flat(advantages)),
             returns=torch.from_numpy(flat(returns)),
             values=torch.from_numpy(flat(values)),
             rewards=torch.from_numpy(flat(rewards.astype(np.float32))),
