@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
 
@@ -18,7 +20,8 @@ from rollsight.analysis.fidelity.faults import Buffer
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
 from rollsight.studies.training_run import RunSettings, run_training
-from rollsight.training import ppo
+from rollsight.training import environments, ppo
+from rollsight.training.trainer import FastTrainer, Plan
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +160,23 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_optimisers_that_are_not_covered_are_named(tmp_path: Path) -> None:
     with pytest.raises(RollsightError, match=r"RMSprop.*--engine sb3"):
         run_of(tmp_path / "run", optimizer="rmsprop")
+
+
+def test_schedules_follow_the_hosts() -> None:
+    model = PPO(
+        "MlpPolicy", "CartPole-v1", n_steps=64, seed=1, device="cpu", learning_rate=lambda left: 0.01 * left, n_epochs=2
+    )
+    trainer = FastTrainer(model, environments.make("CartPole-v1", 1, (3,)), Plan())
+    rates = list[float]()
+    trainer.train(4, lambda summary: rates.append(summary["learning_rate"]))
+    assert rates == pytest.approx([0.0075, 0.005, 0.0025, 0.0])
+    assert model.num_timesteps == 256
+    assert float(next(iter(model.policy.optimizer.state.values()))["step"]) == 8
+
+
+def test_missing_jax_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("rollsight.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(RollsightError, match=r"needs JAX: pip install 'rollsight\[fast\]'"):
+        run_of(tmp_path / "run")

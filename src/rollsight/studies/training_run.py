@@ -131,9 +131,11 @@ def run_fast(
     on_progress: Callable[[float, Mapping[str, Any] | None], None] | None,
 ) -> None:
     """The same run by the fast engine, with the model that Stable-Baselines3 would start from."""
-    from rollsight.training import environments  # here: JAX is an extra
-    from rollsight.training.trainer import FastTrainer, Plan, environment_key
-
+    try:  # here: JAX is an extra
+        from rollsight.training import environments
+        from rollsight.training.trainer import FastTrainer, Plan, environment_key
+    except ImportError as error:
+        raise RollsightError(str(error)) from error
     assert settings.rounds is not None
     if settings.algo != "ppo":
         raise RollsightError(f"The fast engine trains PPO, not {settings.algo}; use --engine sb3.")

@@ -79,10 +79,11 @@ class FastTrainer:
         self._rounds, self._learning_rate = 0, float(model.lr_schedule(1.0))
 
     def train(self, rounds: int, on_round: Callable[[Mapping[str, Any]], None] | None = None) -> None:
-        """Train for `rounds` rounds. on_round: called with each finished round's summary."""
+        """Train for `rounds` rounds more; schedules run to the last of them. on_round: called with each finished
+        round's summary."""
         if self._rounds == 0:
             self._evaluate(0)
-        total = rounds * self._model.n_steps * self._model.n_envs
+        total = self._model.num_timesteps + rounds * self._model.n_steps * self._model.n_envs
         for _ in range(rounds):
             self._rounds += 1
             done = self._round(total)
