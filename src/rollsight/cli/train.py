@@ -33,11 +33,12 @@ def train(
     seed: int = 0,
     envs: int = 1,
     eval_episodes: int = 20,
+    engine: Literal["sb3", "fast"] = "sb3",
     snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: runs/ENV-ARM-TIME)")] = None,
     overwrite: bool = False,
 ) -> None:
-    """Train an agent with Stable-Baselines3; score every rollout, drop what hurts, and record all of it.
+    """Train an agent with PPO or A2C; score every rollout, drop what hurts, and record all of it.
 
     A round is 2048 records. Settings default to the paper's for FrozenLake-v1, Acrobot-v1, MiniGrid-Empty-8x8-v0,
     highway-v0, LunarLander-v3 and BipedalWalker-v3, and to its common ones (SGD 5e-3, nothing dropped) for any other
@@ -56,6 +57,7 @@ def train(
         seed: Seed of every random stream.
         envs: Environments side by side.
         eval_episodes: Episodes of the stochastic policy after each round, apart from training; 0 for none.
+        engine: What trains: Stable-Baselines3, or the compiled engine, which does the same several times faster.
         snapshots: Rounds frozen for replay.
         out: The run folder.
         overwrite: Replace the run folder if it is there.
@@ -80,6 +82,7 @@ def train(
         envs=envs,
         eval_episodes=eval_episodes,
         snapshots=snapshots,
+        engine=engine,
     ).resolved()
     arm = str(settings.arm).replace(" ", "-").replace("=", "")
     folder = out or Path("runs") / f"{env.replace('/', '-')}-{arm}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -6,22 +6,27 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from rollsight import selection
-from rollsight.adapters.sb3 import InfluenceCallback
+from rollsight import runs, selection
+from rollsight.adapters.sb3 import InfluenceCallback, options
 from rollsight.adapters.sb3.environments import make_environments, observations_of
+from rollsight.adapters.sb3.metadata import describe
 from rollsight.errors import RollsightError
 from rollsight.studies.evaluation import Evaluation
 from rollsight.studies.networks import MiniGridFeatures
 from rollsight.studies.settings import RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
 
+_EVALUATED_AT_ONCE = 32  # environments of an evaluation by the fast engine
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+
+
+Engine: TypeAlias = Literal["sb3", "fast"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class RunSettings:
 
     selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's
     name in comparisons. `eval_episodes` of the stochastic policy follow each round; 0 switches evaluation off.
+    engine: "sb3" (Stable-Baselines3) or "fast" (compiled, the same update).
     """
 
     env: str
@@ -44,6 +50,7 @@ class RunSettings:
     envs: int = 1
     eval_episodes: int = 20
     snapshots: str = "every:10"
+    engine: Engine = "sb3"
     arm: str | None = None
 
     def resolved(self) -> RunSettings:
@@ -88,12 +95,15 @@ def run_training(
     overwrite: bool = False,
     on_progress: Callable[[float, Mapping[str, Any] | None], None] | None = None,
 ) -> None:
-    """Train one agent with Stable-Baselines3 and write its run folder `out`.
+    """Train one agent and write its run folder `out`.
 
     on_progress: called with the rounds done so far, a fraction inside a round, and at a round's end with its summary.
     """
     settings = settings.resolved()
     assert settings.rounds is not None
+    if settings.engine == "fast":
+        run_fast(settings, out, overwrite, on_progress)
+        return
     environments = make_environments(settings.env, settings.envs)
     # Before the model, which seeds the global streams: making environments draws from them.
     evaluate = Evaluation(settings.env, settings.eval_episodes, settings.seed) if settings.eval_episodes else None
@@ -112,6 +122,43 @@ def run_training(
     callbacks: list[BaseCallback] = [callback] if on_progress is None else [_Ticks(on_progress), callback]
     model.learn(settings.rounds * RECORDS_PER_ROUND, callback=callbacks)
     environments.close()
+
+
+def run_fast(
+    settings: RunSettings,
+    out: Path,
+    overwrite: bool,
+    on_progress: Callable[[float, Mapping[str, Any] | None], None] | None,
+) -> None:
+    """The same run by the fast engine, with the model that Stable-Baselines3 would start from."""
+    try:  # here: JAX is an extra
+        from rollsight.training import environments
+        from rollsight.training.trainer import FastTrainer, Plan, environment_key
+    except ImportError as error:
+        raise RollsightError(str(error)) from error
+    assert settings.rounds is not None
+    if settings.algo != "ppo":
+        raise RollsightError(f"The fast engine trains PPO, not {settings.algo}; use --engine sb3.")
+    training = environments.make(settings.env, settings.envs, environment_key(settings.seed))
+    host = make_environments(settings.env, settings.envs)
+    model = _model(settings, host)
+    assert isinstance(model, PPO)
+    rule = options.rule_of(None, settings.selection, settings.unit, seed=settings.seed, floor=model.batch_size)
+    side_by_side = min(settings.eval_episodes, _EVALUATED_AT_ONCE)
+    plan = Plan(
+        selection=rule,
+        every=settings.every,
+        snapshot_every=options.interval_of(settings.snapshots),
+        evaluation=(lambda key: environments.make(settings.env, side_by_side, key)) if side_by_side else None,
+        episodes=settings.eval_episodes,
+    )
+    described = describe(model, rule=settings.selection, unit=settings.unit, targets=["return"], every=settings.every)
+    described |= {"engine": "fast", "stepper": type(training).__name__}
+    described |= {"arm": settings.arm, "run_settings": asdict(settings)}
+    with runs.create(out, described, overwrite=overwrite) as writer:
+        report = None if on_progress is None else lambda summary: on_progress(summary["round"], summary)
+        FastTrainer(model, training, plan, writer).train(settings.rounds, report)
+    host.close()
 
 
 class _Ticks(BaseCallback):

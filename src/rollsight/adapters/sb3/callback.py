@@ -157,7 +157,7 @@ class InfluenceCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         """The buffer is full and the policy still the one that filled it: score, select, record."""
         assert self._tracker is not None
-        model, clock = self._model, _Clock(self._started)
+        model, clock = self._model, summary.Clock(self._started)
         clock.lap("time_collect")
         self.round += 1
         last_dones = getattr(model, "_last_episode_starts")  # noqa: B009
@@ -342,16 +342,3 @@ class InfluenceCallback(BaseCallback):
             return 0
         ((last,),) = runs.open(self._writer.path).sql("select max(episode) from records").fetchall()
         return int(last) + 1
-
-
-class _Clock:
-    """Names the time since the lap before."""
-
-    def __init__(self, started: float) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = started
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -52,13 +53,16 @@ class EpisodeTracker:
         env = model.get_env()
         assert env is not None
         if self._episode is None or len(self._episode) != env.num_envs or self._rewards:
-            # Unfinished episodes of which this tracker did not see every step (an earlier `learn` without it, a rollout
-            # that was broken off) get numbers of their own.
-            self._episode = np.arange(self._next, self._next + env.num_envs)
-            self._next += env.num_envs
-            self._age, self._total = np.full(env.num_envs, -1), np.full(env.num_envs, np.nan)
+            self.begin(env.num_envs)
         self._rewards.clear()
         self._starts = [(0, i, info.get(START)) for i, info in enumerate(_reset_infos(env))]
+
+    def begin(self, envs: int) -> None:
+        """Unfinished episodes of which this tracker did not see every step (an earlier `learn` without it, a rollout
+        that was broken off) get numbers of their own."""
+        self._episode = np.arange(self._next, self._next + envs)
+        self._next += envs
+        self._age, self._total = np.full(envs, -1), np.full(envs, np.nan)
 
     def step(self, model: OnPolicyAlgorithm, rewards: Any, dones: Any) -> None:
         """Note one step of all environments."""
@@ -73,8 +77,22 @@ class EpisodeTracker:
 
     def end_rollout(self, starts: Any, last_dones: Any) -> RoundEpisodes:
         """Columns of the round. starts: (n_steps, n_envs) the buffer's episode starts; last_dones: (n_envs,)."""
-        assert self._episode is not None
         begins = np.asarray(starts).astype(bool)
+        steps = len(begins)
+        columns = self.of_round(begins, last_dones, np.stack(self._rewards), self._starts)
+        self._starts = [(t - steps, env, how) for t, env, how in self._starts if t >= steps]
+        self._rewards.clear()
+        return columns
+
+    def of_round(
+        self, begins: Any, last_dones: Any, reward: Floats, starts: Iterable[tuple[int, int, Any]]
+    ) -> RoundEpisodes:
+        """Columns of a round whose steps were noted elsewhere.
+
+        begins: (n_steps, n_envs) booleans, where episodes begin; last_dones: (n_envs,) where the last step ended one.
+        reward: (n_steps, n_envs) as the environment gave it; starts: (step, environment, how its episode began).
+        """
+        assert self._episode is not None
         steps, envs = begins.shape
         numbers = self._next - 1 + np.cumsum(begins.ravel()).reshape(begins.shape)
         clock = np.arange(steps)[:, None]
@@ -82,7 +100,6 @@ class EpisodeTracker:
         column = np.arange(envs)
         episode = np.where(last >= 0, numbers[last, column], self._episode)
         age = np.where(last >= 0, clock - last, self._age + 1 + clock)
-        reward = np.stack(self._rewards)
 
         units, position = np.unique(episode.ravel(), return_inverse=True)
         totals: Floats = np.bincount(position, weights=reward.ravel()).astype(np.float64)
@@ -93,14 +110,12 @@ class EpisodeTracker:
         per_step = np.where(finished[position], totals[position], np.nan).reshape(episode.shape)
 
         start = np.full(begins.shape, None, dtype=object)
-        for t, env, how in self._starts:
+        for t, env, how in starts:
             if t < steps and begins[t, env]:
                 start[t, env] = how
-        self._starts = [(t - steps, env, how) for t, env, how in self._starts if t >= steps]
         self._next += int(begins.sum())
         self._episode, self._age = episode[-1].copy(), age[-1].copy()
         self._total = totals[np.searchsorted(units, self._episode)]
-        self._rewards.clear()
         return RoundEpisodes(episode, age, reward, per_step, start, totals[finished & ~np.isnan(totals)])
 
 

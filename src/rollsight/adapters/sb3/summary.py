@@ -3,6 +3,7 @@ table."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -37,6 +38,19 @@ LOGGED = (
     "time_train",
     "overhead_s",
 )
+
+
+class Clock:
+    """Names the time since the lap before."""
+
+    def __init__(self, started: float) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = started
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
 
 
 def of_scores(scores: Scores) -> Summary:

@@ -113,7 +113,7 @@ def choose_method(make: Callable[[], Env], see: Callable[[Any], Array], points: 
         raise RollsightError(
             f"{_name(env)} cannot be branched: its state cannot be set, and the run does not store how the episodes of "
             "these records started; wrap the environments in rollsight.adapters.gymnasium.EpisodeStart to train, as "
-            "`rollsight train` does."
+            "`rollsight train --engine sb3` does."
         )
     return "copy" if _can_be_copied(env, see) else "replay"
 

@@ -1,0 +1,77 @@
+"""The two things a compiled update takes beside the parameters: the buffer and the minibatches drawn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from rollsight.records import Records
+from rollsight.update import Indices, UpdateRule, full_minibatches, repack
+
+
+class Batch(NamedTuple):
+    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,)."""
+
+    obs: Any
+    actions: Any
+    log_probs: Any
+    advantages: Any
+    returns: Any
+    values: Any
+    valid: Any
+
+    @classmethod
+    def of(cls, records: Records) -> Batch:
+        """The columns of plain records (no dictionaries), on the same memory."""
+        assert isinstance(records.obs, Tensor)
+        assert isinstance(records.actions, Tensor)
+        assert records.returns is not None
+        assert records.values is not None
+        return cls(
+            records.obs.numpy(),
+            records.actions.numpy(),
+            records.log_probs.numpy(),
+            records.advantages.numpy(),
+            records.returns.numpy(),
+            records.values.numpy(),
+            records.valid.numpy(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Minibatches:
+    """A round's minibatches in one shape, whatever the selection left out.
+
+    index: (S, B) rows of the buffer, S being the steps of a full buffer; all beyond `size` and `steps` is padding.
+    size:  (S,) records in each minibatch.
+    steps: optimiser steps to take; last_epoch: the first step of the last epoch.
+    """
+
+    index: np.ndarray[Any, np.dtype[np.int32]]
+    size: np.ndarray[Any, np.dtype[np.int32]]
+    steps: int
+    last_epoch: int
+
+
+def draw_minibatches(rng: np.random.RandomState, n: int, rule: UpdateRule, kept: Indices | None) -> Minibatches:
+    """All epochs' minibatches, drawn exactly as `rollsight.update.run_update` draws them.
+
+    kept: rows of the survivors, which each epoch repacks (protocol section 1); None trains on the full buffer.
+    """
+    width = rule.batch_size or n
+    index = np.zeros((rule.n_epochs * -(-n // width), width), np.int32)
+    size = np.zeros(len(index), np.int32)
+    steps = last_epoch = 0
+    for _ in range(rule.n_epochs):
+        last_epoch = steps
+        if kept is None or len(kept) == n:
+            parts = full_minibatches(n, rule, rng)
+        else:
+            parts = repack(rng.permutation(kept), width)
+        for part in parts:
+            index[steps, : len(part)], size[steps] = part, len(part)
+            steps += 1
+    return Minibatches(index, size, steps, last_epoch)

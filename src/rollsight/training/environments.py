@@ -1,0 +1,151 @@
+"""Environments stepped side by side: a plain list of gymnasium's, or EnvPool's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+
+from rollsight.adapters.gymnasium import START
+from rollsight.adapters.sb3.environments import check_environment, make_environment, observations_of
+from rollsight.errors import RollsightError
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Stepper: TypeAlias = Literal["gymnasium", "envpool"]
+
+# Where returns and episode lengths of a random policy in EnvPool were compared with the gymnasium environment's.
+_POOLED = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3", "FrozenLake-v1")
+
+
+class Outcome(NamedTuple):
+    """One step of E environments.
+
+    obs:    (E, ...) what the policy sees next: after the reset, where an episode ended and the reset comes at once.
+    rewards, terminated, truncated: E each.
+    finals: (environment, last observation) of episodes that were cut off and have been reset already.
+    starts: (environment, how its episode began) of resets that were noted (`rollsight.adapters.gymnasium`).
+    """
+
+    obs: Array
+    rewards: Any
+    terminated: Any
+    truncated: Any
+    finals: Sequence[tuple[int, Array]] = ()
+    starts: Sequence[tuple[int, str | None]] = ()
+
+
+class Environments(Protocol):
+    """What collection needs.
+
+    resets_next_step: an ended episode is followed by a step that only resets: it ignores its action, pays nothing, and
+    is no record. Otherwise environments reset within the step that ends their episode.
+    """
+
+    count: int
+    action_space: gym.Space[Any]
+    resets_next_step: bool
+
+    def reset(self) -> Outcome:
+        """Begin; only `obs` and `starts` mean something."""
+        ...
+
+    def step(self, actions: Array) -> Outcome:
+        """Step every environment, with actions (E, ...) as they take them."""
+        ...
+
+
+def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = None) -> Environments:
+    """`count` environments whose random streams are keyed by `key`.
+
+    stepper: None takes EnvPool for several copies of what it has and is installed, gymnasium otherwise. Raises
+    `RollsightError` for unknown environments and for those that the fast engine does not wrap.
+    """
+    check_environment(env)
+    if observations_of(env) == "atari":
+        raise RollsightError(f"The fast engine does not stack Atari's frames ({env}); use --engine sb3.")
+    seeds = [int(seed % 2**31) for seed in np.random.SeedSequence(key).generate_state(count)]
+    if stepper is None:
+        # One environment at a time, a pool's threads cost more than its environments save.
+        stepper = "envpool" if count > 1 and env in _POOLED and _has_envpool() else "gymnasium"
+    return Pool(env, seeds) if stepper == "envpool" else Copies(env, seeds)
+
+
+class Copies:
+    """Gymnasium environments in a list, reset within the step that ends their episode, as Stable-Baselines3 does."""
+
+    resets_next_step = False
+
+    def __init__(self, env: str, seeds: Sequence[int]) -> None:
+        self.count, self._seeds = len(seeds), seeds
+        self._envs = [make_environment(env, disable_env_checker=True) for _ in seeds]
+        self.action_space, space = self._envs[0].action_space, self._envs[0].observation_space
+        # A number's own type is what the environment's dictionaries know; an array's scalar hashes to the same.
+        self._plain = isinstance(self.action_space, gym.spaces.Discrete)
+        self._see = channels_first(space)
+
+    def reset(self) -> Outcome:
+        begun = [env.reset(seed=seed) for env, seed in zip(self._envs, self._seeds, strict=True)]
+        starts = [(i, info.get(START)) for i, (_, info) in enumerate(begun)]
+        self._obs = np.stack([np.asarray(self._see(obs)) for obs, _ in begun])
+        return Outcome(self._obs.copy(), None, None, None, starts=starts)
+
+    def step(self, actions: Array) -> Outcome:
+        rewards, ended, cut = [], [], []
+        finals, starts = list[tuple[int, Array]](), list[tuple[int, str | None]]()
+        taken = actions.tolist() if self._plain else actions
+        for i, env in enumerate(self._envs):
+            obs, reward, terminated, truncated, _ = env.step(taken[i])
+            if terminated or truncated:
+                if not terminated:
+                    finals.append((i, np.asarray(self._see(obs))))
+                obs, info = env.reset()
+                starts.append((i, info.get(START)))
+            self._obs[i] = self._see(obs)
+            rewards.append(float(reward))
+            ended.append(terminated)
+            cut.append(truncated)
+        return Outcome(self._obs, rewards, ended, cut, finals, starts)
+
+
+class Pool:
+    """EnvPool's environments, which reset in the step after the one that ends their episode."""
+
+    resets_next_step = True
+
+    def __init__(self, env: str, seeds: Sequence[int]) -> None:
+        try:
+            import envpool
+        except ImportError as error:
+            raise RollsightError("EnvPool is not installed: pip install 'rollsight[fast]'") from error
+        self.count = len(seeds)
+        options = {"num_envs": len(seeds), "env_seed": list(seeds), "num_threads": 1}
+        self._pool = envpool.make(env, env_type="gymnasium", **options)
+        example = make_environment(env, disable_env_checker=True)
+        self.action_space, self._space = example.action_space, example.observation_space
+        example.close()
+        self._type = np.int32 if isinstance(self.action_space, gym.spaces.Discrete) else np.float32
+
+    def reset(self) -> Outcome:
+        return Outcome(self._pool.reset()[0].astype(self._space.dtype), None, None, None)
+
+    def step(self, actions: Array) -> Outcome:
+        obs, rewards, terminated, truncated, _ = self._pool.step(actions.astype(self._type))
+        return Outcome(obs.astype(self._space.dtype, copy=False), rewards, terminated, truncated)
+
+
+def channels_first(space: gym.Space[Any]) -> Callable[[Any], Any]:
+    """From an environment's observation to the policy's: images with channels first, as the host transposes them."""
+    if isinstance(space, gym.spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        return lambda obs: np.asarray(obs).transpose(2, 0, 1)
+    return lambda obs: obs
+
+
+def _has_envpool() -> bool:
+    try:
+        import envpool  # noqa: F401
+    except ImportError:
+        return False
+    return True

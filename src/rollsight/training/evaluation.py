@@ -1,0 +1,42 @@
+"""Evaluation episodes of the stochastic policy, many environments side by side, on random streams of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rollsight.training.acting import Actor, executable
+from rollsight.training.environments import Environments
+
+
+def play(
+    actor: Actor, environments: Environments, episodes: int, rng: np.random.Generator
+) -> tuple[list[float], list[int]]:
+    """Returns and lengths of `episodes` episodes.
+
+    Each environment plays its share of them, fixed beforehand: taking the first to finish would favour short ones.
+    """
+    count = environments.count
+    left = np.array([(episodes + i) // count for i in range(count)])
+    total, length = np.zeros(count), np.zeros(count, dtype=np.int64)
+    returns, lengths = list[float](), list[int]()
+    obs, resetting = environments.reset().obs, np.zeros(count, dtype=bool)
+    while left.any():
+        noise = actor.noise(rng, _AT_ONCE, count)
+        for t in range(_AT_ONCE):
+            outcome = environments.step(executable(actor.act(obs, noise[t]), environments.action_space))
+            obs = outcome.obs
+            total += np.where(resetting, 0.0, outcome.rewards)
+            length += ~resetting
+            over = np.logical_or(outcome.terminated, outcome.truncated) & ~resetting
+            if over.any():
+                for i in np.flatnonzero(over & (left > 0)).tolist():
+                    returns.append(float(total[i]))
+                    lengths.append(int(length[i]))
+                    left[i] -= 1
+                total[over], length[over] = 0.0, 0
+            if environments.resets_next_step:
+                resetting = over
+    return returns, lengths
+
+
+_AT_ONCE = 64  # steps whose noise is drawn together

@@ -1,0 +1,204 @@
+"""What the fast engine collects: whole episodes, Stable-Baselines3's advantages, and no row that only resets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from sb3_zoo import make_model
+from stable_baselines3.common.buffers import RolloutBuffer
+
+pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+
+from rollsight import RollsightError
+from rollsight.training.acting import Actor, executable
+from rollsight.training.advantages import estimate
+from rollsight.training.collect import Collector, Rollout
+from rollsight.training.environments import Outcome, make
+from rollsight.training.networks import network_of
+from rollsight.training.twin import parameters_of
+
+
+class Counting:
+    """Observations count steps since the reset; reward 1; environment i ends after i + 3 steps, odd ones by a time
+    limit. With `resets_next_step` as EnvPool resets, without as Stable-Baselines3 does."""
+
+    count = 2
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, resets_next_step: bool) -> None:
+        self.resets_next_step = resets_next_step
+        self._steps = np.zeros(2)
+        self._over = np.zeros(2, dtype=bool)
+
+    def _see(self) -> Any:
+        return np.stack([self._steps, np.arange(2), np.ones(2)], axis=1).astype(np.float32) / 10
+
+    def reset(self) -> Outcome:
+        return Outcome(self._see(), None, None, None)
+
+    def step(self, actions: Any) -> Outcome:
+        assert actions.shape == (2,)
+        resetting = self._over
+        self._steps = np.where(resetting, 0, self._steps + 1)
+        self._over = self._steps == np.array([3, 4])
+        cut = self._over & np.array([False, True])
+        rewards, finals, over = np.where(resetting, 0.0, 1.0), [], self._over
+        if not self.resets_next_step:
+            finals = [(i, self._see()[i]) for i in np.flatnonzero(cut)]
+            self._steps = np.where(over, 0, self._steps)
+            self._over = np.zeros(2, dtype=bool)
+        return Outcome(self._see(), rewards, over & ~cut, cut, finals)
+
+
+def rollouts(resets_next_step: bool, steps: int, rounds: int = 2) -> tuple[list[Rollout], Any]:
+    policy = make_model().policy
+    parameters = parameters_of(policy)
+    collector = Collector(Counting(resets_next_step), network_of(policy), 0.9, 0.8)
+    return [collector.collect(parameters, steps, np.random.default_rng(k), k) for k in range(1, rounds + 1)], policy
+
+
+def host_advantages(rewards: Any, values: Any, starts: Any, last_values: Any, dones: Any) -> Any:
+    """By Stable-Baselines3's own buffer; all (T, E)."""
+    steps, envs = rewards.shape
+    space = gym.spaces.Box(-1, 1, (1,))
+    buffer = RolloutBuffer(steps, space, space, "cpu", 0.8, 0.9, envs)
+    buffer.rewards[:], buffer.values[:], buffer.episode_starts[:] = rewards, values, starts
+    buffer.compute_returns_and_advantage(torch.from_numpy(last_values), dones)
+    return buffer.advantages, buffer.returns
+
+
+def test_advantages_are_the_hosts() -> None:
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=(2, 300, 3)).astype(np.float32)
+    ends, last = rng.random((300, 3)) < 0.05, rng.normal(size=3).astype(np.float32)
+    starts = np.concatenate([np.ones((1, 3)), ends[:-1]])
+    mine = estimate(rewards, values, ends, last, 0.9, 0.8)
+    for one, other in zip(mine, host_advantages(rewards, values, starts, last, ends[-1]), strict=True):
+        assert one.dtype == np.float32
+        assert np.abs(one - other).max() < 1e-5
+
+
+def test_time_limits_are_bootstrapped_as_the_host_does() -> None:
+    (rollout, _), policy = rollouts(resets_next_step=False, steps=12)
+    records = rollout.records
+    with torch.no_grad():
+        values = policy.predict_values(records.obs).flatten().numpy().reshape(2, 12).T
+        final = policy.predict_values(torch.tensor([[0.4, 0.1, 0.1]])).item()
+    rewards, starts = np.ones((12, 2)), np.zeros((12, 2))
+    rewards[3::4, 1] += 0.9 * final
+    starts[::3, 0] = starts[::4, 1] = 1
+    advantages, returns = host_advantages(rewards, values, starts, np.zeros(2, np.float32), np.ones(2, dtype=bool))
+    assert np.allclose(records.advantages.reshape(2, 12).T, advantages, atol=1e-5)
+    assert np.allclose(records.returns.reshape(2, 12).T, returns, atol=1e-5)  # type: ignore[union-attr]
+    assert bool(records.valid.all())
+
+
+def test_rows_that_only_reset_are_no_records_and_change_no_other() -> None:
+    """The same episodes with both ways to reset: valid rows agree, whatever the round's end cuts through."""
+    columns = []
+    for resets_next_step in (False, True):
+        many, _ = rollouts(resets_next_step, steps=19, rounds=3)
+        episodes: dict[tuple[int, int], list[tuple[int, float, float]]] = {}
+        seen: dict[int, int] = {}
+        for rollout in many:
+            records, step = rollout.records, rollout.episodes.episode_step.T.ravel()
+            for i in torch.argsort(records.ids["env"] * 100 + records.ids["step"]).tolist():
+                env = int(records.ids["env"][i])
+                if not records.valid[i]:
+                    assert step[i] == -1
+                    continue
+                number = seen[env] = seen.get(env, -1) + int(step[i] == 0)
+                assert float(records.obs[i, 0]) == pytest.approx(step[i] / 10)
+                row = (int(records.ids["round"][i]), float(records.values[i]), float(records.returns[i]))  # type: ignore[index]
+                episodes.setdefault((env, number), []).append(row)
+        columns.append((episodes, [float(r) for x in many for r in x.episodes.finished_returns]))
+    (at_once, returns), (later, later_returns) = columns
+    assert set(later_returns) == set(returns) == {3.0, 4.0}
+    assert sum(not bool(v) for x in rollouts(True, 19, 3)[0] for v in x.records.valid) == len(later_returns)
+    compared = 0
+    for key, rows in later.items():
+        assert [row[1] for row in rows] == pytest.approx([row[1] for row in at_once[key]][: len(rows)], abs=1e-6)
+        # Where a round ends inside an episode, the next value stands for the rest of it.
+        if len(rows) == len(at_once[key]) == 3 + key[0] and all(
+            len({r[0] for r in e}) == 1 for e in (rows, at_once[key])
+        ):
+            assert [row[2] for row in rows] == pytest.approx([row[2] for row in at_once[key]], abs=1e-5)
+            compared += 1
+    assert compared > 10
+
+
+def test_an_episode_over_two_rounds_is_counted_once() -> None:
+    for resets_next_step in (False, True):
+        many, _ = rollouts(resets_next_step, steps=4, rounds=9)
+        numbers = np.concatenate([r.episodes.episode[:, 1][r.records.valid.numpy().reshape(2, 4)[1]] for r in many])
+        _, lengths = np.unique(numbers, return_counts=True)
+        assert lengths[:-1].tolist() == [4] * (len(lengths) - 1)
+        finished = np.concatenate([r.episodes.finished_returns for r in many])
+        assert (finished == 4).sum() == (36 // 4 if not resets_next_step else 36 // 5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"action": "multidiscrete"}, {"action": "box"}, {"obs": "discrete"}])
+def test_actions_follow_the_policys_distribution(settings: dict[str, Any]) -> None:
+    policy = make_model(**settings).policy
+    actor = Actor(network_of(policy), parameters_of(policy), (3,))
+    obs = np.full((20000, 3), 0.3, np.float32) if "obs" not in settings else np.full((20000, 1), 2)
+    actions = actor.act(obs, actor.noise(np.random.default_rng(0), 20000))
+    with torch.no_grad():
+        distribution = policy.get_distribution(torch.from_numpy(obs[:1])).distribution
+    if settings.get("action") == "box":
+        assert np.allclose(actions.mean(0), distribution.mean[0], atol=0.03)
+        assert np.allclose(actions.std(0), distribution.stddev[0], rtol=0.03)
+        clipped = executable(actions, gym.spaces.Box(-1, 1, (2,)))
+        assert clipped.shape == (20000, 2)
+        assert clipped.max() == 1
+        return
+    parts = distribution if isinstance(distribution, list) else [distribution]
+    for column, part in zip(actions.reshape(20000, -1).T, parts, strict=True):
+        shares = np.bincount(column, minlength=part.probs.shape[1]) / 20000
+        assert np.allclose(shares, part.probs[0], atol=0.015)
+
+
+@pytest.mark.parametrize("settings", [{}, {"obs": "image"}, {"obs": "multidiscrete"}])
+def test_values_are_the_policys(settings: dict[str, Any]) -> None:
+    model = make_model(**settings)
+    obs = np.stack([model.observation_space.sample() for _ in range(5)])
+    actor = Actor(network_of(model.policy), parameters_of(model.policy), obs.shape[1:])
+    with torch.no_grad():
+        expected = model.policy.predict_values(model.policy.obs_to_tensor(obs)[0]).flatten().numpy()
+    assert np.allclose(actor.values(obs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stepper", ["gymnasium", "envpool"])
+def test_episodes_of_real_environments(stepper: Any) -> None:
+    if stepper == "envpool":
+        pytest.importorskip("envpool", reason="needs EnvPool")
+    from stable_baselines3 import PPO
+
+    policy = PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0).policy
+    both = []
+    for _ in range(2):
+        collector = Collector(make("CartPole-v1", 4, (1, 2), stepper), network_of(policy), 0.99, 0.95)
+        both.append([collector.collect(parameters_of(policy), 64, np.random.default_rng(k), k) for k in (1, 2)])
+    first, again = both
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.records.obs, other.records.obs)  # type: ignore[arg-type]
+    for rollout in first:
+        records = rollout.records
+        assert bool((records.rewards[records.valid] == 1).all())  # type: ignore[index]
+        assert bool(records.valid.all()) == (stepper == "gymnasium")
+        start = torch.from_numpy(rollout.episodes.episode_step.T.ravel() == 0)
+        assert float(records.obs[start].abs().max()) <= 0.05  # type: ignore[index]
+        if stepper == "gymnasium":
+            assert all(how is not None for how in rollout.episodes.start.T.ravel()[start])
+
+
+def test_environments_that_are_not_covered_are_named() -> None:
+    with pytest.raises(RollsightError, match=r"There is no environment 'CartPol-v1'; did you mean"):
+        make("CartPol-v1", 1, (0,))
+    pytest.importorskip("ale_py", reason="needs ale-py")
+    with pytest.raises(RollsightError, match=r"ALE/Pong-v5\); use --engine sb3"):
+        make("ALE/Pong-v5", 1, (0,))

@@ -1,0 +1,182 @@
+"""`rollsight train --engine fast`: the run folder of the other engine, whose snapshots replay and explain the run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+
+from rollsight import RollsightError, cli, runs, score_records
+from rollsight.analysis.fidelity.faults import Buffer
+from rollsight.snapshot import Snapshot
+from rollsight.studies import training_run
+from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import environments, ppo
+from rollsight.training.trainer import FastTrainer, Plan
+
+
+@pytest.fixture(autouse=True)
+def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_run, "RECORDS_PER_ROUND", 256)
+
+
+def run_of(folder: Path, env: str = "CartPole-v1", engine: Any = "fast", **settings: Any) -> runs.Run:
+    given = {"rounds": 3, "eval_episodes": 0, "snapshots": "all", "selection": "negative:0.5", **settings}
+    run_training(RunSettings(env, engine=engine, **given), folder)
+    return runs.open(folder)
+
+
+def snapshots_of(run: runs.Run) -> list[Snapshot]:
+    return [Snapshot.load(run.snapshot_path(round)) for round in run.snapshot_rounds]
+
+
+def distance(one: Any, other: Any) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def weights(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in snapshot.policy.module.named_parameters()}
+
+
+def columns(run: runs.Run, round: int) -> dict[str, Any]:
+    table = run.records(round)
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adam": {"optimizer": "adam", "lr": 3e-4},
+    "random drop": {"selection": "random:0.5"},
+    "episodes": {"unit": "episode", "selection": "negative:0.9"},
+    "gaussian": {"env": "Pendulum-v1", "optimizer": "adam"},
+    "four environments": {"envs": 4},
+    "four environments with time limits": {"envs": 4, "env": "Acrobot-v1", "rounds": 9},
+    "discrete observations": {"env": "FrozenLake-v1"},
+}
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_snapshots_replay_into_the_next_round(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", **settings)
+    frozen = snapshots_of(run)
+    assert len(frozen) == settings.get("rounds", 3)
+    for now, then in itertools.pairwise(frozen):
+        replay = now.replay()
+        assert distance(weights(now), weights(then)) > 1e-5
+        assert distance(replay.parameters, weights(then)) < 1e-5
+        (steps,) = run.sql(f"select optimizer_steps from rounds where round = {now.round}").fetchall()[0]
+        assert replay.steps == steps
+    for snapshot in frozen:
+        stored = columns(run, snapshot.round)
+        theirs = score_records(snapshot.policy, snapshot.records, objective=snapshot.rule.policy_term()).values.numpy()
+        assert np.abs(np.array(stored["score_return"]) - theirs).max() < 1e-5 * np.abs(theirs).max()
+        assert snapshot.weights is not None
+        assert stored["kept"] == (snapshot.weights > 0).tolist()
+        rows = np.array(stored["valid"])
+        assert not any(stored["kept"][i] for i in np.flatnonzero(~rows))
+        Buffer(snapshot.records, 0.99, 0.95)  # raises where the advantages are not GAE of the stored columns
+    pooled = run.metadata["stepper"] == "Pool"
+    assert pooled == any(not bool(snapshot.records.valid.all()) for snapshot in frozen)
+
+
+@pytest.mark.parametrize("env", ["FrozenLake-v1", "CartPole-v1"])
+def test_the_run_folder_is_the_other_engines(env: str, tmp_path: Path) -> None:
+    fast, host = (run_of(tmp_path / engine, env, engine, eval_episodes=3) for engine in ("fast", "sb3"))
+    for round in (1, 2, 3):
+        assert fast.records(round).schema == host.records(round).schema
+    mine, theirs = (run.sql("select * from rounds limit 0").columns for run in (fast, host))
+    assert set(mine) == set(theirs)
+    assert fast.evaluation_rounds == host.evaluation_rounds == [0, 1, 2, 3]
+    assert set(fast.metadata) == set(host.metadata) | {"engine", "stepper"}
+    first, theirs_first = snapshots_of(fast)[0], snapshots_of(host)[0]
+    assert distance(weights(first), weights(theirs_first)) == 0
+    assert fast.sql("select count(*) from rounds where trust_split_half is null").fetchall() == [(0,)]
+
+
+def test_same_seed_same_run_with_and_without_evaluation_and_scores(tmp_path: Path) -> None:
+    runs_ = [
+        run_of(tmp_path / name, snapshots="none", selection=selection, eval_episodes=episodes, envs=2)
+        for name, episodes, selection in (("a", 0, None), ("b", 5, None), ("c", 5, "negative:0"))
+    ]
+    for round in (1, 2, 3):
+        one, *others = (run.records(round).to_pylist() for run in runs_)
+        assert all(other == one for other in others)
+    (means,) = {tuple(run.sql("select return from evaluations").fetchall()) for run in runs_[1:]}
+    assert len(means) == 20
+
+
+def test_rounds_compile_once(tmp_path: Path) -> None:
+    run_of(tmp_path / "first", "FrozenLake-v1", rounds=1)
+    compiled = [f._cache_size() for f in (ppo._update, ppo.scores, ppo.evaluation)]
+    run_of(tmp_path / "second", "FrozenLake-v1", rounds=5, selection="random:0.9", seed=4)
+    assert [f._cache_size() for f in (ppo._update, ppo.scores, ppo.evaluation)] == compiled
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", optimizer="adam", lr=1e-3, rounds=25, snapshots="none", eval_episodes=10)
+    before, after = run.sql(
+        "select avg(return) filter (round = 0), avg(return) filter (round >= 24) from evaluations"
+    ).fetchall()[0]
+    assert after > 100 > 50 > before
+
+
+def test_every_other_round_is_scored(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", every=2)
+    assert run.sql("select scored, dropped > 0 from rounds order by round").fetchall() == [
+        (False, False),
+        (True, True),
+        (False, False),
+    ]
+    assert "score_return" not in run.records(1).column_names
+
+
+def test_minigrid_trains_with_the_papers_network(tmp_path: Path) -> None:
+    pytest.importorskip("minigrid", reason="needs minigrid")
+    run = run_of(tmp_path / "run", "MiniGrid-Empty-5x5-v0", rounds=2)
+    one, two = snapshots_of(run)
+    assert distance(one.replay().parameters, weights(two)) < 1e-5
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "lake"
+    assert cli.main(["train", "FrozenLake-v1", "--engine", "fast", "--rounds", "2", "--out", str(out)]) == 0
+    assert "iif p=0.5, sgd at 0.005, 2 rounds" in capsys.readouterr().out
+    assert cli.main(["top", str(out), "--round", "2", "--bottom", "--n", "3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows if isinstance(rows, list) else rows["records"]) == 3
+    assert cli.main(["train", "CartPole-v1", "--algo", "a2c", "--engine", "fast", "--out", str(tmp_path / "no")]) == 1
+    assert "use --engine sb3" in capsys.readouterr().err
+
+
+def test_optimisers_that_are_not_covered_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RollsightError, match=r"RMSprop.*--engine sb3"):
+        run_of(tmp_path / "run", optimizer="rmsprop")
+
+
+def test_schedules_follow_the_hosts() -> None:
+    model = PPO(
+        "MlpPolicy", "CartPole-v1", n_steps=64, seed=1, device="cpu", learning_rate=lambda left: 0.01 * left, n_epochs=2
+    )
+    trainer = FastTrainer(model, environments.make("CartPole-v1", 1, (3,)), Plan())
+    rates = list[float]()
+    trainer.train(4, lambda summary: rates.append(summary["learning_rate"]))
+    assert rates == pytest.approx([0.0075, 0.005, 0.0025, 0.0])
+    assert model.num_timesteps == 256
+    assert float(next(iter(model.policy.optimizer.state.values()))["step"]) == 8
+
+
+def test_missing_jax_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("rollsight.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(RollsightError, match=r"needs JAX: pip install 'rollsight\[fast\]'"):
+        run_of(tmp_path / "run")
