@@ -31,6 +31,11 @@ def restart(env: gym.Env[Any, Any], start: str) -> Any:
     Raises ValueError, KeyError or TypeError where the noted state is that of another kind of environment.
     """
     how = json.loads(start)
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if "was_real_done" in vars(layer):  # of wrappers that make a lost life an episode: start the game itself anew
+            layer.was_real_done = True
+        layer = layer.env
     if "seed" in how:
         return env.reset(seed=how["seed"])[0]
     env.unwrapped.np_random.bit_generator.state = how["state"]
