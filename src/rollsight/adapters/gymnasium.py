@@ -34,7 +34,7 @@ def restart(env: gym.Env[Any, Any], start: str) -> Any:
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
         if "was_real_done" in vars(layer):  # of wrappers that make a lost life an episode: start the game itself anew
-            layer.was_real_done = True
+            vars(layer)["was_real_done"] = True
         layer = layer.env
     if "seed" in how:
         return env.reset(seed=how["seed"])[0]
