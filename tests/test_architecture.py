@@ -72,3 +72,8 @@ def test_naming_an_application_loads_nothing_heavy(application):
 
 def test_how_an_episode_started_needs_gymnasium_only():
     assert not loaded("rollsight.adapters.gymnasium") & {"stable_baselines3", "torch", "duckdb"}
+
+
+def test_training_loads_no_duckdb():
+    """DuckDB 2.0 complains of leaks, on the user's terminal, where a worker process that loaded it ends."""
+    assert "duckdb" not in loaded("rollsight.studies.training_run", "rollsight.studies.runner")

@@ -14,8 +14,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError
+from rollsight.advantages import estimate
 from rollsight.training.acting import Actor, executable
-from rollsight.training.advantages import estimate
 from rollsight.training.collect import Collector, Rollout
 from rollsight.training.environments import Outcome, make
 from rollsight.training.networks import network_of

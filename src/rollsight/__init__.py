@@ -7,8 +7,9 @@ See `score_records` for what the numbers mean. Hosts are attached through `rolls
 `rollsight.runs`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rollsight.lazy import at_first_use
 
 if TYPE_CHECKING:
     from rollsight import objectives as objectives
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Imported at first use: reading a run folder needs no torch, whose import takes seconds.
 _HOMES = {
     "Evaluation": "policy",
     "Policy": "policy",
@@ -37,18 +37,11 @@ _HOMES = {
     "TrustLine": "scoring",
     "score_records": "scoring",
     "trust_line": "scoring",
+    **dict.fromkeys(("objectives", "selection", "targets")),
 }
-_MODULES = ("objectives", "selection", "targets")
 
-__all__ = [*_HOMES, *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"rollsight.{_HOMES[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"rollsight.{name}")
-    raise AttributeError(f"module 'rollsight' has no attribute {name!r}")
+__all__ = [*_HOMES]
+__getattr__ = at_first_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

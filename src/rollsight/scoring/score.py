@@ -255,8 +255,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 f"BatchNorm layer {name!r} {mode}, where a record's loss depends on the other records; {mend}."
             )
     training = [part for part in modules if part.training]
-    first = next(module.parameters(), None)
-    devices = [first.device] if first is not None and first.device.type == "cuda" else []
+    devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
     numpy_state = np.random.get_state(legacy=False)
     with torch.random.fork_rng(devices), torch.enable_grad():
         for part in training:

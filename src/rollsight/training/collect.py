@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
+from rollsight.advantages import estimate
 from rollsight.records import Records
 from rollsight.training import ppo
 from rollsight.training.acting import Actor, executable
-from rollsight.training.advantages import estimate
 from rollsight.training.environments import Environments
 from rollsight.training.networks import Network, Parameters
 

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from rollsight.advantages import estimate
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 
@@ -59,7 +60,8 @@ class Buffer:
         self._grid = order.reshape(-1, steps)  # (E, T) rows of the records
         self.episode = ids["episode"]
         episode = self.episode[self._grid]
-        self._goes_on = episode[:, 1:] == episode[:, :-1]
+        self._ends = np.ones(episode.T.shape, dtype=bool)  # the last row too: what follows it is in `_bootstrap`
+        self._ends[:-1] = (episode[:, 1:] != episode[:, :-1]).T
         self.rewards, self.values = (
             column.double().cpu().numpy() for column in (records.rewards, records.values) if column is not None
         )
@@ -75,17 +77,11 @@ class Buffer:
 
     def advantages(self, rewards: Floats, values: Floats) -> Floats:
         """(N,) GAE of other rewards and values (N,), with the same episodes and the same value after the last step."""
-        gamma, gae_lambda = self._discounts
-        r, v = rewards[self._grid], values[self._grid]
+        paid = rewards[self._grid].T.copy()
+        paid[-1] += self._bootstrap
+        column, _ = estimate(paid, values[self._grid].T, self._ends, np.zeros(len(self._grid)), *self._discounts)
         result = np.empty(len(rewards))
-        running = np.zeros(len(self._grid))
-        for t in reversed(range(r.shape[1])):
-            if t == r.shape[1] - 1:
-                running = r[:, t] + self._bootstrap - v[:, t]
-            else:
-                delta = r[:, t] + gamma * v[:, t + 1] * self._goes_on[:, t] - v[:, t]
-                running = delta + gamma * gae_lambda * self._goes_on[:, t] * running
-            result[self._grid[:, t]] = running
+        result[self._grid.T] = column
         return result
 
     def spoilt(self, rewards: Floats, values: Floats) -> Records:
