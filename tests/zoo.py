@@ -538,3 +538,17 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest |b|."""
     assert a.shape == b.shape, (a.shape, b.shape)
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
+
+
+# --- settings that several tests share
+
+FULL = {"entropy": 0.03, "value": 0.5}  # every term of the loss
+
+
+def held_out(kind: Kind, policy: rs.Policy) -> rs.Records:
+    return kind.records(policy, 7, seed=5)
+
+
+def some_actions(kind: Kind, policy: rs.Policy, pairs: int, each: bool = False) -> tg.Action:
+    other = kind.records(policy, pairs, seed=6, garbage=False)
+    return tg.Action(other.obs, other.actions, each=each)
