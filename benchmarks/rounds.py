@@ -36,6 +36,7 @@ from stable_baselines3.common.logger import Logger
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.selection import DropNegative
 from rollsight.training import environments
+from rollsight.training.arms import Filtered
 from rollsight.training.trainer import FastTrainer, Plan, environment_key
 
 RECORDS, DROP = 2048, 0.125
@@ -69,7 +70,7 @@ def engines_of(env: str) -> dict[str, Callable[[], Row]]:
     for count in (8, 1):
         name = f"{count} env{'s' if count > 1 else ''}"
         stepped = environments.make(env, count, environment_key(0))
-        trainer = FastTrainer(model_of(PPO, env, count), stepped, Plan(DropNegative(DROP, min_keep=64)))
+        trainer = FastTrainer(model_of(PPO, env, count), stepped, Plan(Filtered(DropNegative(DROP, min_keep=64))))
         engines[f"{FAST}, {name}"] = partial(last, trainer)
         engines[f"SB3 PPO, {name}"] = partial(learn, model_of(PPO, env, count))
         if (sbx := optional_sbx()) is not None:

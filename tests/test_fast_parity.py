@@ -21,7 +21,7 @@ from rollsight import RollsightError, score_records
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Snapshot
 from rollsight.studies.networks import MiniGridFeatures
-from rollsight.training import ppo
+from rollsight.training import influence, ppo
 from rollsight.training.batch import Batch, Minibatches, draw_minibatches
 from rollsight.training.networks import evaluate, inputs_of, network_of
 from rollsight.training.twin import copy_into, copy_state_into, optimizer_of, parameters_of
@@ -223,7 +223,7 @@ def _scores_agree(snapshot: Snapshot) -> Any:
     """The scores, equal to `score_records`'s to 1e-5 of the largest."""
     module, rule = snapshot.policy.module, snapshot.rule
     batch = Batch.of(snapshot.records)
-    mine = ppo.scores(network_of(module), rule.normalize_advantage, parameters_of(module), batch, rule.clip_range)
+    mine = influence.scores(network_of(module), rule.normalize_advantage, parameters_of(module), batch, rule.clip_range)
     theirs = score_records(snapshot.policy, snapshot.records, objective=rule.policy_term()).values.numpy()
     assert np.abs(mine - theirs).max() < 1e-5 * np.abs(theirs).max()
     return np.asarray(mine)

@@ -20,7 +20,7 @@ from rollsight.analysis.fidelity.faults import Buffer
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
 from rollsight.studies.training_run import RunSettings, run_training
-from rollsight.training import environments, ppo
+from rollsight.training import environments, influence, ppo
 from rollsight.training.trainer import FastTrainer, Plan
 
 
@@ -116,9 +116,9 @@ def test_same_seed_same_run_with_and_without_evaluation_and_scores(tmp_path: Pat
 
 def test_rounds_compile_once(tmp_path: Path) -> None:
     run_of(tmp_path / "first", "FrozenLake-v1", rounds=1)
-    compiled = [f._cache_size() for f in (ppo._update, ppo.scores, ppo.evaluation)]
+    compiled = [f._cache_size() for f in (ppo._update, influence.scores, ppo.evaluation)]
     run_of(tmp_path / "second", "FrozenLake-v1", rounds=5, selection="random:0.9", seed=4)
-    assert [f._cache_size() for f in (ppo._update, ppo.scores, ppo.evaluation)] == compiled
+    assert [f._cache_size() for f in (ppo._update, influence.scores, ppo.evaluation)] == compiled
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def run_fast(
     """The same run by the fast engine, with the model that Stable-Baselines3 would start from."""
     try:  # here: JAX is an extra
         from rollsight.training import environments
+        from rollsight.training.arms import Filtered
         from rollsight.training.trainer import FastTrainer, Plan, environment_key
     except ImportError as error:
         raise RollsightError(str(error)) from error
@@ -146,8 +147,7 @@ def run_fast(
     rule = options.rule_of(None, settings.selection, settings.unit, seed=settings.seed, floor=model.batch_size)
     side_by_side = min(settings.eval_episodes, _EVALUATED_AT_ONCE)
     plan = Plan(
-        selection=rule,
-        every=settings.every,
+        arm=Filtered(rule, settings.every),
         snapshot_every=options.interval_of(settings.snapshots),
         evaluation=(lambda key: environments.make(settings.env, side_by_side, key)) if side_by_side else None,
         episodes=settings.eval_episodes,

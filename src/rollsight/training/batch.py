@@ -56,22 +56,35 @@ class Minibatches:
     last_epoch: int
 
 
-def draw_minibatches(rng: np.random.RandomState, n: int, rule: UpdateRule, kept: Indices | None) -> Minibatches:
+def draw_minibatches(
+    rng: np.random.RandomState, n: int, rule: UpdateRule, kept: Indices | None, fill: bool = False
+) -> Minibatches:
     """All epochs' minibatches, drawn exactly as `rollsight.update.run_update` draws them.
 
     kept: rows of the survivors, which each epoch repacks (protocol section 1); None trains on the full buffer.
+    fill: goes on with further epochs, the last one possibly cut short, until the full buffer's steps are reached.
     """
     width = rule.batch_size or n
     index = np.zeros((rule.n_epochs * -(-n // width), width), np.int32)
     size = np.zeros(len(index), np.int32)
     steps = last_epoch = 0
-    for _ in range(rule.n_epochs):
-        last_epoch = steps
+    epoch = 0
+    while steps < len(index) if fill else epoch < rule.n_epochs:
+        last_epoch, epoch = steps, epoch + 1
         if kept is None or len(kept) == n:
             parts = full_minibatches(n, rule, rng)
         else:
             parts = repack(rng.permutation(kept), width)
-        for part in parts:
+        for part in parts[: len(index) - steps]:
             index[steps, : len(part)], size[steps] = part, len(part)
             steps += 1
     return Minibatches(index, size, steps, last_epoch)
+
+
+def draw_prioritised(rng: np.random.RandomState, rule: UpdateRule, probabilities: np.ndarray[Any, Any]) -> Minibatches:
+    """As many full minibatches as all epochs have, each record drawn with its probability (N,), with replacement."""
+    n = len(probabilities)
+    width = rule.batch_size or n
+    a_epoch = -(-n // width)
+    index = rng.choice(n, (rule.n_epochs * a_epoch, width), p=probabilities).astype(np.int32)
+    return Minibatches(index, np.full(len(index), width, np.int32), len(index), len(index) - a_epoch)

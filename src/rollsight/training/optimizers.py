@@ -40,11 +40,18 @@ class Optimizer:
         # 1 - beta^step would lose four digits in float32 at the first steps.
         correction1, correction2 = -jnp.expm1(step * math.log(beta1)), -jnp.expm1(step * math.log(beta2))
         first = {name: m + (1 - beta1) * (gradients[name] - m) for name, m in state["exp_avg"].items()}
-        second = {
-            name: beta2 * m + (1 - beta2) * gradients[name] * gradients[name] for name, m in state["exp_avg_sq"].items()
-        }
+        second = self._second_moment(gradients, state)
         size, root = learning_rate / correction1, jnp.sqrt(correction2)
         moved = {
             name: p - size * first[name] / (jnp.sqrt(second[name]) / root + self.eps) for name, p in parameters.items()
         }
         return moved, {"step": step, "exp_avg": first, "exp_avg_sq": second}
+
+    def root_second_moment(self, gradients: Parameters, state: State) -> Parameters:
+        """Adam's root of the bias-corrected second moment once it has taken in these gradients."""
+        correction = -jnp.expm1((state["step"] + 1) * math.log(self.betas[1]))
+        return {name: jnp.sqrt(m / correction) for name, m in self._second_moment(gradients, state).items()}
+
+    def _second_moment(self, gradients: Parameters, state: State) -> Parameters:
+        beta = self.betas[1]
+        return {name: beta * m + (1 - beta) * gradients[name] ** 2 for name, m in state["exp_avg_sq"].items()}

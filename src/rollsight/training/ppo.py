@@ -1,4 +1,4 @@
-"""PPO's update and its records' scores, each one compiled function."""
+"""PPO's update as one compiled function."""
 
 from __future__ import annotations
 
@@ -131,32 +131,6 @@ def _minibatch_loss(
 def evaluation(network: Network, parameters: Parameters, obs: Any, actions: Any) -> Evaluation:
     """Log-probabilities, entropies and values, (N,) each, for observations (N, ...) as environments give them."""
     return evaluate(network, parameters, inputs_of(network, obs), actions)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def scores(network: Network, normalize: bool, parameters: Parameters, batch: Batch, clip_range: float) -> Array:
-    """(N,) `<grad l_i, grad f_return>` at these parameters: the derivative of every record's clipped policy loss along
-    the gradient of `f_return` on the same buffer (Hu et al. 2025, section 3). Invalid records score 0.
-
-    normalize: l_i takes advantages normalised over the buffer; f_return takes them raw.
-    """
-    inputs = inputs_of(network, batch.obs)
-    taken = normalized(batch.advantages, batch.valid) if normalize else batch.advantages
-
-    def log_prob(at: Parameters) -> Array:
-        return jnp.where(batch.valid, evaluate(network, at, inputs, batch.actions).log_prob, 0.0)
-
-    def f_return(at: Parameters) -> Array:
-        mean: Array = jnp.sum(log_prob(at) * batch.advantages) / batch.valid.sum()
-        return mean
-
-    def losses(at: Parameters) -> Array:
-        ratio = jnp.exp(log_prob(at) - jnp.where(batch.valid, batch.log_probs, 0.0))
-        return jnp.where(batch.valid, surrogate(ratio, taken, clip_range), 0.0)
-
-    values: Array
-    _, values = jax.jvp(losses, (parameters,), (jax.grad(f_return)(parameters),))
-    return values
 
 
 def surrogate(ratio: Array, advantages: Array, clip_range: Any) -> Array:

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 
-from rollsight import objectives, runs, targets
+from rollsight import objectives, runs
 from rollsight.adapters.sb3 import summary
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.translate import Translated, evaluate_actions, update_rule
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.scoring import Scores, trust_line
-from rollsight.selection import Rule, Selection
+from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
-from rollsight.training import ppo, twin
+from rollsight.training import twin
 from rollsight.training.acting import Actor
-from rollsight.training.batch import Batch, draw_minibatches
+from rollsight.training.arms import Arm, Filtered
 from rollsight.training.collect import Collector, Rollout
 from rollsight.training.environments import Environments
 from rollsight.training.evaluation import play
 from rollsight.training.networks import network_of
+from rollsight.training.round import Round
 
 # The purposes in the keys of random streams, (seed, round, purpose).
-_ENVIRONMENT, _ACTION, _ORDER, _EVALUATION = 0xE4F, 0xAC7, 0x0DE5, 0xE7A1
+_ENVIRONMENT, _ACTION, _EVALUATION = 0xE4F, 0xAC7, 0xE7A1
 
 
 def environment_key(seed: int) -> tuple[int, ...]:
@@ -39,18 +39,19 @@ def environment_key(seed: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does beside training.
+    """What a run does with its rounds.
 
-    selection: rule that leaves records out, None keeps all; every: score every k-th round only.
+    arm: how each round trains. A round's snapshot replays the arms that are one selection (`arms.Filtered`).
     snapshot_every: rounds between snapshots, 0 for none.
-    evaluation: makes the evaluation's environments from a key; None for no evaluation. episodes: how many.
+    evaluation: makes the evaluation's environments from a key; None for no evaluation. episodes: how many, before
+    training and after every `evaluate_every`-th round.
     """
 
-    selection: Rule | None = None
-    every: int = 1
+    arm: Arm = field(default_factory=Filtered)
     snapshot_every: int = 0
     evaluation: Callable[[tuple[int, ...]], Environments] | None = None
     episodes: int = 0
+    evaluate_every: int = 1
 
 
 class FastTrainer:
@@ -92,65 +93,61 @@ class FastTrainer:
         twin.copy_state_into(self._model.policy.optimizer, self._model.policy, self._state, self._learning_rate)
 
     def _round(self, total: int) -> summary.Summary:
-        model, plan, round = self._model, self._plan, self._rounds
+        model, plan, number = self._model, self._plan, self._rounds
         clock = summary.Clock(time.perf_counter())
-        rng = np.random.default_rng((self._seed, round, _ACTION))
-        rollout = self._collector.collect(self._parameters, model.n_steps, rng, round)
+        rng = np.random.default_rng((self._seed, number, _ACTION))
+        rollout = self._collector.collect(self._parameters, model.n_steps, rng, number)
         clock.lap("time_collect")
+        round = self._frozen(rollout, total)
+        update = plan.arm(round)
+        clock.skip()
+        clock.laps |= {"time_train": update.time_train}
+        if update.time_score:
+            clock.laps |= {"time_score": update.time_score}
+        weights = None if update.selection is None else update.selection.weights
+        found = self._record(rollout, update.scores, update.selection, round.rule.policy_term(), clock)
+        if plan.snapshot_every and number % plan.snapshot_every == 0:
+            twin.copy_state_into(model.policy.optimizer, model.policy, self._state, round.learning_rate)
+            snapshot = Snapshot.take(number, self._policy, model.policy.optimizer, rollout.records, round.rule, weights)
+            if self._writer is not None:
+                before = round.order().get_state()
+                self._writer.write_snapshot(number, replace(snapshot, numpy_state=before).save)
+        moved = update.trained.parameters
+        length = sum(float(np.sum((np.asarray(p) - self._parameters[n]) ** 2)) for n, p in moved.items())
+        self._parameters, self._state = moved, update.trained.state
+        twin.copy_into(model.policy, self._parameters)
+        found |= {
+            "update_norm": length**0.5,
+            "approx_kl": float(update.trained.approx_kl),
+            "optimizer_steps": update.steps,
+            "learning_rate": round.learning_rate,
+        }
+        if number % plan.evaluate_every == 0:
+            found |= self._evaluate(number)
+        if self._writer is not None:
+            self._writer.write_round(number, found)
+        return found
+
+    def _frozen(self, rollout: Rollout, total: int) -> Round:
+        """The round at its end of collection, with the schedules where they are by then."""
+        model = self._model
         model.num_timesteps += len(rollout.records)
         model._update_current_progress_remaining(model.num_timesteps, total)
         rule = update_rule(model)
         assert rule is not None
-        self._learning_rate = learning_rate = float(model.lr_schedule(model._current_progress_remaining))
-        records, batch = rollout.records, Batch.of(rollout.records)
-        scores, selection = None, None
-        if round % plan.every == 0:
-            scores = self._score(rollout, batch, rule.policy_term())
-            selection = None if plan.selection is None else plan.selection(scores)
-            clock.lap("time_score")
-        weights = None if selection is None else selection.weights
-        kept = records.valid if weights is None else weights
-        order = np.random.RandomState(np.random.SeedSequence((self._seed, round, _ORDER)).generate_state(8))
-        before = order.get_state()
-        minibatches = draw_minibatches(order, len(records), rule, np.flatnonzero(kept.numpy()))
-        trained = ppo.update(
-            self._network, self._optimizer, self._parameters, self._state, batch, rule, learning_rate, minibatches
-        )
-        approx_kl = float(trained.approx_kl)  # waits for the compiled update
-        clock.lap("time_train")
-        found = self._record(rollout, scores, selection, rule.policy_term(), clock)
-        if plan.snapshot_every and round % plan.snapshot_every == 0:
-            twin.copy_state_into(model.policy.optimizer, model.policy, self._state, learning_rate)
-            snapshot = Snapshot.take(round, self._policy, model.policy.optimizer, records, rule, weights)
-            if self._writer is not None:
-                self._writer.write_snapshot(round, replace(snapshot, numpy_state=before).save)
-        moved = sum(float(np.sum((np.asarray(p) - self._parameters[n]) ** 2)) for n, p in trained.parameters.items())
-        self._parameters, self._state = trained.parameters, trained.state
-        twin.copy_into(model.policy, self._parameters)
-        found |= {
-            "update_norm": moved**0.5,
-            "approx_kl": approx_kl,
-            "optimizer_steps": minibatches.steps,
-            "learning_rate": learning_rate,
-        }
-        found |= self._evaluate(round)
-        if self._writer is not None:
-            self._writer.write_round(round, found)
-        return found
-
-    def _score(self, rollout: Rollout, batch: Batch, term: objectives.PPO | objectives.A2C) -> Scores:
-        assert isinstance(term, objectives.PPO)
-        normalize = term.normalisation != "raw"
-        values = ppo.scores(self._network, normalize, self._parameters, batch, term.clip_range)
-        return Scores(
-            torch.from_numpy(np.array(values)),
-            None,
-            rollout.records.ids,
-            rollout.records.valid,
-            target=targets.Return().name,
-            normalisation=term.normalisation,
-            backend="jax",
-            reason="the fast engine's forward-mode derivative",
+        self._learning_rate = float(model.lr_schedule(model._current_progress_remaining))
+        return Round(
+            self._rounds,
+            self._seed,
+            self._network,
+            self._optimizer,
+            self._parameters,
+            self._state,
+            rollout.records,
+            rule,
+            self._learning_rate,
+            model.gamma,
+            model.gae_lambda,
         )
 
     def _record(

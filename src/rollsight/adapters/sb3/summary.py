@@ -52,6 +52,10 @@ class Clock:
         self.laps[name] = now - self._last
         self._last = now
 
+    def skip(self) -> None:
+        """The time since the lap before belongs to none."""
+        self._last = time.perf_counter()
+
 
 def of_scores(scores: Scores) -> Summary:
     """Distribution of one round's scores over its valid records."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rollsight import advantages
 from rollsight.adapters.sb3.acting import Actor
 from rollsight.adapters.sb3.environments import environment_of
 from rollsight.analysis.diagnosis import statistics as stats
@@ -89,8 +90,8 @@ class RoundData:
         last = {int(e): int(s) for e, s in zip(self.episode, self.episode_step, strict=True)}
         complete = np.array([lengths.get(e, 0) == last[e] + 1 for e in self.episode.tolist()])
         reward = column_as_floats(self.table, "reward")
-        returns = stats.observed_returns(reward, self.episode, self.episode_step, complete, self.gamma)
-        return stats.tabular_advantages(self._bytes(records.obs), self._bytes(records.actions), returns)
+        returns = advantages.observed_returns(reward, self.episode, self.episode_step, complete, self.gamma)
+        return advantages.tabular_advantages(self._bytes(records.obs), self._bytes(records.actions), returns)
 
     def units(self) -> tuple[str, Array]:
         """What the bootstrap resamples, and its number for each record (N,)."""

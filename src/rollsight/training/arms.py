@@ -1,0 +1,145 @@
+"""Ways to turn a round's records into an update: PPO, PPO on a selection, and the controls of a study (protocol 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+from rollsight.scoring import Scores
+from rollsight.selection import Rule, Selection
+from rollsight.training import rankings
+from rollsight.training.batch import draw_minibatches, draw_prioritised
+from rollsight.training.networks import Network, Parameters
+from rollsight.training.ppo import Trained
+from rollsight.training.rankings import Ranking
+from rollsight.training.round import Round
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a round's update did. steps: optimiser steps; scores, selection: None where there were none.
+
+    time_score: seconds until the records were chosen; time_train: of the rest.
+    """
+
+    trained: Trained
+    steps: int
+    scores: Scores | None
+    selection: Selection | None
+    time_score: float
+    time_train: float
+
+
+Arm: TypeAlias = Callable[[Round], Update]
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """PPO on the records that a rule keeps. The defaults score every record and keep all.
+
+    every:      score every k-th round only; 0 never does: plain PPO.
+    as_many_steps: go on with further epochs over what is kept, up to the number of steps that a full buffer takes.
+    """
+
+    rule: Rule | None = None
+    every: int = 1
+    ranking: Ranking = rankings.f_return
+    as_many_steps: bool = False
+
+    def __call__(self, round: Round) -> Update:
+        started = time.perf_counter()
+        scores, selection = None, None
+        if self.every and round.number % self.every == 0:
+            scores = self.ranking(round)
+            selection = None if self.rule is None else self.rule(scores)
+        chosen = time.perf_counter()
+        minibatches = draw_minibatches(
+            round.order(), len(round.records), round.rule, round.kept(selection), fill=self.as_many_steps
+        )
+        trained = round.train(minibatches)
+        return Update(trained, minibatches.steps, scores, selection, chosen - started, time.perf_counter() - chosen)
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A rule that chooses anew before every epoch, from the whole buffer at the parameters reached by then.
+
+    The scores and the selection that it reports are the first epoch's.
+    """
+
+    rule: Rule
+    ranking: Ranking = rankings.f_return
+
+    def __call__(self, round: Round) -> Update:
+        order, now = round.order(), replace(round, rule=replace(round.rule, n_epochs=1))
+        steps, time_score, time_train, first = 0, 0.0, 0.0, None
+        for _ in range(round.rule.n_epochs):
+            started = time.perf_counter()
+            scores = self.ranking(now)
+            selection = self.rule(scores)
+            chosen = time.perf_counter()
+            minibatches = draw_minibatches(order, len(round.records), now.rule, round.kept(selection))
+            trained = now.train(minibatches)
+            now = now.after(trained)
+            steps += minibatches.steps
+            time_score += chosen - started
+            time_train += time.perf_counter() - chosen
+            first = first or (scores, selection)
+        assert first is not None
+        return Update(trained, steps, *first, time_score, time_train)
+
+
+@dataclass(frozen=True)
+class MatchedNorm:
+    """Plain PPO whose update of the policy is as long as the one that another arm would make from here.
+
+    The policy's parameters move by PPO's own difference, rescaled; parameters of the value function alone stay PPO's.
+    """
+
+    other: Arm
+
+    def __call__(self, round: Round) -> Update:
+        like = self.other(round)
+        mine = Filtered(every=0)(round)
+        names = policy_parameters(round.network, round.parameters)
+        wanted, length = (_distance(round.parameters, t.parameters, names) for t in (like.trained, mine.trained))
+        moved = {
+            name: round.parameters[name] + (p - round.parameters[name]) * (wanted / length) if name in names else p
+            for name, p in mine.trained.parameters.items()
+        }
+        return replace(mine, trained=mine.trained._replace(parameters=moved))
+
+
+@dataclass(frozen=True)
+class Prioritised:
+    """Minibatches drawn with replacement, in proportion to rank(|TD error|)^-exponent (Schaul et al. 2016, rank-based,
+    without importance weights): as many steps as PPO takes."""
+
+    exponent: float = 0.6
+
+    def __call__(self, round: Round) -> Update:
+        started = time.perf_counter()
+        error = np.abs(rankings.temporal_difference_errors(round).numpy())
+        error[~round.batch.valid] = -1.0
+        rank = np.empty(len(error))
+        rank[np.argsort(-error, kind="stable")] = np.arange(1, len(error) + 1)
+        weights = np.where(round.batch.valid, rank**-self.exponent, 0.0)
+        chosen = time.perf_counter()
+        minibatches = draw_prioritised(round.order(), round.rule, weights / weights.sum())
+        trained = round.train(minibatches)
+        return Update(trained, minibatches.steps, None, None, chosen - started, time.perf_counter() - chosen)
+
+
+def policy_parameters(network: Network, parameters: Parameters) -> set[str]:
+    """Names of the parameters that log pi depends on; a trunk that the value function shares is among them."""
+    layers = {layer.name for layer in (*network.features, *network.policy) if layer.name}
+    return {name for name in parameters if name.rpartition(".")[0] in layers or name == "log_std"}
+
+
+def _distance(one: Parameters, other: Parameters, names: set[str]) -> float:
+    return float(jnp.sqrt(sum(jnp.sum((one[name] - other[name]) ** 2) for name in names)))

@@ -1,0 +1,68 @@
+"""One round between its collection and the next: what its update depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from rollsight.records import Records
+from rollsight.selection import Selection
+from rollsight.training import ppo
+from rollsight.training.batch import Batch, Minibatches
+from rollsight.training.networks import Network, Parameters
+from rollsight.training.optimizers import Optimizer, State
+from rollsight.update import Indices, UpdateRule
+
+_ORDER = 0x0DE5  # the purpose in the key of the minibatch order's stream, (seed, round, purpose)
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """Everything that the update of round `number` depends on. gamma, gae_lambda: of its records' advantages."""
+
+    number: int
+    seed: int
+    network: Network
+    optimizer: Optimizer
+    parameters: Parameters
+    state: State
+    records: Records
+    rule: UpdateRule
+    learning_rate: float
+    gamma: float
+    gae_lambda: float
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The records as compiled code takes them."""
+        return Batch.of(self.records)
+
+    def order(self) -> np.random.RandomState:
+        """The stream that minibatches are drawn from, at its start."""
+        return np.random.RandomState(np.random.SeedSequence((self.seed, self.number, _ORDER)).generate_state(8))
+
+    def kept(self, selection: Selection | None) -> Indices:
+        """Rows to train on."""
+        weights = self.records.valid if selection is None else selection.weights
+        return np.flatnonzero(weights.numpy())
+
+    def train(self, minibatches: Minibatches) -> ppo.Trained:
+        """The update over these minibatches."""
+        trained = ppo.update(
+            self.network,
+            self.optimizer,
+            self.parameters,
+            self.state,
+            self.batch,
+            self.rule,
+            self.learning_rate,
+            minibatches,
+        )
+        trained.approx_kl.block_until_ready()  # a clock would else read when the update was asked for
+        return trained
+
+    def after(self, trained: ppo.Trained) -> Round:
+        """The same round at the parameters and optimiser state of a part of its update."""
+        return replace(self, parameters=trained.parameters, state=trained.state)
