@@ -18,7 +18,8 @@ from rollsight.cli.train import describe
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
-    from rollsight.studies.runner import Job, Progress
+    from rollsight.studies.comparison import Run
+    from rollsight.studies.runner import Progress
 
 
 def study(
@@ -69,7 +70,8 @@ def study(
         json: Print the comparison as JSON.
     """
     from rollsight.adapters.sb3.environments import check_environment
-    from rollsight.studies.runner import jobs_of, run_jobs
+    from rollsight.studies.comparison import runs_of
+    from rollsight.studies.runner import run_jobs
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings
 
@@ -84,7 +86,7 @@ def study(
     base = RunSettings(
         env, optimizer=optimizer, lr=lr, rounds=rounds, envs=envs, eval_episodes=eval_episodes, snapshots=snapshots
     )
-    jobs = jobs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
+    jobs = runs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
     settings = jobs[0].settings
     console = Console(stderr=True) if json else output.console()
     limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
@@ -95,7 +97,8 @@ def study(
         soft_wrap=True,
     )
     started = time.monotonic()
-    finished = _show(console, jobs, run_jobs(jobs, len(arms), processes, None if minutes is None else 60 * minutes))
+    time_limit = None if minutes is None else 60 * minutes
+    finished = _show(console, jobs, run_jobs(jobs, processes, together=len(arms), seconds=time_limit))
     seconds = time.monotonic() - started
     done = sorted({job.settings.seed for job in finished})
     console.print(f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")
@@ -110,7 +113,7 @@ def study(
     console.print(f"look inside:     rollsight top {finished[0].out} --bottom", soft_wrap=True)
 
 
-def _show(console: Console, jobs: list[Job], events: Iterator[Progress]) -> list[Job]:
+def _show(console: Console, jobs: list[Run], events: Iterator[Progress[Run]]) -> list[Run]:
     """Draw a bar per running job; return the jobs that finished, in the order of `jobs`."""
     finished = []
     with round_bars(console) as progress:
@@ -118,7 +121,7 @@ def _show(console: Console, jobs: list[Job], events: Iterator[Progress]) -> list
         for event in events:
             job = event.job
             if job.name not in bars:
-                bars[job.name] = progress.add_task(job.name, total=job.settings.rounds, detail="")
+                bars[job.name] = progress.add_task(job.name, total=job.rounds, detail="")
             progress.update(bars[job.name], completed=event.rounds)
             if event.summary is not None:
                 progress.update(bars[job.name], detail=describe(event.summary))

@@ -1,4 +1,4 @@
-"""Many runs: arms times seeds, in processes side by side, with one stream of progress."""
+"""Many runs in processes side by side, with one stream of progress."""
 
 from __future__ import annotations
 
@@ -7,70 +7,74 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from rollsight.studies.training_run import RunSettings, run_training
+Report: TypeAlias = Callable[[float, Mapping[str, Any] | None], None]
+"""Takes the rounds done so far, a fraction inside a round, and the summary of a round that just ended."""
 
-Arm: TypeAlias = Literal["ppo", "iif", "random"]
+
+class Job(Protocol):
+    """One run: what is shown of it, and what a process of its own does; it must survive pickling, as its result."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the jobs."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """How many it will train."""
+        ...
+
+    def run(self, report: Report) -> Any:
+        """Do it."""
+        ...
+
+
+AJob = TypeVar("AJob", bound=Job)
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a study: its name, settings and folder."""
+class Progress(Generic[AJob]):
+    """A job has come this far: rounds done, a fraction inside a round; the summary of a round that just ended; the
+    result once it has finished."""
 
-    name: str
-    settings: RunSettings
-    out: Path
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A job has come this far: rounds done, a fraction inside a round; the summary of a round that just ended."""
-
-    job: Job
+    job: AJob
     rounds: float
     summary: Mapping[str, Any] | None = None
     finished: bool = False
+    result: Any = None
 
 
-def jobs_of(base: RunSettings, arms: Sequence[Arm], drop: float, seeds: Sequence[int], folder: Path) -> list[Job]:
-    """Every arm for each seed in turn: all arms share a seed's random streams."""
-    rules = {"ppo": None, "iif": f"negative:{drop}", "random": f"random:{drop}"}
-    jobs = []
-    for seed in seeds:
-        for arm in arms:
-            name = f"{arm}-seed{seed}"
-            settings = replace(base, seed=seed, selection=rules[arm], arm=arm).resolved()
-            jobs.append(Job(name, settings, folder / name))
-    return jobs
-
-
-def run_jobs(jobs: Sequence[Job], arms: int, processes: int, seconds: float | None = None) -> Iterator[Progress]:
+def run_jobs(
+    jobs: Sequence[AJob], processes: int, *, together: int = 1, seconds: float | None = None
+) -> Iterator[Progress[AJob]]:
     """Run the jobs side by side, one thread each, yielding their progress.
 
-    seconds: start the arms of a further seed only while they are expected to end within it; the first two seeds always
-    run.
+    seconds: start the next `together` jobs (the arms of a seed) only while they are expected to end within it; the
+    first two such groups always run.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
-    waiting, running = list(jobs), dict[Future[None], Job]()
+    waiting, running = list(jobs), dict[Future[Any], AJob]()
     durations: list[float] = []
     begun: dict[str, float] = {}
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_process, initargs=(events,)) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < processes:
-                    first_of_seed = (len(jobs) - len(waiting)) % arms == 0
-                    if seconds and first_of_seed and len(jobs) - len(waiting) >= 2 * arms and durations:
+                    begun_jobs = len(jobs) - len(waiting)
+                    first = begun_jobs % together == 0
+                    if seconds and first and begun_jobs >= 2 * together and durations:
                         left = seconds - (time.monotonic() - started)
-                        if left < (arms + 1) / processes * sum(durations) / len(durations):
+                        if left < (together + 1) / processes * sum(durations) / len(durations):
                             waiting.clear()
                             break
                     job = waiting.pop(0)
@@ -80,9 +84,9 @@ def run_jobs(jobs: Sequence[Job], arms: int, processes: int, seconds: float | No
                 yield from _drain(events, jobs)
                 for future in done:
                     job = running.pop(future)
-                    future.result()
+                    result = future.result()
                     durations.append(time.monotonic() - begun[job.name])
-                    yield Progress(job, job.settings.rounds or 0, finished=True)
+                    yield Progress(job, job.rounds, finished=True, result=result)
             yield from _drain(events, jobs)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -91,7 +95,7 @@ def run_jobs(jobs: Sequence[Job], arms: int, processes: int, seconds: float | No
             raise
 
 
-def _drain(events: Any, jobs: Sequence[Job]) -> Iterator[Progress]:
+def _drain(events: Any, jobs: Sequence[AJob]) -> Iterator[Progress[AJob]]:
     by_name = {job.name: job for job in jobs}
     while True:
         try:
@@ -121,8 +125,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job) -> None:
+def _run(job: Job) -> Any:
     def report(rounds: float, summary: Mapping[str, Any] | None) -> None:
         _events.put((job.name, rounds, None if summary is None else dict(summary)))
 
-    run_training(job.settings, job.out, on_progress=report)
+    return job.run(report)

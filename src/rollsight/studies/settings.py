@@ -1,9 +1,13 @@
-"""The paper's settings as data (Hu et al. 2025, section 4): rounds, p and optimiser by environment."""
+"""The paper's settings, read from `paper.toml`, and the common ones for environments that it does not have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal, TypeAlias
 
 from rollsight.adapters.sb3.environments import observations_of
 
@@ -15,28 +19,36 @@ RECORDS_PER_ROUND = 2048
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """rounds: of 2048 records; drop: the paper's p, 0 where it has none; optimizer and lr: PPO's."""
+    """rounds: of 2048 records; drop: the paper's p, 0 where it has none; optimizer and lr: PPO's.
+
+    episodes, every: a full study's evaluations. reported: the paper's results by optimiser, as `paper.toml` has them.
+    """
 
     rounds: int = 50
     drop: float = 0.0
     optimizer: Optimizer = "sgd"
     lr: float = 5e-3
+    episodes: int = 100
+    every: int = 1
+    reported: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-_PAPER = {
-    "FrozenLake-v1": EnvSettings(rounds=50, drop=0.5),
-    "Acrobot-v1": EnvSettings(rounds=50, drop=0.5),
-    "MiniGrid-Empty-8x8-v0": EnvSettings(rounds=40, drop=0.125),
-    "highway-v0": EnvSettings(rounds=100, drop=0.5),
-    "LunarLander-v3": EnvSettings(rounds=150, drop=0.125),
-    "BipedalWalker-v3": EnvSettings(rounds=500, drop=0.0625, optimizer="adam", lr=3e-4),
-}
+@cache
+def paper() -> Mapping[str, EnvSettings]:
+    """The paper's environments and its settings for them, in its order."""
+    text = resources.files("rollsight.studies").joinpath("paper.toml").read_text("utf-8")
+    return {env: _settings(table) for env, table in tomllib.loads(text).items()}
 
 
 def settings_for(env: str) -> EnvSettings:
     """The paper's settings for an environment it has; its common ones, with no dropping, for any other."""
-    if env in _PAPER:
-        return _PAPER[env]
+    if env in paper():
+        return paper()[env]
     if observations_of(env) == "atari":
         return EnvSettings(rounds=500, optimizer="adam", lr=2.5e-4)
     return EnvSettings()
+
+
+def _settings(table: dict[str, Any]) -> EnvSettings:
+    reported = {"adam": table.pop("reported_adam", {}), table["optimizer"]: table.pop("reported")}
+    return EnvSettings(**table.pop("evaluations"), **table, reported=reported)

@@ -42,6 +42,7 @@ class RunSettings:
     algo: Algorithm = "ppo"
     optimizer: Optimizer | None = None
     lr: float | None = None
+    max_grad_norm: float = 0.5
     selection: str | None = None
     unit: str = "record"
     every: int = 1
@@ -107,7 +108,7 @@ def run_training(
     environments = make_environments(settings.env, settings.envs)
     # Before the model, which seeds the global streams: making environments draws from them.
     evaluate = Evaluation(settings.env, settings.eval_episodes, settings.seed) if settings.eval_episodes else None
-    model = _model(settings, environments)
+    model = model_of(settings, environments)
     callback = InfluenceCallback(
         selection=settings.selection,
         unit=settings.unit,
@@ -142,7 +143,7 @@ def run_fast(
         raise RollsightError(f"The fast engine trains PPO, not {settings.algo}; use --engine sb3.")
     training = environments.make(settings.env, settings.envs, environment_key(settings.seed))
     host = make_environments(settings.env, settings.envs)
-    model = _model(settings, host)
+    model = model_of(settings, host)
     assert isinstance(model, PPO)
     rule = options.rule_of(None, settings.selection, settings.unit, seed=settings.seed, floor=model.batch_size)
     side_by_side = min(settings.eval_episodes, _EVALUATED_AT_ONCE)
@@ -156,7 +157,11 @@ def run_fast(
     described |= {"engine": "fast", "stepper": type(training).__name__}
     described |= {"arm": settings.arm, "run_settings": asdict(settings)}
     with runs.create(out, described, overwrite=overwrite) as writer:
-        report = None if on_progress is None else lambda summary: on_progress(summary["round"], summary)
+
+        def report(summary: Mapping[str, Any]) -> None:
+            if on_progress is not None and summary["round"]:
+                on_progress(summary["round"], summary)
+
         FastTrainer(model, training, plan, writer).train(settings.rounds, report)
     host.close()
 
@@ -177,7 +182,8 @@ class _Ticks(BaseCallback):
         return True
 
 
-def _model(settings: RunSettings, environments: Any) -> OnPolicyAlgorithm:
+def model_of(settings: RunSettings, environments: Any) -> OnPolicyAlgorithm:
+    """An untrained model for resolved settings."""
     observations = observations_of(settings.env)
     keywords: dict[str, Any] = {"optimizer_class": _OPTIMIZERS[str(settings.optimizer)], "optimizer_kwargs": {}}
     if settings.optimizer == "adam":
@@ -193,6 +199,7 @@ def _model(settings: RunSettings, environments: Any) -> OnPolicyAlgorithm:
         "learning_rate": settings.lr,
         "n_steps": RECORDS_PER_ROUND // settings.envs,
         "gamma": 0.99,
+        "max_grad_norm": settings.max_grad_norm,
         "seed": settings.seed,
         "device": "cpu",
         "policy_kwargs": keywords,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -24,7 +23,7 @@ from rollsight.training.round import Round
 class Update:
     """What a round's update did. steps: optimiser steps; scores, selection: None where there were none.
 
-    time_score: seconds until the records were chosen; time_train: of the rest.
+    time_score: seconds until the records were chosen; time_train: of the rest; by the round's clock.
     """
 
     trained: Trained
@@ -52,17 +51,17 @@ class Filtered:
     as_many_steps: bool = False
 
     def __call__(self, round: Round) -> Update:
-        started = time.perf_counter()
+        started = round.clock()
         scores, selection = None, None
         if self.every and round.number % self.every == 0:
             scores = self.ranking(round)
             selection = None if self.rule is None else self.rule(scores)
-        chosen = time.perf_counter()
+        chosen = round.clock()
         minibatches = draw_minibatches(
             round.order(), len(round.records), round.rule, round.kept(selection), fill=self.as_many_steps
         )
         trained = round.train(minibatches)
-        return Update(trained, minibatches.steps, scores, selection, chosen - started, time.perf_counter() - chosen)
+        return Update(trained, minibatches.steps, scores, selection, chosen - started, round.clock() - chosen)
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,16 @@ class Rescored:
         order, now = round.order(), replace(round, rule=replace(round.rule, n_epochs=1))
         steps, time_score, time_train, first = 0, 0.0, 0.0, None
         for _ in range(round.rule.n_epochs):
-            started = time.perf_counter()
+            started = round.clock()
             scores = self.ranking(now)
             selection = self.rule(scores)
-            chosen = time.perf_counter()
+            chosen = round.clock()
             minibatches = draw_minibatches(order, len(round.records), now.rule, round.kept(selection))
             trained = now.train(minibatches)
             now = now.after(trained)
             steps += minibatches.steps
             time_score += chosen - started
-            time_train += time.perf_counter() - chosen
+            time_train += round.clock() - chosen
             first = first or (scores, selection)
         assert first is not None
         return Update(trained, steps, *first, time_score, time_train)
@@ -123,16 +122,16 @@ class Prioritised:
     exponent: float = 0.6
 
     def __call__(self, round: Round) -> Update:
-        started = time.perf_counter()
+        started = round.clock()
         error = np.abs(rankings.temporal_difference_errors(round).numpy())
         error[~round.batch.valid] = -1.0
         rank = np.empty(len(error))
         rank[np.argsort(-error, kind="stable")] = np.arange(1, len(error) + 1)
         weights = np.where(round.batch.valid, rank**-self.exponent, 0.0)
-        chosen = time.perf_counter()
+        chosen = round.clock()
         minibatches = draw_prioritised(round.order(), round.rule, weights / weights.sum())
         trained = round.train(minibatches)
-        return Update(trained, minibatches.steps, None, None, chosen - started, time.perf_counter() - chosen)
+        return Update(trained, minibatches.steps, None, None, chosen - started, round.clock() - chosen)
 
 
 def policy_parameters(network: Network, parameters: Parameters) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +22,10 @@ _ORDER = 0x0DE5  # the purpose in the key of the minibatch order's stream, (seed
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Everything that the update of round `number` depends on. gamma, gae_lambda: of its records' advantages."""
+    """Everything that the update of round `number` depends on. gamma, gae_lambda: of its records' advantages.
+
+    clock: what an arm's phases are timed with.
+    """
 
     number: int
     seed: int
@@ -33,6 +38,7 @@ class Round:
     learning_rate: float
     gamma: float
     gae_lambda: float
+    clock: Callable[[], float] = time.perf_counter
 
     @cached_property
     def batch(self) -> Batch:

@@ -45,6 +45,7 @@ class Plan:
     snapshot_every: rounds between snapshots, 0 for none.
     evaluation: makes the evaluation's environments from a key; None for no evaluation. episodes: how many, before
     training and after every `evaluate_every`-th round.
+    clock: what phases are timed with; `time.process_time` does not see what else the machine does.
     """
 
     arm: Arm = field(default_factory=Filtered)
@@ -52,6 +53,7 @@ class Plan:
     evaluation: Callable[[tuple[int, ...]], Environments] | None = None
     episodes: int = 0
     evaluate_every: int = 1
+    clock: Callable[[], float] = time.perf_counter
 
 
 class FastTrainer:
@@ -81,9 +83,9 @@ class FastTrainer:
 
     def train(self, rounds: int, on_round: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         """Train for `rounds` rounds more; schedules run to the last of them. on_round: called with each finished
-        round's summary."""
-        if self._rounds == 0:
-            self._evaluate(0)
+        round's summary, and before the first one with that of round 0 where there is an evaluation."""
+        if self._rounds == 0 and (untrained := self._evaluate(0)) and on_round is not None:
+            on_round({"round": 0, **untrained})
         total = self._model.num_timesteps + rounds * self._model.n_steps * self._model.n_envs
         for _ in range(rounds):
             self._rounds += 1
@@ -94,7 +96,7 @@ class FastTrainer:
 
     def _round(self, total: int) -> summary.Summary:
         model, plan, number = self._model, self._plan, self._rounds
-        clock = summary.Clock(time.perf_counter())
+        clock = summary.Clock(plan.clock(), plan.clock)
         rng = np.random.default_rng((self._seed, number, _ACTION))
         rollout = self._collector.collect(self._parameters, model.n_steps, rng, number)
         clock.lap("time_collect")
@@ -148,6 +150,7 @@ class FastTrainer:
             self._learning_rate,
             model.gamma,
             model.gae_lambda,
+            self._plan.clock,
         )
 
     def _record(
@@ -191,9 +194,9 @@ class FastTrainer:
         plan, key = self._plan, (self._seed, round, _EVALUATION)
         if plan.evaluation is None:
             return {}
-        started = time.perf_counter()
+        started = plan.clock()
         actor = Actor(self._network, self._parameters, self._model.observation_space.shape or ())
         returns, lengths = play(actor, plan.evaluation(key), plan.episodes, np.random.default_rng(key))
         if self._writer is not None:
             self._writer.write_evaluation(round, returns, lengths)
-        return {"evaluation_return": float(np.mean(returns)), "time_eval": time.perf_counter() - started}
+        return {"evaluation_return": float(np.mean(returns)), "time_eval": plan.clock() - started}

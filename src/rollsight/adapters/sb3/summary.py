@@ -4,6 +4,7 @@ table."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,20 +42,20 @@ LOGGED = (
 
 
 class Clock:
-    """Names the time since the lap before."""
+    """Names the time since the lap before. now: the clock that is read."""
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, now: Callable[[], float] = time.perf_counter) -> None:
         self.laps: dict[str, float] = {}
-        self._last = started
+        self._last, self._now = started, now
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
+        now = self._now()
         self.laps[name] = now - self._last
         self._last = now
 
     def skip(self) -> None:
         """The time since the lap before belongs to none."""
-        self._last = time.perf_counter()
+        self._last = self._now()
 
 
 def of_scores(scores: Scores) -> Summary:

@@ -1,0 +1,158 @@
+"""One run of the study: an arm on an environment with a seed, whose learning curve is one CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import PPO
+
+from rollsight.adapters.sb3.environments import make_environments
+from rollsight.runs import whole_file
+from rollsight.studies.paper.arms import Arm
+from rollsight.studies.runner import Report
+from rollsight.studies.settings import settings_for
+from rollsight.studies.training_run import RunSettings, model_of
+
+# Column -> what of the rounds' summaries it is the mean of, since the row before.
+_MEANS = {
+    "train_return": "return_mean",
+    "kept": "kept_frac",
+    "steps": "optimizer_steps",
+    "update_norm": "update_norm",
+    "kl": "approx_kl",
+    "gradient_ratio": "trust_gradient_ratio",
+    "split_half": "trust_split_half",
+    "split_half_permuted": "trust_split_half_permuted",
+}
+# Column -> seconds of processor time since the start of training.
+_SECONDS = {"collect_s": "time_collect", "score_s": "time_score", "train_s": "time_train", "evaluate_s": "time_eval"}
+_AT_ONCE = 50  # environments of an evaluation
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """episodes of the stochastic policy after every `every`-th round."""
+
+    episodes: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. rounds: how many; folder: of the study."""
+
+    env: str
+    arm: Arm
+    seed: int
+    rounds: int
+    evaluations: Evaluations
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.env} {self.arm} {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its curve."""
+        return self.folder / self.env / str(self.arm) / f"{self.seed}.csv"
+
+    def run(self, report: Report) -> str:
+        """Train, and return the curve as the text of its CSV file: a row for each evaluated round.
+
+        Nothing is written: the machine that trains may not be the one with the folder.
+        """
+        from rollsight.training import environments
+        from rollsight.training.trainer import FastTrainer, Plan, environment_key
+
+        arm, env = self.arm.resolved(settings_for(self.env)), self.env
+        settings = RunSettings(
+            env,
+            optimizer=arm.optimizer,
+            lr=arm.lr,
+            max_grad_norm=arm.max_grad_norm,
+            seed=self.seed,
+            envs=arm.envs,
+            rounds=self.rounds,
+        ).resolved()
+        training = environments.make(env, arm.envs, environment_key(self.seed))
+        episodes, every = self.evaluations.episodes, self.evaluations.every
+        plan = Plan(
+            arm.training(self.seed),
+            evaluation=lambda key: environments.make(env, min(episodes, _AT_ONCE), key),
+            episodes=episodes,
+            evaluate_every=every,
+            clock=time.process_time,  # the runs of a study share their machine
+        )
+        host = make_environments(env, arm.envs)
+        rows, pending = list[dict[str, Any]](), list[Mapping[str, Any]]()
+        seconds = dict.fromkeys(_SECONDS, 0.0)
+
+        def follow(summary: Mapping[str, Any]) -> None:
+            pending.append(summary)
+            for column, name in _SECONDS.items():
+                charged = name != "time_score" or arm.kind not in ("random", "matched-steps")
+                seconds[column] += summary.get(name, 0.0) * charged
+            if "evaluation_return" in summary:
+                rows.append(_row(summary, pending, seconds))
+                pending.clear()
+            if summary["round"]:
+                report(summary["round"], summary)
+
+        model = model_of(settings, host)
+        assert isinstance(model, PPO)
+        FastTrainer(model, training, plan).train(self.rounds, follow)
+        host.close()
+        return _text(rows)
+
+    def write(self, curve: str) -> None:
+        """Keep a curve; it appears whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.path) as temporary:
+            temporary.write_text(curve, "utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A learning curve: columns (R,) by name, over the evaluated rounds after training began; `seconds` without
+    evaluation."""
+
+    columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return self.columns[name]
+
+
+def read_curve(path: Path) -> Curve:
+    """A curve as `Cell.write` keeps it; empty cells are nan."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["round"])]
+    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    return Curve({**columns, "seconds": columns["collect_s"] + columns["score_s"] + columns["train_s"]})
+
+
+def _row(
+    summary: Mapping[str, Any], pending: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"round": summary["round"], "return": summary["evaluation_return"]}
+    for column, name in _MEANS.items():
+        known = [value for one in pending if (value := one.get(name)) is not None and np.isfinite(value)]
+        row[column] = float(np.mean(known)) if known else ""
+    return {**row, **seconds}
+
+
+def _text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Five significant digits: the curves of a study are kept with its tables."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    return out.getvalue()
