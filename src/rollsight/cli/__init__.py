@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 from rollsight.errors import RollsightError
 
-# Name and summary of each command. The command `x` is the function `x` in `rollsight.cli.x`; its typed arguments and
-# docstring are its options and help.
+# Name and summary of each command. The command `x y` is the function `x_y` in `rollsight.cli.x_y`; its typed arguments
+# and docstring are its options and help.
 COMMANDS = {
     "train": "Train an agent with Stable-Baselines3 and score, filter and record its rollouts.",
     "study": "Train several ways with the same seeds and compare: plain, filtered, random drop.",
+    "study paper": "Run the paper's experiments and their controls: curves, tables, figures.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",
     "intervene": "Replay rounds without some of their records and compare the policies they end in.",
     "fidelity": "Check the scores of a round against real retraining, beside a ceiling and a null band.",
@@ -52,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     import tyro
 
-    if arguments and arguments[0] in COMMANDS:
-        name = arguments[0]
-        command = getattr(importlib.import_module(f"rollsight.cli.{name}"), name)
-        tyro.cli(command, prog=f"rollsight {name}", args=arguments[1:], config=(tyro.conf.FlagCreatePairsOff,))
-        return
+    for words in (2, 1):
+        if (name := " ".join(arguments[:words])) in COMMANDS:
+            module = name.replace(" ", "_")
+            command = getattr(importlib.import_module(f"rollsight.cli.{module}"), module)
+            tyro.cli(command, prog=f"rollsight {name}", args=arguments[words:], config=(tyro.conf.FlagCreatePairsOff,))
+            return
     # Help and usage errors need the summaries only, not the commands and what they import.
     tyro.extras.subcommand_cli_from_dict(
         {name: _summary_only(summary) for name, summary in COMMANDS.items()},

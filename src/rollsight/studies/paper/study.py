@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rollsight.errors import RollsightError
-from rollsight.studies.paper.arms import Arm, arm_of
+from rollsight.studies.paper.arms import Arm
 from rollsight.studies.paper.cell import Cell, Evaluations
 from rollsight.studies.settings import EnvSettings, paper, settings_for
 
@@ -41,12 +41,6 @@ def envs_of(names: Sequence[str]) -> list[str]:
     if unknown:
         raise RollsightError(f"{unknown[0]} is not in the paper's study: choose from {', '.join(paper())}.")
     return list(names) or list(paper())
-
-
-def arms_in(folder: Path, env: str) -> list[Arm]:
-    """The arms that have a curve there."""
-    found = sorted({path.parent.name for path in (folder / env).glob("*/*.csv")})
-    return [arm_of(name) for name in found]
 
 
 def _named(arm: Arm, settings: EnvSettings) -> Arm:

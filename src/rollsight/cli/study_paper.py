@@ -1,0 +1,124 @@
+"""`rollsight study paper`: the paper's experiments, their controls, and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import TaskID
+
+from rollsight.cli import output
+from rollsight.cli.progress import cores, round_bars
+from rollsight.cli.train import describe
+from rollsight.errors import RollsightError
+
+if TYPE_CHECKING:
+    from rollsight.studies.paper.cell import Cell
+    from rollsight.studies.paper.results import EnvResult
+    from rollsight.studies.runner import Progress
+
+
+def study_paper(
+    *,
+    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ENV,...", help_behavior_hint="(default: all six)")] = (),
+    arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ARM,...")] = ("ppo", "iif", "random"),
+    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 20, quick: 3)")] = None,
+    first_seed: int = 0,
+    budget: Literal["quick", "full"] = "full",
+    processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the cores)")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/paper"),
+    only_report: bool = False,
+) -> None:
+    """Run the paper's experiments with the compiled engine, and write tables, figures and a page.
+
+    A run whose curve is in the folder already is not repeated, so an interrupted study goes on where it was, and arms,
+    seeds and environments can be added later. Arms are written KIND[:P][@lr=X,optimizer=sgd|adam,clip=X|off,envs=N];
+    what is not given is the paper's. Kinds: ppo, iif, random, permuted, crossfit, matched-norm, matched-steps,
+    mismatch, product, prioritised, dtv, dtv-loo, preconditioned, rescored.
+
+    Args:
+        envs: Environments of the paper.
+        arms: What to run, such as ppo iif random, iif:0.25, or ppo@lr=0.015.
+        seeds: Number of seeds; all arms share them.
+        first_seed: The first of them.
+        budget: full has the paper's rounds; quick at most 20 of them and few episodes, to see that all works.
+        processes: Runs side by side, one thread each.
+        ray: Spread the runs over the Ray cluster at this address; local starts one here.
+        out: Folder of the study: curves, tables (results.md, results.csv), figures and index.html.
+        only_report: Run nothing; write tables and figures of what the folder holds.
+    """
+    from rollsight.studies.paper.arms import arm_of
+    from rollsight.studies.paper.results import read_results, write_csv
+    from rollsight.studies.paper.study import cells_of, envs_of
+
+    count = seeds if seeds is not None else {"quick": 3, "full": 20}[budget]
+    at_once = processes if processes is not None else cores()
+    for name, value in {"seeds": count, "processes": at_once}.items():
+        if value < 1:
+            raise RollsightError(f"--{name} is {value}: give at least 1")
+    console = output.console()
+    if not only_report:
+        chosen = [arm_of(arm) for arm in _listed(arms)]
+        cells = cells_of(envs_of(_listed(envs)), chosen, range(first_seed, first_seed + count), budget, out)
+        left = [cell for cell in cells if not cell.path.exists()]
+        console.print(f"{len(cells)} runs, {len(cells) - len(left)} of them done; {at_once} at once", highlight=False)
+        _run(console, left, at_once, ray)
+    results = read_results(out)
+    write_csv(results, out / "results.csv")
+    _report(console, results, out)
+
+
+def _run(console: Console, cells: Sequence[Cell], processes: int, ray: str | None) -> None:
+    """Run the cells, keeping each curve as it comes."""
+    from rollsight.studies.ray_cluster import run_on_ray
+    from rollsight.studies.runner import run_jobs
+
+    if not cells:
+        return
+    events: Iterator[Progress[Cell]] = run_jobs(cells, processes) if ray is None else run_on_ray(cells, ray)
+    with round_bars(console) as progress:
+        whole = progress.add_task("all runs", total=len(cells), detail="")
+        bars: dict[str, TaskID] = {}
+        for event in events:
+            cell = event.job
+            if cell.name not in bars and not event.finished:
+                bars[cell.name] = progress.add_task(cell.name, total=cell.rounds, detail="")
+            if cell.name in bars:
+                progress.update(bars[cell.name], completed=event.rounds)
+                if event.summary is not None:
+                    progress.update(bars[cell.name], detail=describe(event.summary))
+            if event.finished:
+                cell.write(event.result)
+                progress.advance(whole)
+                if cell.name in bars:
+                    progress.remove_task(bars.pop(cell.name))
+
+
+def _report(console: Console, results: Sequence[EnvResult], out: Path) -> None:
+    from rollsight.runs import whole_file
+    from rollsight.studies.paper import figures, tables
+
+    text = tables.markdown(results)
+    with whole_file(out / "results.md") as temporary:
+        temporary.write_text(text, "utf-8")
+    pictures = [figures.draw_curves(result, out / f"{result.env}.png") for result in results]
+    pictures.append(figures.draw_savings(results, out / "savings.png"))
+    pictures.append(figures.write(results, out / "index.html"))
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    output.print_files(console, pictures)
+
+
+def _listed(given: Sequence[str]) -> list[str]:
+    """Words, whether spaces or commas stand between them; commas inside an arm's options stay."""
+    parts = list[str]()
+    for part in ",".join(given).split(","):
+        option = "=" in part and ("@" not in part)
+        if option and parts:
+            parts[-1] += f",{part}"
+        elif part:
+            parts.append(part)
+    return parts

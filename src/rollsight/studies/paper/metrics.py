@@ -1,0 +1,197 @@
+"""What the paper measures of two learning curves, and what protocol section 5 adds: censoring, the null, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy import stats
+
+from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.studies.paper.cell import Curve
+
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+_RESAMPLES = 2000
+_HALVINGS = 200
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What one curve saves against the standard one, each as a share: 0.3 is 30 % less.
+
+    se_ave, se_peak: rounds, over the strictly increasing levels that the standard reached, and at its best level.
+    rt_paper: time to the standard's best level, of the standard's whole time (what the published values equal).
+    rt_peak: the same of the standard's time to that level.
+    unreached: share of the levels never reached, which count as reached one round after the last (censored).
+    """
+
+    se_ave: float
+    se_peak: float
+    rt_paper: float
+    rt_peak: float
+    unreached: float
+
+
+MEASURES = ("se_ave", "se_peak", "rt_paper", "rt_peak", "unreached")
+
+
+def reduction(standard: Curve, other: Curve) -> Reduction:
+    """What `other` saves against `standard`, two curves with the same schedule."""
+    rounds, returns = standard["round"], standard["return"]
+    best = np.maximum.accumulate(returns)
+    rising = np.append(True, best[1:] > best[:-1])
+    mine = [_reached(other, level) for level in best[rising].tolist()]
+    when = np.array([other["round"][i] if i < len(rounds) else rounds[-1] + 1 for i in mine])
+    saved = 1 - when / rounds[rising]
+    peak = int(np.flatnonzero(rising)[-1])
+    # One round after the last, at the time that the other's rounds take.
+    time = other["seconds"][mine[-1]] if mine[-1] < len(rounds) else other["seconds"][-1] * (1 + 1 / rounds[-1])
+    return Reduction(
+        float(saved.mean()),
+        float(saved[-1]),
+        float(1 - time / standard["seconds"][-1]),
+        float(1 - time / standard["seconds"][peak]),
+        float(np.mean([i == len(rounds) for i in mine])),
+    )
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of curves with the same schedule."""
+    names = ("round", "return", "seconds")
+    return Curve({name: np.mean([curve[name] for curve in curves], axis=0) for name in names})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; low and high are nan where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against the standard on common seeds.
+
+    pairs:      measure -> mean over pairs of seeds, with its t-interval.
+    mean_curve: measure -> of the mean curves, with a bootstrap interval over seeds (pairs stay together).
+    final, area: paired difference in return; probability: that a run of the arm ends above one of the standard.
+    """
+
+    pairs: dict[str, Estimate]
+    mean_curve: dict[str, Estimate]
+    final: Interval
+    area: Interval
+    probability: Estimate
+
+
+@dataclass(frozen=True)
+class Null:
+    """Standard against standard, what a measure shows where there is nothing: mean and standard deviation, over all
+    ordered pairs of seeds, and of mean curves of random halves of the seeds."""
+
+    pairs: dict[str, tuple[float, float]]
+    mean_curve: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One arm on its own: interquartile means with stratified bootstrap intervals, means with t-intervals."""
+
+    seeds: int
+    final: Interval
+    area: Interval
+    final_iqm: Estimate
+    area_iqm: Estimate
+
+
+def finals(curves: Sequence[Curve]) -> Floats:
+    """(seeds,) mean returns over the last tenth of the rounds."""
+    return np.array([final_return(curve["round"].astype(np.int64), curve["return"]) for curve in curves])
+
+
+def areas(curves: Sequence[Curve]) -> Floats:
+    """(seeds,) mean returns over all rounds."""
+    return np.array([curve["return"].mean() for curve in curves])
+
+
+def summarise(curves: Sequence[Curve]) -> Summary:
+    """One arm's final returns and areas."""
+    final, area = finals(curves), areas(curves)
+    return Summary(len(curves), t_interval(final), t_interval(area), _bootstrap(_iqm, final), _bootstrap(_iqm, area))
+
+
+def contrast(standard: Sequence[Curve], other: Sequence[Curve]) -> Contrast:
+    """Compare curves of the same seeds, in the same order."""
+    pairs = [reduction(one, two) for one, two in zip(standard, other, strict=True)]
+    rng, resampled = np.random.default_rng(0), list[Reduction]()
+    for _ in range(_HALVINGS if len(standard) > 1 else 0):
+        chosen = rng.integers(len(standard), size=len(standard)).tolist()
+        resampled.append(reduction(mean_curve([standard[i] for i in chosen]), mean_curve([other[i] for i in chosen])))
+    whole = reduction(mean_curve(standard), mean_curve(other))
+    one, two = finals(standard), finals(other)
+    return Contrast(
+        {name: _t([getattr(pair, name) for pair in pairs]) for name in MEASURES},
+        {name: _quantiles(getattr(whole, name), [getattr(r, name) for r in resampled]) for name in MEASURES},
+        t_interval(two - one),
+        t_interval(areas(other) - areas(standard)),
+        _bootstrap(_superiority, two, one),
+    )
+
+
+def null_of(standard: Sequence[Curve]) -> Null | None:
+    """Standard against itself; None for fewer than four seeds."""
+    n = len(standard)
+    if n < 4:
+        return None
+    pairs = [reduction(standard[i], standard[j]) for i in range(n) for j in range(n) if i != j]
+    rng, halves = np.random.default_rng(0), list[Reduction]()
+    for _ in range(_HALVINGS):
+        order = rng.permutation(n).tolist()
+        one, two = (mean_curve([standard[i] for i in part]) for part in (order[: n // 2], order[n // 2 :]))
+        halves.append(reduction(one, two))
+    return Null(*({name: _moments([getattr(r, name) for r in many]) for name in MEASURES} for many in (pairs, halves)))
+
+
+def _reached(curve: Curve, level: float) -> int:
+    """Index of the first evaluation at or above the level; their number where there is none."""
+    above = np.flatnonzero(curve["return"] >= level)
+    return int(above[0]) if len(above) else len(curve["return"])
+
+
+def _iqm(values: Floats, axis: int = -1) -> Any:
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def _superiority(one: Floats, other: Floats) -> float:
+    """Share of the pairs in which `one` is above, ties counting half."""
+    return float(stats.mannwhitneyu(one, other).statistic / (len(one) * len(other)))
+
+
+def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
+    """Each sample is a stratum, resampled on its own."""
+    value = float(statistic(*samples))
+    if min(map(len, samples)) < 2:
+        return Estimate(value, np.nan, np.nan)
+    rng = np.random.default_rng(0)
+    drawn = [float(statistic(*(rng.choice(s, len(s)) for s in samples))) for _ in range(_RESAMPLES)]
+    return _quantiles(value, drawn)
+
+
+def _quantiles(value: float, drawn: Sequence[float]) -> Estimate:
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high))
+
+
+def _t(values: Sequence[float]) -> Estimate:
+    found = t_interval(values)
+    half = np.nan if found.half_width is None else found.half_width
+    return Estimate(found.mean, found.mean - half, found.mean + half)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1))

@@ -1,0 +1,134 @@
+"""What a study's folder holds, put together: every arm on its own, against its standard, and beside the paper."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from rollsight.analysis.learning_curves import Interval
+from rollsight.errors import RollsightError
+from rollsight.runs import whole_file
+from rollsight.studies.paper.arms import KINDS, Arm, arm_of
+from rollsight.studies.paper.cell import Curve, read_curve
+from rollsight.studies.paper.metrics import MEASURES, Contrast, Estimate, Null, Summary, contrast, null_of, summarise
+from rollsight.studies.settings import paper
+
+
+@dataclass(frozen=True, eq=False)
+class ArmResult:
+    """One arm on one environment: its curves by seed, over the rounds that all of them have.
+
+    against: the arm it is compared with, plain PPO with the same options; None where there is none, or it is that arm.
+    """
+
+    arm: Arm
+    curves: Mapping[int, Curve]
+    summary: Summary
+    against: Arm | None
+    contrast: Contrast | None
+
+    def mean(self, name: str) -> float:
+        """A column's mean over rounds and seeds."""
+        values = np.concatenate([curve[name] for curve in self.curves.values()])
+        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+    def seconds(self, phase: str) -> float:
+        """Processor seconds of a phase per round."""
+        return float(np.mean([curve[f"{phase}_s"][-1] / curve["round"][-1] for curve in self.curves.values()]))
+
+
+@dataclass(frozen=True, eq=False)
+class EnvResult:
+    """All arms on one environment; nulls: of each arm that others are compared with."""
+
+    env: str
+    arms: list[ArmResult]
+    nulls: Mapping[Arm, Null]
+
+
+def read_results(folder: Path) -> list[EnvResult]:
+    """The study in a folder, as far as it has come.
+
+    Raises:
+        RollsightError: there is no curve in it, or curves of one environment have different schedules.
+    """
+    envs = [env for env in paper() if (folder / env).is_dir()]
+    results = [_environment(folder, env) for env in envs]
+    if not any(result.arms for result in results):
+        raise RollsightError(f"{folder} holds no curves of a study; run `rollsight study paper --out {folder}` first.")
+    return [result for result in results if result.arms]
+
+
+def write_csv(results: list[EnvResult], path: Path) -> None:
+    """Every figure in one long table: env, arm, seeds, against, measure, value, low, high."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("env", "arm", "seeds", "against", "measure", "value", "low", "high"))
+        for result in results:
+            for one in result.arms:
+                for measure, found in _figures(one):
+                    row = [f"{number:.5g}" for number in (found.value, found.low, found.high)]
+                    writer.writerow((result.env, one.arm, one.summary.seeds, one.against or "", measure, *row))
+
+
+def _environment(folder: Path, env: str) -> EnvResult:
+    found = {arm_of(path.name): _curves(path) for path in sorted((folder / env).iterdir()) if path.is_dir()}
+    found = {arm: curves for arm, curves in found.items() if curves}
+    schedules = {tuple(curve["round"]) for curves in found.values() for curve in curves.values()}
+    if len(schedules) > 1:
+        raise RollsightError(
+            f"{folder / env} has curves of {len(schedules)} different schedules (a quick and a full study, perhaps); "
+            "keep each in a folder of its own."
+        )
+    arms, nulls = list[ArmResult](), dict[Arm, Null]()
+    for arm, curves in sorted(found.items(), key=lambda item: _place(item[0])):
+        against = _standard_of(arm, found)
+        compared = None
+        if against is not None:
+            common = [seed for seed in curves if seed in found[against]]
+            if common:
+                compared = contrast([found[against][s] for s in common], [curves[s] for s in common])
+            if against not in nulls and (null := null_of(list(found[against].values()))) is not None:
+                nulls[against] = null
+        arms.append(ArmResult(arm, curves, summarise(list(curves.values())), against, compared))
+    return EnvResult(env, arms, nulls)
+
+
+def _curves(folder: Path) -> dict[int, Curve]:
+    return {int(path.stem): read_curve(path) for path in sorted(folder.glob("*.csv"), key=lambda p: int(p.stem))}
+
+
+def _standard_of(arm: Arm, found: Mapping[Arm, object]) -> Arm | None:
+    """Plain PPO with the same options, or, for other options of PPO itself, PPO as the paper has it."""
+    choices = (replace(arm, kind="ppo", p=None), Arm("ppo"))
+    return next((one for one in choices if one in found and one != arm), None) if arm != choices[1] else None
+
+
+def _place(arm: Arm) -> tuple[object, ...]:
+    """Arms with the same options together, the standard first."""
+    options = str(replace(arm, kind="ppo", p=None)) != "ppo"
+    return options, str(replace(arm, kind="ppo", p=None)), list(KINDS).index(arm.kind), arm.p or 0.0
+
+
+def _figures(one: ArmResult) -> Iterator[tuple[str, Estimate]]:
+    summary = one.summary
+    yield "final", _estimate(summary.final)
+    yield "area", _estimate(summary.area)
+    yield "final_iqm", summary.final_iqm
+    yield "area_iqm", summary.area_iqm
+    if (compared := one.contrast) is not None:
+        yield "final_gain", _estimate(compared.final)
+        yield "area_gain", _estimate(compared.area)
+        yield "probability", compared.probability
+        for measure in MEASURES:
+            yield f"{measure}_pairs", compared.pairs[measure]
+            yield f"{measure}_mean_curve", compared.mean_curve[measure]
+
+
+def _estimate(interval: Interval) -> Estimate:
+    half = float("nan") if interval.half_width is None else interval.half_width
+    return Estimate(interval.mean, interval.mean - half, interval.mean + half)

@@ -1,0 +1,108 @@
+"""The study as Markdown: what the arms reach, what they save, what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rollsight.analysis.learning_curves import Interval
+from rollsight.studies.paper.metrics import Estimate
+from rollsight.studies.paper.results import EnvResult
+from rollsight.studies.settings import EnvSettings, settings_for
+
+_SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak (paper's)", "rt_peak": "RT_peak"}
+_PHASES = ("collect", "score", "train", "evaluate")
+
+
+def markdown(results: Sequence[EnvResult]) -> str:
+    """All tables, an environment after the other."""
+    return "\n\n".join(_environment(result) for result in results) + "\n"
+
+
+def _environment(result: EnvResult) -> str:
+    settings = settings_for(result.env)
+    rounds = int(next(iter(result.arms[0].curves.values()))["round"][-1])
+    head = (
+        f"## {result.env}\n\n{rounds} rounds of 2048 records, {settings.optimizer} at {settings.lr:g}, paper's p "
+        f"{100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
+        "by seed.\n\n"
+    )
+    return head + "\n\n".join((_returns(result), _savings(result, settings), _deeds(result)))
+
+
+def _returns(result: EnvResult) -> str:
+    columns = ["arm", "seeds", "final return", "IQM", "area", "final gain", "area gain", "P(better)"]
+    rows = []
+    for one in result.arms:
+        s, c = one.summary, one.contrast
+        gains = ["", "", ""] if c is None else [_t(c.final), _t(c.area), _share(c.probability)]
+        rows.append([f"`{one.arm}`", str(s.seeds), _t(s.final), _between(s.final_iqm), _t(s.area), *gains])
+    return table(columns, rows)
+
+
+def _savings(result: EnvResult, settings: EnvSettings) -> str:
+    columns = ["per cent less, against its PPO", *(f"{n}, mean curves" for n in _SHOWN.values())]
+    columns += [f"{n}, by seed" for n in list(_SHOWN.values())[:2]] + ["unreached, by seed"]
+    rows = []
+    for one in result.arms:
+        if (c := one.contrast) is None:
+            continue
+        cells = [_percent(c.mean_curve[name]) for name in _SHOWN]
+        cells += [_percent(c.pairs[name]) for name in ("se_ave", "se_peak")]
+        rows.append([f"`{one.arm}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
+    for arm, null in result.nulls.items():
+        cells = [_moments(null.mean_curve[name]) for name in _SHOWN]
+        cells += [_moments(null.pairs[name]) for name in ("se_ave", "se_peak")]
+        rows.append([f"null: `{arm}` against itself, mean (sd)", *cells, f"{100 * null.pairs['unreached'][0]:.0f}"])
+    for optimizer, reported in settings.reported.items():
+        if reported:
+            known = [_reported(reported.get(name)) for name in ("se_ave", "se_peak", "rt_peak")]
+            rows.append([f"the paper, {optimizer}", *known, "", "", "", ""])
+    return table(columns, rows)
+
+
+def _deeds(result: EnvResult) -> str:
+    columns = ["arm", "kept", "steps", "update norm", "KL", "gradient ratio", "split half", "permuted"]
+    columns += [f"{phase} s" for phase in _PHASES]
+    rows = []
+    for one in result.arms:
+        means = [one.mean(name) for name in ("kept", "steps", "update_norm", "kl", "gradient_ratio", "split_half")]
+        means += [one.mean("split_half_permuted"), *(one.seconds(phase) for phase in _PHASES)]
+        rows.append([f"`{one.arm}`", *("" if np.isnan(value) else f"{value:.3g}" for value in means)])
+    return table(columns, rows)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _t(interval: Interval) -> str:
+    width = "" if interval.half_width is None else f" ± {interval.half_width:.3g}"
+    return f"{interval.mean:.4g}{width}"
+
+
+def _between(e: Estimate) -> str:
+    return f"{e.value:.4g} [{e.low:.4g}, {e.high:.4g}]"
+
+
+def _share(e: Estimate) -> str:
+    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+
+
+def _percent(e: Estimate) -> str:
+    return f"{100 * e.value:.1f} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
+
+
+def _moments(found: tuple[float, float]) -> str:
+    return f"{100 * found[0]:.1f} ({100 * found[1]:.0f})"
+
+
+def _reported(value: float | Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float | int):
+        return f"{value:g}"
+    return " ± ".join(f"{number:g}" for number in value)
