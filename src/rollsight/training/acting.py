@@ -81,7 +81,7 @@ class Actor:
 def executable(actions: Array, space: spaces.Space[Any]) -> Array:
     """Sampled actions (N, ...) as the environment takes them: Gaussian ones clipped to the space, in its shape."""
     if isinstance(space, spaces.Box):
-        return np.clip(actions.reshape((-1, *space.shape)), space.low, space.high)
+        return actions.reshape((-1, *space.shape)).clip(space.low, space.high)
     return actions
 
 
