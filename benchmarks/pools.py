@@ -1,13 +1,12 @@
-"""Are EnvPool's environments the ones that gymnasium has? Episodes of a random policy in both, and a test of each figure.
+"""Are EnvPool's environments the ones that gymnasium has? Episodes of a random policy in both, and tests of them.
 
     python benchmarks/pools.py [--envs ENV...] [--episodes 400] [--json FILE]
 
 Both are stepped as the fast engine steps them. Returns, lengths and every component of the first observation:
 Kolmogorov-Smirnov; the share of episodes that a time limit cuts: Fisher; every component's mean and mean square over an
 episode: Welch over episodes, as records of one episode depend on each other. The lowest p-value of a family is
-multiplied by its size (Bonferroni), and "different" is said below 0.001. With the microseconds that a step of one and
-of eight environments takes by the CPU's clock. The exit code is 1 where an environment that EnvPool steps by default
-is different.
+multiplied by its size (Bonferroni), and "different" is said below 0.001. The exit code is 1 where an environment that
+EnvPool steps by default is different.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,18 +107,6 @@ def compare(one: Episodes, other: Episodes) -> dict[str, float]:
     }
 
 
-def microseconds(env: str, count: int, stepper: Stepper) -> float:
-    """CPU time of a step of `count` environments."""
-    environments = make(env, count, (1,), stepper)
-    environments.reset()
-    rng, n = np.random.default_rng(0), 100 if env.startswith("highway") else 1500
-    actions = [sample(environments.action_space, count, rng) for _ in range(n)]
-    started = time.process_time()
-    for action in actions:
-        environments.step(action)
-    return (time.process_time() - started) / n * 1e6
-
-
 def report(env: str, episodes: int) -> dict[str, Any]:
     seen = {
         stepper: play(make(env, COPIES, (k,), stepper), episodes, np.random.default_rng(k))
@@ -133,7 +119,6 @@ def report(env: str, episodes: int) -> dict[str, Any]:
             "return": (e.returns.mean(), e.returns.std(ddof=1)),
             "length": (e.lengths.mean(), int(e.lengths.max())),
             "cut": e.cut.mean(),
-            "microseconds": {str(count): microseconds(env, count, stepper) for count in (1, 8)},
         }
         spread = np.sqrt(np.maximum(e.square.mean(0) - e.mean.mean(0) ** 2, 0))
         row["observations"][stepper] = {"mean": e.mean.mean(0).tolist(), "sd": spread.tolist()}
@@ -147,7 +132,6 @@ def lines_of(row: dict[str, Any]) -> str:
         found = row[stepper]
         cells = [row["env"] if stepper == "gymnasium" else "", stepper, "{:.3f} ± {:.3f}".format(*found["return"])]
         cells += ["{:.1f} (at most {})".format(*found["length"]), f"{found['cut']:.1%}"]
-        cells += [f"{found['microseconds'][count]:.0f}" for count in ("1", "8")]
         if stepper == "envpool":
             cells += [f"{value:.2g}" for value in row["p"].values()] + ["same" if row["same"] else "**different**"]
         else:
@@ -168,7 +152,7 @@ def main() -> int:
         rows.append(report(env, given.episodes))
         if len(rows) == 1:
             tests = [f"p {name}" for name in rows[0]["p"]]
-            names = ["environment", "stepper", "return ± sd", "length", "cut", "µs, 1 copy", "µs, 8 copies", *tests]
+            names = ["environment", "stepper", "return ± sd", "length", "cut", *tests]
             print("| " + " | ".join([*names, "verdict"]) + " |\n" + "|---" * (len(names) + 1) + "|")
         print(lines_of(rows[-1]), flush=True)
     if given.json is not None:

@@ -105,7 +105,7 @@ class Collector:
         if self._rollout is None:
             rolled, finals = self._roll(actor, noise)
         else:
-            rolled = Rolled(*map(np.asarray, self._rollout(parameters, self._obs, noise)))
+            rolled = Rolled(*map(np.array, self._rollout(parameters, self._obs, noise)))
             ended_at_once = rolled.truncated & ~rolled.terminated & (not environments.resets_next_step)
             finals = [(t, env, rolled.after[t, env]) for t, env in np.argwhere(ended_at_once).tolist()]
         ends = rolled.terminated | rolled.truncated

@@ -40,24 +40,27 @@ def rollout_in(pool: Pool, network: Network) -> Callable[[Parameters, Any, Any],
 
     def rollout(parameters: Parameters, obs: Any, noise: Any) -> Rolled:
         nonlocal handle
-        handle, rolled = compiled(parameters, handle, obs, noise)
-        return rolled
+        handle, columns = compiled(parameters, handle, obs, noise)
+        return Rolled(*columns)
 
     return rollout
 
 
 def _roll(
     pool: Pool, step: Callable[..., Any], network: Network, parameters: Parameters, handle: Array, obs: Any, noise: Any
-) -> tuple[Array, Rolled]:
+) -> tuple[Array, tuple[Array, ...]]:
+    """The next handle, and the columns of `Rolled`."""
+
     def one(carry: tuple[Array, Array], noise: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         handle, obs = carry
         actions = sample(network, parameters, inputs_of(network, obs), noise)
         taken = executable(actions, pool.action_space)
         handle, after, rewards, terminated, truncated = step(handle, taken)
+        after = after.astype(obs.dtype)
 
         def reset(handle: Array) -> tuple[Array, Array]:
             handle, seen, *_ = step(handle, taken)
-            return handle, seen
+            return handle, seen.astype(obs.dtype)
 
         carry = (handle, after)
         if not pool.resets_next_step:
@@ -66,4 +69,4 @@ def _roll(
 
     first = jnp.asarray(obs)
     (handle, last), columns = jax.lax.scan(one, (handle, first), noise)
-    return handle, Rolled(*columns, last)
+    return handle, (*columns, last)

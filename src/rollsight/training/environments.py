@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import gymnasium as gym
@@ -71,16 +73,17 @@ class Environments(Protocol):
 def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = None) -> Environments:
     """`count` environments whose random streams are keyed by `key`.
 
-    stepper: None takes EnvPool for several copies of what it has and is installed, gymnasium otherwise. Raises
-    `RollsightError` for unknown environments and for those that the fast engine does not wrap.
+    stepper: None takes EnvPool, where it is installed, for the environments in `POOLED`, and gymnasium for others.
+    Raises `RollsightError` for unknown environments and for those that the fast engine does not wrap.
     """
     check_environment(env)
     if observations_of(env) == "atari":
         raise RollsightError(f"The fast engine does not stack Atari's frames ({env}); use --engine sb3.")
     seeds = [int(seed % 2**31) for seed in np.random.SeedSequence(key).generate_state(count)]
     if stepper is None:
-        # One environment at a time, a pool's threads cost more than its environments save.
-        stepper = "envpool" if count > 1 and env in POOLED and _has_envpool() else "gymnasium"
+        # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.
+        faster = count > 1 or sys.platform == "linux"
+        stepper = "envpool" if faster and env in POOLED and _has_envpool() else "gymnasium"
     return Pool(env, seeds) if stepper == "envpool" else Copies(env, seeds)
 
 
@@ -141,22 +144,20 @@ class Pool:
         self.count, self.resets_next_step = len(seeds), len(seeds) > 1
         options = {"num_envs": len(seeds), "env_seed": list(seeds), "num_threads": 1}
         self._pool = envpool.make(env, env_type="gymnasium", **options)
-        example = make_environment(env, disable_env_checker=True)
-        self.action_space, space = example.action_space, example.observation_space
-        example.close()
+        space, self.action_space = _spaces(env)
         self._dtype, self._see = space.dtype, channels_first(space)
         self._type = np.int32 if isinstance(self.action_space, gym.spaces.Discrete) else np.float32
 
     def reset(self) -> Outcome:
-        return Outcome(self._shown(self._pool.reset()[0]), None, None, None)
+        return Outcome(self._shown(self._pool.reset()[0]).astype(self._dtype), None, None, None)
 
     def step(self, actions: Array) -> Outcome:
         actions = actions.astype(self._type)
         obs, rewards, terminated, truncated, _ = self._pool.step(actions)
-        seen, finals = self._shown(obs), list[tuple[int, Array]]()
+        seen, finals = self._shown(obs).astype(self._dtype), list[tuple[int, Array]]()
         if not self.resets_next_step and (terminated[0] or truncated[0]):
             finals = [(0, seen[0])] if truncated[0] else []
-            seen = self._shown(self._pool.step(actions)[0])
+            seen = self._shown(self._pool.step(actions)[0]).astype(self._dtype)
         return Outcome(seen, rewards, terminated, truncated, finals)
 
     def close(self) -> None:
@@ -178,7 +179,15 @@ class Pool:
 
     def _shown(self, obs: Any) -> Any:
         """(E, ...) as the gymnasium environment's wrappers show it: of MiniGrid's dictionary, the image alone."""
-        return self._see(obs["image"] if isinstance(obs, dict) else obs).astype(self._dtype)
+        return self._see(obs["image"] if isinstance(obs, dict) else obs)
+
+
+@cache  # every evaluation makes its environments anew
+def _spaces(env: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """What the policy sees of a gymnasium environment, before images are transposed, and does in it."""
+    example = make_environment(env, disable_env_checker=True)
+    example.close()
+    return example.observation_space, example.action_space
 
 
 def channels_first(space: gym.Space[Any]) -> Callable[[Any], Any]:
