@@ -15,6 +15,7 @@ pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rolls
 
 from rollsight import RollsightError
 from rollsight.advantages import estimate
+from rollsight.training import collect
 from rollsight.training.acting import Actor, executable
 from rollsight.training.collect import Collector, Rollout
 from rollsight.training.environments import Outcome, make
@@ -52,6 +53,9 @@ class Counting:
             self._steps = np.where(over, 0, self._steps)
             self._over = np.zeros(2, dtype=bool)
         return Outcome(self._see(), rewards, over & ~cut, cut, finals)
+
+    def close(self) -> None:
+        pass
 
 
 def rollouts(resets_next_step: bool, steps: int, rounds: int = 2) -> tuple[list[Rollout], Any]:
@@ -170,6 +174,93 @@ def test_values_are_the_policys(settings: dict[str, Any]) -> None:
     with torch.no_grad():
         expected = model.policy.predict_values(model.policy.obs_to_tensor(obs)[0]).flatten().numpy()
     assert np.allclose(actor.values(obs), expected, atol=1e-5)
+
+
+def pooled(env: str, count: int, rounds: int = 2) -> tuple[list[Rollout], Any]:
+    """Rounds of 300 rows in EnvPool, and the policy."""
+    policy = policy_of(env)
+    collector = Collector(make(env, count, (1, 2), "envpool"), network_of(policy), 0.9, 0.8)
+    parameters, steps = parameters_of(policy), 300 // count
+    return [collector.collect(parameters, steps, np.random.default_rng(k), k) for k in range(rounds)], policy
+
+
+def policy_of(env: str) -> Any:
+    from stable_baselines3 import PPO
+
+    from rollsight.adapters.sb3.environments import make_environments
+    from rollsight.studies.networks import MiniGridFeatures
+
+    keywords: dict[str, Any] = {}
+    if env.startswith("MiniGrid"):
+        keywords = {"features_extractor_class": MiniGridFeatures, "normalize_images": False, "net_arch": []}
+    kind = "CnnPolicy" if keywords else "MlpPolicy"
+    return PPO(kind, make_environments(env, 1), policy_kwargs=keywords, device="cpu", seed=0).policy
+
+
+@pytest.mark.parametrize(
+    ("env", "count"), [("CartPole-v1", 1), ("CartPole-v1", 3), ("FrozenLake-v1", 3), ("MiniGrid-Empty-8x8-v0", 2)]
+)
+def test_the_compiled_rollout_is_the_plain_one(env: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("envpool", reason="needs EnvPool")
+    compiled, _ = pooled(env, count)
+    monkeypatch.setattr(collect, "rollout_in", lambda pool, network: None)
+    plain, _ = pooled(env, count)
+    for one, other in zip(compiled, plain, strict=True):
+        for name in ("obs", "actions", "valid"):
+            mine, theirs = getattr(one.records, name), getattr(other.records, name)
+            assert mine.dtype == theirs.dtype
+            assert torch.equal(mine, theirs)
+        for name in ("rewards", "advantages", "returns", "log_probs"):
+            assert torch.allclose(getattr(one.records, name), getattr(other.records, name), atol=1e-5)
+        assert np.array_equal(one.episodes.episode_step, other.episodes.episode_step)
+        assert np.array_equal(one.episodes.finished_returns, other.episodes.finished_returns)
+
+
+def test_the_compiled_rollout_clips_actions_and_records_them_as_sampled() -> None:
+    pytest.importorskip("envpool", reason="needs EnvPool")
+    (first, _), policy = pooled("BipedalWalker-v3", 2)
+    actions = first.records.actions.numpy()
+    noise = Actor(network_of(policy), parameters_of(policy), (24,)).noise(np.random.default_rng(0), 150, 2)
+    with torch.no_grad():
+        mean = policy.get_distribution(first.records.obs).distribution.mean.numpy()  # type: ignore[arg-type]
+    assert np.abs(actions - mean - noise.swapaxes(0, 1).reshape(300, 4)).max() < 1e-5
+    assert actions.max() > 1
+
+
+def test_a_single_pooled_environment_loses_no_row() -> None:
+    """Time limits included: the last observation counts, the next row shows the next episode's first."""
+    pytest.importorskip("envpool", reason="needs EnvPool")
+    for env, limit in (("CartPole-v1", None), ("MiniGrid-Empty-8x8-v0", 256)):
+        for rollout in pooled(env, 1)[0]:
+            records, step = rollout.records, rollout.episodes.episode_step[:, 0]
+            assert bool(records.valid.all())
+            first = torch.from_numpy(step == 0)
+            assert first.any()
+            if limit is None:
+                assert float(records.obs[first].abs().max()) <= 0.05  # type: ignore[index]
+                assert bool((records.rewards == 1).all())  # type: ignore[union-attr]
+            for last in np.flatnonzero(step == (limit or 0) - 1):
+                assert float(records.rewards[last]) != 0  # type: ignore[index]
+                assert last == len(step) - 1 or step[last + 1] == 0
+
+
+def test_minigrid_in_envpool_is_minigrid() -> None:
+    """Bit by bit, over the end of an episode: the room is always the same one."""
+    pytest.importorskip("envpool", reason="needs EnvPool")
+    mine, theirs = (make("MiniGrid-Empty-8x8-v0", 1, (0,), stepper) for stepper in ("gymnasium", "envpool"))
+    assert np.array_equal(mine.reset().obs, theirs.reset().obs)
+    rng, ended = np.random.default_rng(0), []
+    for _ in range(1500):
+        action = rng.choice(7, 1, p=[0.15, 0.3, 0.4, 0.05, 0.05, 0.03, 0.02])
+        one, other = mine.step(action), theirs.step(action)
+        assert np.array_equal(one.obs, other.obs)
+        assert one.obs.dtype == other.obs.dtype
+        assert one.rewards == pytest.approx(list(other.rewards), abs=1e-6)
+        assert (*one.terminated, *one.truncated) == (*other.terminated, *other.truncated)
+        assert [i for i, _ in one.finals] == [i for i, _ in other.finals]
+        assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(one.finals, other.finals, strict=True))
+        ended += ["goal"] * one.terminated[0] + ["time"] * one.truncated[0]
+    assert set(ended) == {"goal", "time"}
 
 
 @pytest.mark.parametrize("stepper", ["gymnasium", "envpool"])

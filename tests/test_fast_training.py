@@ -84,7 +84,7 @@ def test_snapshots_replay_into_the_next_round(settings: dict[str, Any], tmp_path
         rows = np.array(stored["valid"])
         assert not any(stored["kept"][i] for i in np.flatnonzero(~rows))
         Buffer(snapshot.records, 0.99, 0.95)  # raises where the advantages are not GAE of the stored columns
-    pooled = run.metadata["stepper"] == "Pool"
+    pooled = run.metadata["stepper"] == "Pool" and settings.get("envs", 1) > 1  # a single one resets at once
     assert pooled == any(not bool(snapshot.records.valid.all()) for snapshot in frozen)
 
 
@@ -92,9 +92,13 @@ def test_snapshots_replay_into_the_next_round(settings: dict[str, Any], tmp_path
 def test_the_run_folder_is_the_other_engines(env: str, tmp_path: Path) -> None:
     fast, host = (run_of(tmp_path / engine, env, engine, eval_episodes=3) for engine in ("fast", "sb3"))
     for round in (1, 2, 3):
-        assert fast.records(round).schema == host.records(round).schema
-    mine, theirs = (run.sql("select * from rounds limit 0").columns for run in (fast, host))
-    assert set(mine) == set(theirs)
+        mine, theirs = (run.records(round).schema for run in (fast, host))
+        assert mine.names == theirs.names
+        if fast.metadata["stepper"] == "Pool":  # which does not say how its episodes started
+            mine, theirs = (schema.remove(schema.get_field_index("episode_start")) for schema in (mine, theirs))
+        assert mine == theirs
+    mine_in_rounds, theirs_in_rounds = (run.sql("select * from rounds limit 0").columns for run in (fast, host))
+    assert set(mine_in_rounds) == set(theirs_in_rounds)
     assert fast.evaluation_rounds == host.evaluation_rounds == [0, 1, 2, 3]
     assert set(fast.metadata) == set(host.metadata) | {"engine", "stepper"}
     first, theirs_first = snapshots_of(fast)[0], snapshots_of(host)[0]

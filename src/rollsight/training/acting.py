@@ -78,10 +78,13 @@ class Actor:
         return x
 
 
-def executable(actions: Array, space: spaces.Space[Any]) -> Array:
-    """Sampled actions (N, ...) as the environment takes them: Gaussian ones clipped to the space, in its shape."""
+def executable(actions: Any, space: spaces.Space[Any]) -> Any:
+    """Sampled actions (N, ...) as the environment takes them: Gaussian ones clipped to the space, in its shape.
+
+    For arrays of NumPy and of JAX.
+    """
     if isinstance(space, spaces.Box):
-        return np.clip(actions.reshape((-1, *space.shape)), space.low, space.high)
+        return actions.reshape((-1, *space.shape)).clip(space.low, space.high)
     return actions
 
 

@@ -1,4 +1,4 @@
-"""Collection: one round's records, episode by episode, and nothing but NumPy between the steps."""
+"""Collection: one round's records, episode by episode; between the steps compiled code or NumPy, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rollsight.advantages import estimate
 from rollsight.records import Records
 from rollsight.training import ppo
 from rollsight.training.acting import Actor, executable
-from rollsight.training.environments import Environments
+from rollsight.training.compiled import Rolled, rollout_in
+from rollsight.training.environments import Environments, Pool
 from rollsight.training.networks import Network, Parameters
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -57,6 +58,7 @@ class Collector:
         self._tracker = EpisodeTracker()
         self._tracker.begin(environments.count)
         begun = environments.reset()
+        self._rollout = rollout_in(environments, network) if isinstance(environments, Pool) else None
         self._obs = begun.obs
         self._starts: list[tuple[int, int, Any]] = [(0, i, how) for i, how in begun.starts]
         self._ended = np.ones(environments.count, dtype=bool)
@@ -66,7 +68,7 @@ class Collector:
     def collect(self, parameters: Parameters, steps: int, rng: np.random.Generator, round: int) -> Rollout:
         """`steps` steps in every environment. rng: of the policy's actions; round: the records' identity."""
         actor = Actor(self._network, parameters, self._obs.shape[1:])
-        done = self._step(actor, steps, rng)
+        done = self._step(actor, parameters, steps, rng)
         episodes = self._episodes(done)
         ids = {"round": np.full(done.ends.shape, round), "episode": episodes.episode}
         columns = self._evaluate(done, parameters)
@@ -97,15 +99,36 @@ class Collector:
         )
         return Rollout(records, episodes)
 
-    def _step(self, actor: Actor, steps: int, rng: np.random.Generator) -> _Steps:
-        environments, count = self._environments, self._environments.count
-        noise = actor.noise(rng, steps, count)
-        obs = np.empty((steps, *self._obs.shape), self._obs.dtype)
-        example = actor.act(self._obs, noise[0])
+    def _step(self, actor: Actor, parameters: Parameters, steps: int, rng: np.random.Generator) -> _Steps:
+        environments = self._environments
+        noise = actor.noise(rng, steps, environments.count)
+        if self._rollout is None:
+            rolled, finals = self._roll(actor, noise)
+        else:
+            rolled = Rolled(*map(np.array, self._rollout(parameters, self._obs, noise)))
+            ended_at_once = rolled.truncated & ~rolled.terminated & (not environments.resets_next_step)
+            finals = [(t, env, rolled.after[t, env]) for t, env in np.argwhere(ended_at_once).tolist()]
+        ends = rolled.terminated | rolled.truncated
+        begins = np.concatenate([self._ended[None], ends[:-1]])
+        valid = np.ones_like(ends)
+        if environments.resets_next_step:
+            valid = ~np.concatenate([self._resetting[None], ends[:-1]])
+            self._resetting = ends[-1]
+        starts, self._starts = self._starts, [(t - steps, env, how) for t, env, how in self._starts if t >= steps]
+        self._ended, self._obs = ends[-1], rolled.last.astype(self._obs.dtype)
+        cut = rolled.truncated & ~rolled.terminated
+        obs, rewards = rolled.obs.astype(self._obs.dtype, copy=False), rolled.rewards.astype(float)
+        return _Steps(obs, rolled.actions, rewards, ends, cut, begins, valid, finals, starts, self._obs)
+
+    def _roll(self, actor: Actor, noise: Array) -> tuple[Rolled, list[tuple[int, int, Array]]]:
+        """Step after step, in plain Python; and the last observations of episodes that were cut off (`_Steps`)."""
+        environments, (steps, count), seen = self._environments, noise.shape[:2], self._obs
+        obs = np.empty((steps, *seen.shape), seen.dtype)
+        example = actor.act(seen, noise[0])
         actions = np.empty((steps, *example.shape), example.dtype)
         rewards = np.empty((steps, count))
         terminated, truncated = np.empty((steps, count), dtype=bool), np.empty((steps, count), dtype=bool)
-        finals, starts, seen = list[tuple[int, int, Array]](), self._starts, self._obs
+        finals = list[tuple[int, int, Array]]()
         for t in range(steps):
             obs[t] = seen
             actions[t] = chosen = actor.act(seen, noise[t])
@@ -115,17 +138,8 @@ class Collector:
             if outcome.finals:
                 finals += [(t, env, last) for env, last in outcome.finals]
             if outcome.starts:
-                starts += [(t + 1, env, how) for env, how in outcome.starts]
-        ends = terminated | truncated
-        begins = np.concatenate([self._ended[None], ends[:-1]])
-        valid = np.ones_like(ends)
-        if environments.resets_next_step:
-            valid = ~np.concatenate([self._resetting[None], ends[:-1]])
-            self._resetting = ends[-1]
-        self._starts = [(t - steps, env, how) for t, env, how in starts if t >= steps]
-        self._ended, self._obs = ends[-1], np.array(seen)
-        cut = truncated & ~terminated
-        return _Steps(obs, actions, rewards, ends, cut, begins, valid, finals, starts, self._obs)
+                self._starts += [(t + 1, env, how) for env, how in outcome.starts]
+        return Rolled(obs, actions, rewards, terminated, truncated, None, seen), finals
 
     def _episodes(self, done: _Steps) -> RoundEpisodes:
         """The tracker's columns; a step that only resets is its episode's step -1."""

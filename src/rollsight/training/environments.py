@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import gymnasium as gym
@@ -16,8 +18,15 @@ from rollsight.errors import RollsightError
 Array: TypeAlias = np.ndarray[Any, Any]
 Stepper: TypeAlias = Literal["gymnasium", "envpool"]
 
-# Where returns and episode lengths of a random policy in EnvPool were compared with the gymnasium environment's.
-_POOLED = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3", "FrozenLake-v1")
+# EnvPool's environments that were found to be gymnasium's (benchmarks/pools.py, docs/studies/engine.md).
+POOLED = (
+    "CartPole-v1",
+    "Acrobot-v1",
+    "LunarLander-v3",
+    "FrozenLake-v1",
+    "MiniGrid-Empty-8x8-v0",
+    "BipedalWalker-v3",
+)
 
 
 class Outcome(NamedTuple):
@@ -56,20 +65,25 @@ class Environments(Protocol):
         """Step every environment, with actions (E, ...) as they take them."""
         ...
 
+    def close(self) -> None:
+        """Give back what the environments hold."""
+        ...
+
 
 def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = None) -> Environments:
     """`count` environments whose random streams are keyed by `key`.
 
-    stepper: None takes EnvPool for several copies of what it has and is installed, gymnasium otherwise. Raises
-    `RollsightError` for unknown environments and for those that the fast engine does not wrap.
+    stepper: None takes EnvPool, where it is installed, for the environments in `POOLED`, and gymnasium for others.
+    Raises `RollsightError` for unknown environments and for those that the fast engine does not wrap.
     """
     check_environment(env)
     if observations_of(env) == "atari":
         raise RollsightError(f"The fast engine does not stack Atari's frames ({env}); use --engine sb3.")
     seeds = [int(seed % 2**31) for seed in np.random.SeedSequence(key).generate_state(count)]
     if stepper is None:
-        # One environment at a time, a pool's threads cost more than its environments save.
-        stepper = "envpool" if count > 1 and env in _POOLED and _has_envpool() else "gymnasium"
+        # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.
+        faster = count > 1 or sys.platform == "linux"
+        stepper = "envpool" if faster and env in POOLED and _has_envpool() else "gymnasium"
     return Pool(env, seeds) if stepper == "envpool" else Copies(env, seeds)
 
 
@@ -109,37 +123,78 @@ class Copies:
             cut.append(truncated)
         return Outcome(self._obs, rewards, ended, cut, finals, starts)
 
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
 
 class Pool:
-    """EnvPool's environments, which reset in the step after the one that ends their episode."""
+    """EnvPool's environments, which reset in the step after the one that ends their episode.
 
-    resets_next_step = True
+    A single one is stepped once more at once, so that it resets as gymnasium's do and no row is lost.
+    """
 
     def __init__(self, env: str, seeds: Sequence[int]) -> None:
         try:
             import envpool
         except ImportError as error:
             raise RollsightError("EnvPool is not installed: pip install 'rollsight[fast]'") from error
-        self.count = len(seeds)
+        if env not in envpool.list_all_envs():
+            raise RollsightError(f"EnvPool has no environment {env!r}; step it with gymnasium.")
+        self.count, self.resets_next_step = len(seeds), len(seeds) > 1
         options = {"num_envs": len(seeds), "env_seed": list(seeds), "num_threads": 1}
         self._pool = envpool.make(env, env_type="gymnasium", **options)
-        example = make_environment(env, disable_env_checker=True)
-        self.action_space, self._space = example.action_space, example.observation_space
-        example.close()
+        space, self.action_space = _spaces(env)
+        self._dtype, self._see = space.dtype, channels_first(space)
         self._type = np.int32 if isinstance(self.action_space, gym.spaces.Discrete) else np.float32
 
     def reset(self) -> Outcome:
-        return Outcome(self._pool.reset()[0].astype(self._space.dtype), None, None, None)
+        return Outcome(self._shown(self._pool.reset()[0]).astype(self._dtype), None, None, None)
 
     def step(self, actions: Array) -> Outcome:
-        obs, rewards, terminated, truncated, _ = self._pool.step(actions.astype(self._type))
-        return Outcome(obs.astype(self._space.dtype, copy=False), rewards, terminated, truncated)
+        actions = actions.astype(self._type)
+        obs, rewards, terminated, truncated, _ = self._pool.step(actions)
+        seen, finals = self._shown(obs).astype(self._dtype), list[tuple[int, Array]]()
+        if not self.resets_next_step and (terminated[0] or truncated[0]):
+            finals = [(0, seen[0])] if truncated[0] else []
+            seen = self._shown(self._pool.step(actions)[0]).astype(self._dtype)
+        return Outcome(seen, rewards, terminated, truncated, finals)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def compiled(self) -> tuple[Any, Callable[[Any, Any], tuple[Any, ...]]]:
+        """A handle on the environments, and their step for compiled code: from a handle and actions (E, ...) to the
+        next handle, observations, rewards, terminated, truncated. It never steps once more.
+
+        Raises `RuntimeError` where EnvPool has no such interface (it has it on Linux).
+        """
+        handle, _, _, step = self._pool.xla()
+
+        def stepped(handle: Any, actions: Any) -> tuple[Any, ...]:
+            handle, (obs, *others, _) = step(handle, actions.astype(self._type))
+            return handle, self._shown(obs), *others
+
+        return handle, stepped
+
+    def _shown(self, obs: Any) -> Any:
+        """(E, ...) as the gymnasium environment's wrappers show it: of MiniGrid's dictionary, the image alone."""
+        return self._see(obs["image"] if isinstance(obs, dict) else obs)
+
+
+@cache  # every evaluation makes its environments anew
+def _spaces(env: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """What the policy sees of a gymnasium environment, before images are transposed, and does in it."""
+    example = make_environment(env, disable_env_checker=True)
+    example.close()
+    return example.observation_space, example.action_space
 
 
 def channels_first(space: gym.Space[Any]) -> Callable[[Any], Any]:
-    """From an environment's observation to the policy's: images with channels first, as the host transposes them."""
+    """From observations (..., height, width, channels) to the policy's: images with channels first, as the host
+    transposes them; others as they are."""
     if isinstance(space, gym.spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
-        return lambda obs: np.asarray(obs).transpose(2, 0, 1)
+        return lambda obs: obs.swapaxes(-1, -2).swapaxes(-2, -3)
     return lambda obs: obs
 
 

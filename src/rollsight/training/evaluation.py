@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 
 from rollsight.training.acting import Actor, executable
@@ -11,10 +13,17 @@ from rollsight.training.environments import Environments
 def play(
     actor: Actor, environments: Environments, episodes: int, rng: np.random.Generator
 ) -> tuple[list[float], list[int]]:
-    """Returns and lengths of `episodes` episodes.
+    """Returns and lengths of `episodes` episodes in new environments, which are closed afterwards.
 
     Each environment plays its share of them, fixed beforehand: taking the first to finish would favour short ones.
     """
+    with closing(environments):
+        return _play(actor, environments, episodes, rng)
+
+
+def _play(
+    actor: Actor, environments: Environments, episodes: int, rng: np.random.Generator
+) -> tuple[list[float], list[int]]:
     count = environments.count
     left = np.array([(episodes + i) // count for i in range(count)])
     total, length = np.zeros(count), np.zeros(count, dtype=np.int64)

@@ -102,6 +102,16 @@ def evaluate(network: Network, parameters: Parameters, inputs: Array, actions: A
     return Evaluation(log_prob, entropy, value)
 
 
+def sample(network: Network, parameters: Parameters, inputs: Array, noise: Array) -> Array:
+    """(N,) or (N, D) actions in inputs (N, ...), from noise (N, D) as `Actor.noise` draws it."""
+    scores = forward(network.policy, parameters, forward(network.features, parameters, inputs))
+    if not network.choices:
+        return scores + jnp.exp(parameters["log_std"]) * noise
+    scores = scores + noise
+    columns = [part.argmax(1) for part in jnp.split(scores, np.cumsum(network.choices)[:-1].tolist(), axis=1)]
+    return columns[0] if len(columns) == 1 else jnp.stack(columns, axis=1)
+
+
 def forward(layers: tuple[Layer, ...], parameters: Parameters, x: Array) -> Array:
     """The layers, one after the other."""
     for layer in layers:
