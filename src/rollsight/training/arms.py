@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rollsight.scoring import Scores
-from rollsight.selection import Rule, Selection
+from rollsight.scoring.ranks import spearman
+from rollsight.selection import DropNegative, Rule, Selection
 from rollsight.training import rankings
 from rollsight.training.batch import draw_minibatches, draw_prioritised
 from rollsight.training.networks import Network, Parameters
@@ -91,6 +92,24 @@ class Rescored:
             first = first or (scores, selection)
         assert first is not None
         return Update(trained, steps, *first, time_score, time_train)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """IIF whose p is how far its scores can be believed: their correlation between the gradients of two halves of the
+    buffer, stepped up to the whole buffer (Spearman-Brown); nothing is dropped where the halves do not agree."""
+
+    min_keep: int = 0
+
+    def __call__(self, round: Round) -> Update:
+        return Filtered(DropNegative(self.p(round), min_keep=self.min_keep))(round)
+
+    def p(self, round: Round) -> float:
+        """The fraction of the negative records to drop in this round."""
+        _, one, other = rankings.against_halves(round)
+        valid = round.batch.valid
+        agreement = spearman(one[valid], other[valid])
+        return 2 * agreement / (1 + agreement) if agreement > 0 else 0.0
 
 
 @dataclass(frozen=True)

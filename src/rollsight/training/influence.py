@@ -31,17 +31,14 @@ def scores(network: Network, normalize: bool, parameters: Parameters, batch: Bat
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def cross_fitted(
+def against_halves(
     network: Network, normalize: bool, parameters: Parameters, batch: Batch, clip_range: float, first: Array
 ) -> Array:
-    """(N,) `scores` with each record against the gradient of the half that does not hold it. first: (N,) booleans."""
+    """(2, N) `scores` against the gradient of each half of the buffer. first: (N,) booleans, its first half."""
     log_prob = _log_prob(network, batch)
     losses = _losses(log_prob, normalize, batch, clip_range)
-    against_one, against_other = (
-        _along(losses, parameters, jax.grad(_f_return(log_prob, batch, batch.valid & half))(parameters))
-        for half in (first, ~first)
-    )
-    return jnp.where(first, against_other, against_one)
+    directions = [jax.grad(_f_return(log_prob, batch, batch.valid & half))(parameters) for half in (first, ~first)]
+    return jnp.stack([_along(losses, parameters, direction) for direction in directions])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -6,7 +6,7 @@ Each takes a round to one number for each record, which `rollsight.selection` dr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from rollsight.training.networks import Parameters
 from rollsight.training.round import Round
 
 Ranking: TypeAlias = Callable[[Round], Scores]
+Floats: TypeAlias = np.ndarray[Any, Any]
 
 _PERMUTATION, _HALVES = 0x9E47, 0x4A1F  # the purposes in the keys of random streams, (seed, round, purpose)
 
@@ -42,9 +43,16 @@ def permuted(round: Round) -> Scores:
 
 def cross_fitted(round: Round) -> Scores:
     """Each record against the gradient of the half that does not hold its episode."""
+    first, one, other = against_halves(round)
+    return _scores(round, np.where(first, other, one))
+
+
+def against_halves(round: Round) -> tuple[Floats, Floats, Floats]:
+    """Which records are in the first half, and all records' scores against each half's gradient, (N,) each."""
     key = np.random.SeedSequence((round.seed, round.number, _HALVES)).generate_state(1)
     first = split_halves(round.records, int(key[0])).numpy()
-    return _scores(round, influence.cross_fitted(round.network, *_of(round, round.batch), first))
+    one, other = np.asarray(influence.against_halves(round.network, *_of(round, round.batch), first))
+    return first, one, other
 
 
 def preconditioned(round: Round) -> Scores:

@@ -88,6 +88,7 @@ class Arm:
             "dtv-loo": lambda: arms.Filtered(episodes, ranking=rankings.objective_without_own_episode),
             "preconditioned": lambda: arms.Filtered(drop, ranking=rankings.preconditioned),
             "rescored": lambda: arms.Rescored(drop),
+            "adaptive": lambda: arms.Adaptive(_FLOOR),
         }
         return made[self.kind]()
 

@@ -1,0 +1,227 @@
+"""The arms of a study do to a round what their names say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sb3_zoo import make_model
+
+pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+
+from rollsight import score_records, targets
+from rollsight.adapters.sb3 import InfluenceCallback
+from rollsight.scoring.halves import split_halves
+from rollsight.selection import DropNegative, DropRandom
+from rollsight.snapshot import Snapshot
+from rollsight.training import arms, rankings
+from rollsight.training.networks import network_of
+from rollsight.training.round import Round
+from rollsight.training.twin import optimizer_of, parameters_of
+
+DROP = DropNegative(0.5, min_keep=8)
+GAMMA, LAMBDA = 0.99, 0.95
+
+
+def frozen(**settings: Any) -> tuple[Snapshot, Round]:
+    """The second round of a Stable-Baselines3 model, twice: as a snapshot and as the engine has it."""
+    model = make_model(**{"n_envs": 3, **settings})
+    callback = InfluenceCallback(snapshots="every:2")
+    model.learn(48, callback=callback)
+    snapshot = callback.snapshot
+    assert snapshot is not None
+    module = snapshot.policy.module
+    optimizer, state = optimizer_of(module, snapshot.optimizer)
+    rate = snapshot.optimizer.param_groups[0]["lr"]
+    start = (network_of(module), optimizer, parameters_of(module), state)
+    return snapshot, Round(2, 7, *start, snapshot.records, snapshot.rule, rate, GAMMA, LAMBDA)
+
+
+def torch_scores(snapshot: Snapshot, **options: Any) -> np.ndarray:
+    return score_records(
+        snapshot.policy, snapshot.records, objective=snapshot.rule.policy_term(), **options
+    ).values.numpy()
+
+
+def agree(mine: Any, theirs: Any) -> None:
+    assert np.abs(theirs).max() > 0
+    assert np.abs(np.asarray(mine) - theirs).max() < 2e-5 * np.abs(theirs).max()
+
+
+def moved(round: Round, update: arms.Update, names: set[str]) -> float:
+    after = update.trained.parameters
+    return float(
+        np.sqrt(sum(float(((np.asarray(after[n]) - np.asarray(round.parameters[n])) ** 2).sum()) for n in names))
+    )
+
+
+def test_preconditioned_scores_are_torchs() -> None:
+    snapshot, round = frozen()
+    theirs = torch_scores(snapshot, optimizer=snapshot.optimizer)
+    agree(rankings.preconditioned(round).values, theirs)
+    with pytest.raises(AssertionError):
+        agree(rankings.f_return(round).values, theirs)
+
+
+def test_cross_fitted_scores_see_the_other_half_only() -> None:
+    snapshot, round = frozen()
+    seen = rankings.cross_fitted(round).values
+    key = np.random.SeedSequence((7, 2, 0x4A1F)).generate_state(1)
+    first = split_halves(snapshot.records, int(key[0]))
+    for half in (first, ~first):
+        other = snapshot.records.take((~half).nonzero().flatten())
+        agree(seen[half], torch_scores(snapshot, target=targets.Return(records=other))[half.numpy()])
+
+
+def test_dtv_without_the_own_episode() -> None:
+    snapshot, round = frozen()
+    prepared = round.rule.policy_term().prepare(snapshot.records)
+    whole = torch_scores(snapshot, target=targets.Return(records=prepared))
+    agree(rankings.objective(round).values, whole)
+    episode = snapshot.records.ids["episode"]
+    mine = rankings.objective_without_own_episode(round).values
+    for number in episode.unique().tolist():
+        rows = episode == number
+        own = prepared.take(rows.nonzero().flatten())
+        part = torch_scores(snapshot, target=targets.Return(records=own)) * len(own) / len(prepared)
+        agree(mine[rows], (whole - part)[rows.numpy()])
+
+
+def test_permuted_advantages_move_between_records_and_with_the_round() -> None:
+    snapshot, round = frozen()
+    before = snapshot.records.advantages.clone()
+    one, again, plain = (f(round).values for f in (rankings.permuted, rankings.permuted, rankings.f_return))
+    assert torch.equal(one, again)
+    assert torch.equal(snapshot.records.advantages, before)
+    assert not torch.allclose(one, plain, rtol=0.1)
+    later = Round(3, *[getattr(round, name) for name in list(Round.__dataclass_fields__)[1:]])
+    assert not torch.equal(rankings.permuted(later).values, one)
+
+
+def test_td_errors_add_up_to_the_advantages() -> None:
+    snapshot, round = frozen()
+    errors, episode, env = (
+        rankings.temporal_difference_errors(round),
+        *(snapshot.records.ids[n] for n in ("episode", "env")),
+    )
+    total, last = 0.0, None
+    for row in reversed(range(len(errors))):
+        here = (int(episode[row]), int(env[row]))
+        total = float(errors[row]) + GAMMA * LAMBDA * (total if here == last else 0.0)
+        last = here
+        assert total == pytest.approx(float(snapshot.records.advantages[row]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "lowest_first"),
+    [
+        (rankings.sign_mismatch, lambda a_bar, a: -np.abs(a_bar - a)),
+        (rankings.agreement, lambda a_bar, a: a_bar * a),
+    ],
+)
+def test_heuristics_drop_records_with_wrong_signs_only(
+    ranking: rankings.Ranking, lowest_first: Callable[..., Any]
+) -> None:
+    _, round = frozen(obs="discrete")
+    scores = ranking(round)
+    dropped = DROP(scores).dropped.numpy()
+    a, a_bar = round.records.advantages.numpy(), rankings._tabular(round).numpy()
+    wrong = np.flatnonzero(np.sign(a) * np.sign(a_bar) < 0)
+    assert len(dropped) == len(wrong) // 2 > 0
+    expected = wrong[np.argsort(lowest_first(a_bar, a)[wrong], kind="stable")][: len(dropped)]
+    assert set(dropped.tolist()) == set(expected.tolist())
+
+
+def test_plain_ppo_neither_scores_nor_drops() -> None:
+    _, round = frozen()
+    update = arms.Filtered(every=0)(round)
+    assert (update.scores, update.selection) == (None, None)
+    kept_all = arms.Filtered()(round)
+    assert kept_all.scores is not None
+    assert moved(round, update, set(round.parameters)) == moved(round, kept_all, set(round.parameters)) > 0
+
+
+def test_an_update_as_long_as_iifs() -> None:
+    _, round = frozen()
+    iif, plain, matched = (
+        arm(round) for arm in (arms.Filtered(DROP), arms.Filtered(every=0), arms.MatchedNorm(arms.Filtered(DROP)))
+    )
+    policy = arms.policy_parameters(round.network, round.parameters)
+    assert 0 < len(policy) < len(round.parameters)
+    assert moved(round, matched, policy) == pytest.approx(moved(round, iif, policy), rel=1e-4)
+    assert moved(round, plain, policy) != pytest.approx(moved(round, iif, policy), rel=1e-3)
+    for name in set(round.parameters) - policy:
+        assert np.array_equal(matched.trained.parameters[name], plain.trained.parameters[name])
+    name = next(iter(sorted(policy)))
+    ways = [
+        (np.asarray(u.trained.parameters[name]) - np.asarray(round.parameters[name])).ravel() for u in (matched, plain)
+    ]
+    assert np.corrcoef(*ways)[0, 1] > 0.999
+
+
+def test_as_many_steps_over_fewer_records() -> None:
+    _, round = frozen()
+    rule = DropRandom(DropNegative(0.7), 3)
+
+    def all_negative(round: Round) -> Any:
+        return replace(scores := rankings.f_return(round), values=-1 - scores.values.abs())
+
+    short, long = (arms.Filtered(rule, ranking=all_negative, as_many_steps=many)(round) for many in (False, True))
+    plain = arms.Filtered(every=0)(round)
+    assert short.steps < long.steps == plain.steps
+    assert short.selection is not None
+    assert long.selection is not None
+    assert torch.equal(short.selection.weights, long.selection.weights)
+
+
+def test_prioritised_minibatches_hold_large_errors_more_often() -> None:
+    _, round = frozen()
+    from rollsight.training.batch import draw_prioritised
+
+    rank = np.arange(1, len(round.records) + 1)
+    weights = rank**-0.6 / (rank**-0.6).sum()
+    drawn = np.concatenate(
+        [draw_prioritised(np.random.RandomState(s), round.rule, weights).index.ravel() for s in range(300)]
+    )
+    share = np.bincount(drawn, minlength=len(rank)) / len(drawn)
+    assert np.abs(share - weights).max() < 0.01
+    assert arms.Prioritised()(round).steps == arms.Filtered(every=0)(round).steps
+
+
+def test_rescoring_goes_by_the_parameters_of_each_epoch() -> None:
+    _, round = frozen(learning_rate=0.05)
+    seen = list[Any]()
+
+    def ranking(now: Round) -> Any:
+        seen.append(rankings.f_return(now).values.numpy())
+        return rankings.f_return(now)
+
+    update = arms.Rescored(DROP, ranking)(round)
+    assert len(seen) == round.rule.n_epochs > 1
+    assert np.array_equal(seen[0], rankings.f_return(round).values.numpy())
+    assert not np.allclose(seen[-1], seen[0], rtol=0.01)
+    once = arms.Filtered(DROP)(round)
+    assert once.selection is not None
+    assert update.selection is not None
+    assert torch.equal(update.selection.weights, once.selection.weights)
+    assert moved(round, update, set(round.parameters)) != moved(round, once, set(round.parameters))
+
+
+def test_p_follows_the_agreement_of_the_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, round = frozen()
+    one = np.random.default_rng(0).normal(size=len(round.records))
+
+    def halves(agreement: float) -> Callable[[Round], Any]:
+        return lambda _: (None, one, agreement * one)
+
+    for agreement, p in ((1.0, 1.0), (-1.0, 0.0)):
+        monkeypatch.setattr(rankings, "against_halves", halves(agreement))
+        assert arms.Adaptive().p(round) == pytest.approx(p)
+        selection = arms.Adaptive()(round).selection
+        assert selection is not None
+        scores = rankings.f_return(round).values
+        assert selection.reached == int(p * int((scores < 0).sum()))

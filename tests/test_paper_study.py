@@ -1,0 +1,181 @@
+"""`rollsight study paper`: arms as text, the measures of the paper, and a study that goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+
+from rollsight import RollsightError, cli
+from rollsight.studies.paper import metrics
+from rollsight.studies.paper.arms import KINDS, arm_of
+from rollsight.studies.paper.cell import Cell, Curve, Evaluations, read_curve
+from rollsight.studies.paper.results import read_results
+from rollsight.studies.paper.study import cells_of
+from rollsight.studies.ray_cluster import run_on_ray
+from rollsight.studies.settings import paper, settings_for
+
+LAKE = "FrozenLake-v1"
+
+
+def curve(returns: list[float], seconds: list[float] | None = None, every: int = 1) -> Curve:
+    rounds = every * np.arange(1.0, len(returns) + 1)
+    return Curve({"round": rounds, "return": np.array(returns), "seconds": np.array(seconds or rounds, float)})
+
+
+@pytest.mark.parametrize(
+    "text", ["ppo", "iif:0.25", "iif:0.125@optimizer=adam,lr=0.001,clip=off,envs=8", "dtv-loo@clip=1"]
+)
+def test_arms_are_written_as_they_are_read(text: str) -> None:
+    assert str(arm_of(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("iff", "'iff' is unknown; choose from ppo"),
+        ("ppo:0.5", "ppo takes no p"),
+        ("iif:2", "p=2.0 is outside"),
+        ("iif:half", "half"),
+        ("iif@lr=-1", "lr=-1 is no option"),
+        ("iif@momentum=0.9", "momentum=0.9 is no option"),
+        ("iif@optimizer=rmsprop", "optimizer=rmsprop"),
+    ],
+)
+def test_arms_that_are_none(text: str, named: str) -> None:
+    with pytest.raises(RollsightError, match=named):
+        arm_of(text)
+
+
+def test_what_is_not_given_is_the_papers() -> None:
+    cells = cells_of(
+        [LAKE],
+        [arm_of("iif"), arm_of("iif:0.5"), arm_of("iif:0.5@lr=0.005"), arm_of("iif@lr=0.1")],
+        [4],
+        "full",
+        Path("x"),
+    )
+    assert [str(cell.path) for cell in cells] == [f"x/{LAKE}/iif:0.5/4.csv", f"x/{LAKE}/iif:0.5@lr=0.1/4.csv"]
+    assert (cells[0].rounds, cells[0].evaluations) == (50, Evaluations(1000, 1))
+    assert settings_for(LAKE).reported["sgd"]["se_ave"] == [33.7, 3.4]
+    assert list(paper())[-1] == "BipedalWalker-v3"
+
+
+def test_every_kind_of_arm_can_be_made() -> None:
+    settings = settings_for(LAKE)
+    for kind in KINDS:
+        assert callable(arm_of(kind).resolved(settings).training(seed=0))
+
+
+def test_the_papers_measures_by_hand() -> None:
+    standard = curve([1, 3, 2, 5, 5])  # levels 1, 3, 5 in rounds 1, 2, 4
+    other = curve([3, 3, 5, 5, 5], [2, 4, 6, 8, 10])  # in rounds 1, 1, 3
+    found = metrics.reduction(standard, other)
+    assert found.se_ave == pytest.approx((0 + 1 / 2 + 1 / 4) / 3)
+    assert found.se_peak == pytest.approx(1 / 4)
+    assert found.rt_paper == pytest.approx(1 - 6 / 5)
+    assert found.rt_peak == pytest.approx(1 - 6 / 4)
+    assert found.unreached == 0
+
+
+def test_levels_that_are_never_reached_count_as_one_round_late() -> None:
+    found = metrics.reduction(curve([1, 2, 3, 4]), curve([1, 2, 2, 2]))
+    assert found.se_ave == pytest.approx((0 + 0 + (1 - 5 / 3) + (1 - 5 / 4)) / 4)
+    assert found.se_peak == pytest.approx(1 - 5 / 4)
+    assert found.unreached == 0.5
+    assert found.rt_paper == pytest.approx(1 - 5 / 4)
+    sparse = metrics.reduction(curve([1, 2], every=10), curve([0, 1], every=10))
+    assert sparse.se_ave == pytest.approx(((1 - 20 / 10) + (1 - 21 / 20)) / 2)
+
+
+def test_the_null_of_equal_arms_is_wide_and_an_arm_is_judged_on_common_seeds() -> None:
+    rng = np.random.default_rng(0)
+    runs = [curve((np.arange(20) + rng.normal(0, 4, 20)).tolist()) for _ in range(8)]
+    null = metrics.null_of(runs)
+    assert null is not None
+    assert null.pairs["se_ave"][0] < 0 < null.pairs["se_ave"][1]
+    assert metrics.null_of(runs[:3]) is None
+    same = metrics.contrast(runs, runs)
+    assert same.pairs["se_ave"].value == same.final.mean == 0
+    assert same.probability.value == 0.5
+    better = [curve((one["return"] + 5).tolist()) for one in runs]
+    found = metrics.contrast(runs, better)
+    assert found.final.mean == pytest.approx(5)
+    assert found.final.half_width == pytest.approx(0, abs=1e-9)
+    assert found.mean_curve["se_ave"].value > 0.1
+    assert found.probability.value > 0.7
+    assert metrics.summarise(runs).final_iqm.low < metrics.summarise(runs).final_iqm.value
+
+
+def study(out: Path, *more: str) -> list[str]:
+    return ["study", "paper", "--envs", LAKE, "--budget", "quick", "--out", str(out), *more]
+
+
+def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    assert cli.main(study(out, "--seeds", "1", "--arms", "ppo,iif", "--processes", "2")) == 0
+    assert "2 runs, 0 of them done" in capsys.readouterr().out
+    kept = {path: path.read_bytes() for path in out.rglob("*.csv") if path.stem == "0"}
+    assert {path.parent.name for path in kept} == {"ppo", "iif:0.5"}
+    assert cli.main(study(out, "--seeds", "1", "--arms", "ppo", "iif", "random")) == 0
+    shown = capsys.readouterr().out
+    assert "3 runs, 2 of them done" in shown
+    assert "| `random:0.5` | 1 |" in shown
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    names = {path.name for path in out.iterdir()}
+    assert names == {LAKE, f"{LAKE}.png", "savings.png", "results.md", "results.csv", "index.html"}
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["arm"] for row in rows} == {"ppo", "iif:0.5", "random:0.5"}
+    lake = read_results(out)[0]
+    plain, iif, random = lake.arms
+    assert plain.mean("kept") == 1
+    assert iif.mean("kept") < 1
+    assert iif.mean("steps") < plain.mean("steps")
+    assert random.seconds("score") == plain.seconds("score") < iif.seconds("score") or random.seconds("score") == 0
+    assert plain.curves[0]["round"].tolist() == list(range(2, 21, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--envs", "CartPole-v1"], "CartPole-v1 is not in the paper's study"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--arms", "iif@lr"], "'iif@lr' is no arm"),
+        (["--only-report"], "holds no curves"),
+    ],
+)
+def test_bad_input(arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["study", "paper", "--out", str(tmp_path / "study"), *arguments]) == 1
+    assert named in capsys.readouterr().err
+
+
+def test_curves_of_different_schedules_are_not_mixed(tmp_path: Path) -> None:
+    for arm, every in (("ppo", 1), ("iif:0.5", 2)):
+        cell = Cell(LAKE, arm_of(arm), 0, 4, Evaluations(2, every), tmp_path)
+        rows = [f"{r},0.5,1,1,1" for r in range(every, 5, every)]
+        cell.write("\n".join(["round,return,collect_s,score_s,train_s", *rows]))
+    with pytest.raises(RollsightError, match="2 different schedules"):
+        read_results(tmp_path)
+
+
+def test_a_ray_cluster_gives_the_same_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="needs Ray (pip install 'rollsight[ray]')")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
+    cells = [Cell(LAKE, arm_of(arm), 3, 2, Evaluations(4, 1), tmp_path) for arm in ("ppo", "iif:0.5")]
+    finished = {event.job.name: event.result for event in run_on_ray(cells, "local") if event.finished}
+    assert sorted(finished) == sorted(cell.name for cell in cells)
+    for cell in cells:
+        cell.write(finished[cell.name])
+        there, columns = read_curve(cell.path), ("return", "kept", "steps", "update_norm")
+        cell.write(cell.run(_silent))
+        here = read_curve(cell.path)
+        assert all(np.array_equal(there[name], here[name]) for name in columns)
+
+
+def _silent(rounds: float, summary: Any) -> None: ...
