@@ -102,7 +102,11 @@ class Adaptive:
     min_keep: int = 0
 
     def __call__(self, round: Round) -> Update:
-        return Filtered(DropNegative(self.p(round), min_keep=self.min_keep))(round)
+        started = round.clock()
+        p = self.p(round)
+        spent = round.clock() - started
+        update = Filtered(DropNegative(p, min_keep=self.min_keep))(round)
+        return replace(update, time_score=update.time_score + spent)
 
     def p(self, round: Round) -> float:
         """The fraction of the negative records to drop in this round."""
