@@ -150,11 +150,10 @@ class _Job:
 
     def by(self, backend: str) -> Tensor:
         if backend == "layerwise":
-            with Layers(self.policy) as layers:
-                fits = len(self.prepared) <= self.chunk_size
-                if fits and self.own_records and not self.cross_fit and self.optimizer is None:
-                    return self.shared_pass(layers)[:, None]
-                layerwise.check_coverage(layers, self.prepared, self.objective)
+            layers, fits = Layers(self.policy), len(self.prepared) <= self.chunk_size
+            if fits and self.own_records and not self.cross_fit and self.optimizer is None:
+                return self.shared_pass(layers)[:, None]
+            layerwise.check_coverage(layers, self.prepared, self.objective)
         if self.cross_fit:
             first = split_halves(self.records, self.seed)
             columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
