@@ -26,7 +26,7 @@ def gradient(
 ) -> Direction:
     """Gradient of sum(term) / count over the records, in chunks; zero for parameters the term does not reach."""
     parameters = policy.trainable()
-    total: Direction = {}
+    total: Direction = {} if len(records) else {name: in_float32(torch.zeros_like(p)) for name, p in parameters.items()}
     for start in range(0, len(records), chunk_size):
         part = records.take(slice(start, start + chunk_size))
         grads = gradient_of(term(policy(part), part).sum() / count, parameters)

@@ -137,6 +137,12 @@ class Call:
         out = self.layer.apply(self.layer.module, self.x, self.layer.slices(direction, self.x))
         return in_float32(out).mul_(g_out).flatten(1).sum(1)
 
+    def record_gradients(self, g_out: Tensor) -> dict[str, Tensor]:
+        """(n, size) each record's own parameter gradient, by full name, of an `nn.Linear`."""
+        x, g = (in_float32(part.reshape(len(part), -1, part.shape[-1])) for part in (self.x, g_out))
+        grads = {"weight": lambda: torch.bmm(g.transpose(1, 2), x).flatten(1), "bias": lambda: g.sum(1)}
+        return {full: grads[name]() for name, full in self.layer.names.items()}
+
     def gradient(self, g_out: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The layer's parameter gradient, summed over `rows` with their output gradients g_out, by full name."""
         x, layer = self.x[rows], self.layer
@@ -161,6 +167,11 @@ class Layers:
             names = {name: trained[id(p)] for name, p in own.items() if id(p) in trained}
             if names and (apply := _layer_of(module, own.keys())) is not None:
                 self._layers.append(_Layer(module, apply, names, {k: p for k, p in own.items() if k not in names}))
+
+    @property
+    def kinds(self) -> set[type[nn.Module]]:
+        """The classes of the layers."""
+        return {type(layer.module) for layer in self._layers}
 
     def forward(self, records: Records) -> tuple[Evaluation, list[Call]]:
         """The policy's evaluation of the records, and the calls of covered layers that it depends on."""

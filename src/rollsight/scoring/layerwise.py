@@ -132,6 +132,21 @@ class Backward:
             )
         return column
 
+    def record_gradients(self) -> Direction:
+        """(n, size) every record's own gradient in each parameter reached, where all layers are `nn.Linear`."""
+        rows: Direction = {}
+        for call, g_out in self.reached:
+            for name, grads in call.record_gradients(g_out).items():
+                rows[name] = rows[name] + grads if name in rows else grads
+        for name, grads in rows.items():
+            missing, scale = float((grads.sum(0) - self.total[name].flatten()).norm()), float(grads.norm(dim=1).sum())
+            if missing > self._tolerance * scale:
+                raise NotCovered(
+                    f"backend 'layerwise' does not cover {name!r}: the records' gradients miss {missing:.6g} of the "
+                    "whole, so this weight is tied or used outside its layer; use backend='jvp'."
+                )
+        return rows
+
     def _most_missed(self, direction: Direction) -> str:
         """The parameter whose calls are furthest from its gradient."""
         missed = {name: float((g * direction[name]).sum()) for name, g in self.total.items()}
