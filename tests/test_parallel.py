@@ -73,7 +73,9 @@ def worker(rank, folder):
         assert (selection.weights[selection.dropped] == 0).all()
         found[f"{name}: selection"] = selection.weights
         found[f"{name}: counts"] = torch.tensor([selection.requested, selection.reached])
-    found["two backends"] = rs.score_records(policy, mine, group=group, backend=("layerwise", "jvp")[rank]).values
+    for options in ({}, {"optimizer": optimizer}):
+        options |= {"group": group, "backend": ("layerwise", "jvp")[rank]}
+        found[f"two backends, {len(options)}"] = rs.score_records(policy, mine, tg.Objective(), **options).values
     invalid = rs.Records(mine.obs, mine.actions, mine.log_probs, mine.advantages, valid=torch.zeros(len(mine)).bool())
     for backend in ("auto", "jvp"):
         one_sided = rs.score_records(policy, (mine, invalid)[rank], group=group, backend=backend)
@@ -117,7 +119,9 @@ def test_two_processes_give_the_scores_and_selections_of_one(ranks):
         assert ranks[0][f"{name}: counts"].tolist() == [selection.requested, selection.reached]
         dropped += selection.reached
     assert dropped > 5
-    assert zoo.relative_error(both(ranks, "two backends"), rs.score_records(policy, records).values) < 1e-5
+    for name, options in (("two backends, 2", {}), ("two backends, 3", {"optimizer": optimizer})):
+        scores = rs.score_records(policy, records, tg.Objective(), backend="oracle", **options)
+        assert zoo.relative_error(both(ranks, name), scores.values) < 1e-5, name
 
 
 def test_a_rank_without_a_valid_record_takes_part(ranks):
