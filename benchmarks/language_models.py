@@ -141,6 +141,7 @@ def score(case: Case, target: rs.targets.Target, **options: Any) -> rs.Scores:
 def measure(case: Case, per_token: Case, console: Console, title: str) -> list[Row]:
     """A row per way of scoring: seconds, multiples of one training forward and backward, extra MiB, and the error."""
     one = Case(case.policy, case.records.take(slice(0, case.micro_batch)), case.held_out, case.micro_batch)
+    single = Case(case.policy, case.records.take(slice(0, 1)), case.held_out, 1)  # warms up below every peak
     optimizer = torch.optim.Adam(case.policy.trainable().values())
     sequence = rs.targets.Sequence()
     held_out = rs.targets.Sequence(case.held_out)
@@ -163,7 +164,7 @@ def measure(case: Case, per_token: Case, console: Console, title: str) -> list[R
         for name, call in calls.items():
             samples[name].append(cpu_seconds(partial(call, case)))
     memory = {
-        name: [in_child(partial(extra_mebibytes, partial(call, c), partial(train, one))) for c in (one, case)]
+        name: [in_child(partial(extra_mebibytes, partial(call, c), partial(train, single))) for c in (one, case)]
         for name, call in calls.items()
     }
     expected = score(one, sequence, backend="oracle").values
@@ -181,7 +182,7 @@ def measure(case: Case, per_token: Case, console: Console, title: str) -> list[R
             | {"memory": small, "memory_all": whole, "error": error}
         )
     share = oracle / statistics.median(samples[TRAINING]) * len(case.records) / len(one.records)
-    rows.append({"base": title, "what": "oracle: a loop (extrapolated)", "cpu_s": None, "multiple": share})
+    rows.append({"base": title, "what": "oracle: a loop over tokens (extrapolated)", "cpu_s": None, "multiple": share})
     table = Table(title=title, title_justify="left")
     for column in ("what", "CPU s", "x training", "MiB", "x training's", "all records", "error"):
         table.add_column(column, justify="left" if column == "what" else "right")
