@@ -149,12 +149,10 @@ class GRPO:
         if self.loss == "cispo":
             losses = torch.clamp(ratio, max=self.clip_high).detach() * advantage * log_prob
         else:
-            losses = torch.min(
-                ratio * advantage, torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high) * advantage
-            )
+            losses = torch.min(ratio * advantage, torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high) * advantage)
         if self.loss == "grpo":
             losses = losses / lengths
-        if self.loss == "dr_grpo":
+        if self.loss == "dr_grpo" and self.max_length:
             losses = losses / self.max_length
         return torch.where(records.valid, losses, 0.0)
 

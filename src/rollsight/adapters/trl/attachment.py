@@ -61,7 +61,7 @@ def attach(
     drop:      fraction p of the negative-score units to leave out, lowest first (IIF); None drops nothing. One
                completion always stays.
     target:    "sequence" (`f_seq`), "return" (`f_return`), "reward" (z-scored reward), "objective" (the trainer's own
-               loss), a `rollsight.targets` object, or a list of them: the first decides the selection, all are recorded.
+               loss), a `rollsight.targets` object, or a list of them: the first decides, all are recorded.
     selection: another rule: text ("negative:0.5", "random:0.5"), a `rollsight.selection` rule, or any callable from
                `Scores` to `Selection`; not together with `drop`.
     unit:      what `drop` and a rule given as text drop: "completion", or "group": all completions of a prompt.
@@ -137,7 +137,8 @@ class Attachment:
                 delattr(trainer, name)
                 if (before := self._replaced[name]) is not None:
                     setattr(trainer, name, before)
-        trainer.remove_callback(self._steps)
+        if self._steps in trainer.callback_handler.callbacks:
+            trainer.remove_callback(self._steps)
         for name in self._columns:
             trainer._logs["extra"].pop(name, None)
         if any(KEPT in batch for batch in trainer._buffered_inputs or ()):
@@ -242,8 +243,8 @@ class Attachment:
             raise RollsightError("Completions are kept or left out; give a rule whose weights are 0 or 1.")
         if not bool(chosen.weights.any()):
             raise RollsightError(
-                f"The selection leaves none of the {int(scores.valid.sum())} completions in round {self.round}; keep at "
-                f"least one (min_keep=)."
+                f"The selection leaves none of the {int(scores.valid.sum())} completions in round {self.round}; keep "
+                f"at least one (min_keep=)."
             )
         return chosen
 
@@ -280,7 +281,7 @@ class Attachment:
 _HOOKS = {"_generate_and_score_completions": "_generate", "_compute_loss": "_compute_loss"}
 
 
-class _EmptySteps(TrainerCallback):  # type: ignore[misc]
+class _EmptySteps(TrainerCallback):
     """Makes an optimiser step whose every completion was dropped a true no-op: with zero gradients Adam still moves."""
 
     def __init__(self, trainer: Any) -> None:

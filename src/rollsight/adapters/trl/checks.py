@@ -14,7 +14,9 @@ def check_trainer(trainer: Any, algorithm: str) -> None:
     """`RollsightError` in one sentence where this trainer cannot be attached to."""
     loss = loss_of(trainer, algorithm)
     if loss not in LOSSES:
-        raise RollsightError(f"loss_type={loss!r} is not covered; use one of {', '.join(sorted({*LOSSES} - {'rloo'}))}.")
+        raise RollsightError(
+            f"loss_type={loss!r} is not covered; use one of {', '.join(sorted({*LOSSES} - {'rloo'}))}."
+        )
     if getattr(trainer.args, "use_liger_kernel", False):
         raise RollsightError(
             "use_liger_kernel=True replaces layers by kernels through which scores do not go; set it to False."
@@ -30,8 +32,8 @@ def check_trainer(trainer: Any, algorithm: str) -> None:
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             remedy = "lora_dropout=0 in its LoraConfig" if "lora_dropout" in name else "disable_dropout=True"
             raise RollsightError(
-                f"The layer {name!r} has dropout {part.p}: the gradients that are scored, without it, would not be those "
-                f"of training; set {remedy}."
+                f"The layer {name!r} has dropout {part.p}: the gradients that are scored, without it, would not be "
+                f"those of training; set {remedy}."
             )
 
 

@@ -6,7 +6,8 @@ import hashlib
 import inspect
 
 import trl
-from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
 
 from rollsight.errors import RollsightError
 
@@ -53,8 +54,8 @@ def algorithm_of(trainer: object) -> str:
     for method, pinned in PINNED[algorithm].items():
         if not hasattr(host, method) or fingerprint(algorithm, method) != pinned:
             raise RollsightError(
-                f"TRL {trl.__version__} has another {host.__name__}.{method} than TRL {VERSION}, which this adapter was "
-                f"written for: pip install trl=={VERSION}."
+                f"TRL {trl.__version__} has another {host.__name__}.{method} than TRL {VERSION}, which this adapter "
+                f"was written for: pip install trl=={VERSION}."
             )
     if getattr(type(trainer), "_compute_loss") is not getattr(host, "_compute_loss"):  # noqa: B009
         raise RollsightError(
