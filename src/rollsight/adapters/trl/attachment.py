@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from transformers import TrainerCallback
 
 from rollsight import runs, targets
 from rollsight.adapters import options, summary
 from rollsight.adapters.trl import table
 from rollsight.adapters.trl.checks import check_trainer, loss_of
-from rollsight.adapters.trl.loss import KEPT, Batch, leave_out, weighted
+from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, weighted
 from rollsight.adapters.trl.seams import algorithm_of
 from rollsight.adapters.trl.translate import objective_of, policy_of, records_of
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
+from rollsight.scoring.parallel import Group, gathered_scores
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 
@@ -124,7 +126,7 @@ class Attachment:
         self._host_generate: Callable[[Any], Batch] = trainer._generate_and_score_completions
         self._host_loss: Callable[[Any, Batch], Tensor] = trainer._compute_loss
         self._replaced = {name: vars(trainer).get(name) for name in _HOOKS}
-        self._steps = _EmptySteps(trainer)
+        self._steps = EmptySteps(trainer)
         for name, hook in _HOOKS.items():
             setattr(trainer, name, getattr(self, hook))
         trainer.add_callback(self._steps)
@@ -152,8 +154,8 @@ class Attachment:
         trainer = self._trainer
         if not trainer.model.training:
             batch = self._host_generate(inputs)
-            n = len(batch["advantages"])
-            table.add_columns(trainer, dict.fromkeys(self._columns, [None] * n))
+            everyone = len(batch["advantages"]) * trainer.accelerator.num_processes
+            table.add_columns(trainer, dict.fromkeys(self._columns, [None] * everyone))
             return batch
         if self.round == 0:
             self._begin()
@@ -165,72 +167,91 @@ class Attachment:
         """At the first generation batch, when it is known whether training resumes from a checkpoint."""
         args, steps = self._trainer.args, self._trainer.state.global_step
         self.round = steps * args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations)
-        if self._folder is None or self._writer is not None:
+        if self._folder is None:
             return
-        if steps > 0 and runs.is_run(self._folder):
-            self._writer = runs.resume(self._folder)
-            self.round = self._writer.last_round
-        else:
-            described = table.describe(self._trainer, self._algorithm, **self._described)
-            self._writer = runs.create(self._folder, described, overwrite=self._overwrite)
+        if self._writer is None and self._trainer.accelerator.is_main_process:
+            if steps > 0 and runs.is_run(self._folder):
+                self._writer = runs.resume(self._folder)
+                self.round = self._writer.last_round
+            else:
+                described = table.describe(self._trainer, self._algorithm, **self._described)
+                self._writer = runs.create(self._folder, described, overwrite=self._overwrite)
+        self.round = broadcast_object_list([self.round])[0]
 
     def _finish(self, batch: Batch) -> Batch:
-        """The batch is whole and the policy still the one that made it: score, select, record, leave out."""
+        """The batch is whole and the policy still the one that made it: score, select, record, leave out.
+
+        Rewards, scores, selection and what is reported are those of all processes, records this one's.
+        """
         trainer, started = self._trainer, time.perf_counter()
-        n = len(batch["advantages"])
-        rewards = table.rewards_of(trainer, n)
-        total = table.total_reward(trainer, rewards)
-        records = records_of(batch, total.to(batch["advantages"].device), self.round, trainer.num_generations)
-        if bool(torch.isnan(total).any()):
+        gather, n = trainer.accelerator.gather, len(batch["advantages"])
+        own = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
+        rewards = table.rewards_of(trainer, n * trainer.accelerator.num_processes)
+        total = table.total_reward(trainer, rewards).to(batch["advantages"].device)
+        records = records_of(batch, total[own], self.round, trainer.num_generations, own.start)
+        valid, tokens = gather(records.valid_rows), gather(records.valid.sum(1))
+        if missing := int(torch.isnan(total).sum()):
             warnings.warn(
-                f"round {self.round}: no reward function gave a number for {int(torch.isnan(total).sum())} of {n} "
-                "completions; like TRL's advantages, their scores are 0, and they are kept",
+                f"round {self.round}: no reward function gave a number for {missing} of {len(total)} completions; like "
+                "TRL's advantages, their scores are 0, and they are kept",
                 stacklevel=2,
             )
         self.scores, self.selection = {}, None
-        valid = records.valid_rows
         if self.round % self._every == 0 and bool(valid.any()):
-            self.scores = {target.name: self._score(records, target) for target in self._targets}
+            pulls = bool(gather(records.advantages.reshape(n, -1).any(1))[valid].any())
+            differ = len(total[valid].unique()) > 1
+            for target in self._targets:
+                silent = not pulls or (isinstance(target, targets.Reward) and not differ)
+                self.scores[target.name] = self._silence(records, target) if silent else self._score(records, target)
+            if (group := self._ranks()) is not None:
+                self.scores = {name: gathered_scores(one, group)[0] for name, one in self.scores.items()}
             if self._rule is not None:
                 self.selection = self._select(self._rule, next(iter(self.scores.values())))
-        time_score = time.perf_counter() - started
-        kept = torch.ones_like(valid) if self.selection is None else (self.selection.weights > 0) | ~valid
-        dropped = {} if self.selection is None else {"kept_tokens": _share(records.valid.sum(1), kept)}
+        kept = torch.ones_like(valid)
+        if self.selection is not None:
+            kept = (self.selection.weights > 0).to(valid.device) | ~valid
         found = {
             "step": trainer.state.global_step,
-            "records": n,
+            "records": len(valid),
             "valid": int(valid.sum()),
-            "invalid_rows": n - int(valid.sum()),
+            "invalid_rows": int((~valid).sum()),
             "reward_mean": float(total.nanmean()),
             "scored": False,
             **(summary.of_scores(next(iter(self.scores.values()))) if self.scores else {}),
             **summary.of_selection(self.selection, max(int(valid.sum()), 1), _SEMANTIC),
-            **dropped,
-            "time_score": time_score,
+            "kept_tokens_frac": float((tokens * kept).sum() / tokens.sum().clamp(min=1)),
+            "time_score": time.perf_counter() - started,
         }
         self._report(found, kept)
         if self._writer is not None:
-            columns = table.run_columns(trainer, records, rewards, total, self.scores, kept)
+            columns = table.run_columns(trainer, self.round, tokens, rewards, total, self.scores, kept, valid)
             self._writer.write_records(self.round, columns)
             self._writer.write_round(self.round, found)
-        return leave_out(batch, kept, self._loss)
+        return leave_out(batch, kept, gather(loss_mask(batch).sum(1)), own, self._loss)
 
     def _score(self, records: Records, target: targets.Target) -> Scores:
-        """Scores of the records; 0 without computing where nothing pulls: no advantages, or one reward for all."""
         trainer, objective = self._trainer, objective_of(self._trainer, self._algorithm)
-        valid, device = records.valid_rows, records.log_probs.device
-        assert records.rewards is not None
-        constant = isinstance(target, targets.Reward) and len(records.rewards[valid].unique()) == 1
-        if constant or not bool(records.advantages[valid].any()):
-            zeros = torch.zeros(len(records), device=device)
-            return Scores(zeros, None, records.ids, valid, target.name, objective.normalisation, "none", "no signal")
         if isinstance(target, targets.Objective) and target.objective is None:
             target = targets.Objective(objective, target.records, target.name)
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer) if self._precondition else None
-        with torch.enable_grad():  # TRL prepares its inputs without gradients
-            return score_records(
-                policy_of(trainer), records, target, objective, optimizer=optimizer, seed=self.round, **self._scoring
-            )
+        return score_records(
+            policy_of(trainer),
+            records,
+            target,
+            objective,
+            optimizer=optimizer,
+            seed=self.round,
+            group=self._ranks(),
+            **self._scoring,
+        )
+
+    def _ranks(self) -> Group | None:
+        return dist.group.WORLD if self._trainer.accelerator.num_processes > 1 else None
+
+    def _silence(self, records: Records, target: targets.Target) -> Scores:
+        """What scores are where nothing pulls: no advantage, or the same reward for all."""
+        zeros = torch.zeros(len(records), device=records.log_probs.device)
+        return Scores(zeros, None, records.ids, records.valid_rows, target.name, "raw", "none", "nothing pulls")
 
     def _select(self, rule: Rule, scores: Scores) -> Selection:
         chosen = rule(scores)
@@ -251,7 +272,7 @@ class Attachment:
     def _report(self, found: Mapping[str, Any], kept: Tensor) -> None:
         """Metrics to the trainer's log and columns to its completions table."""
         trainer = self._trainer
-        for name in (*summary.LOGGED, "kept_tokens"):
+        for name in (*summary.LOGGED, "kept_tokens_frac"):
             if isinstance(value := found.get(name), (int, float)):
                 trainer._metrics["train"][f"influence/{name.removeprefix('score_')}"].append(float(value))
         columns: dict[str, list[Any]] = dict.fromkeys(self._columns, [None] * len(kept))
@@ -279,20 +300,3 @@ class Attachment:
 
 
 _HOOKS = {"_generate_and_score_completions": "_generate", "_compute_loss": "_compute_loss"}
-
-
-class _EmptySteps(TrainerCallback):
-    """Makes an optimiser step whose every completion was dropped a true no-op: with zero gradients Adam still moves."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.kept = 0
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        if self.kept == 0:
-            self._trainer.model.zero_grad(set_to_none=True)
-        self.kept = 0
-
-
-def _share(tokens: Tensor, kept: Tensor) -> float:
-    return float((tokens * kept).sum() / tokens.sum())

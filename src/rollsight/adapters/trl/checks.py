@@ -21,10 +21,10 @@ def check_trainer(trainer: Any, algorithm: str) -> None:
         raise RollsightError(
             "use_liger_kernel=True replaces layers by kernels through which scores do not go; set it to False."
         )
-    if trainer.accelerator.num_processes > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise RollsightError(
-            f"The trainer runs in {trainer.accelerator.num_processes} process(es) under "
-            f"{trainer.accelerator.distributed_type.value}; attach covers one process without sharding."
+            f"The parameters are sharded ({trainer.accelerator.distributed_type.value}), where scores are not "
+            f"implemented; use one process, or data-parallel ones."
         )
     if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
         raise RollsightError("Adapters that learn virtual prompt tokens are not covered; use LoRA, or no adapter.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 KEPT, SCALE = "influence_kept", "influence_scale"  # the entries that a batch with dropped rows carries
 
@@ -28,19 +29,21 @@ def loss_mask(batch: Batch) -> Tensor:
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
-def leave_out(batch: Batch, kept: Tensor, loss: str) -> Batch:
-    """The generation batch marked so that `weighted` trains on the rows `kept`, (N,) booleans, only. Advantages stay
-    as they are; a batch that keeps every row is returned as it is."""
+def leave_out(batch: Batch, kept: Tensor, tokens: Tensor, own: slice, loss: str) -> Batch:
+    """This process's part of the generation batch, marked so that `weighted` trains on the kept rows only. Advantages
+    stay as they are; a batch that keeps every row is returned as it is.
+
+    kept, tokens: (N,) of all processes, booleans and numbers of loss tokens; own: where this process's rows are.
+    """
     if bool(kept.all()):
         return batch
-    tokens = loss_mask(batch).sum(1)
     kept_tokens = (tokens * kept).sum()
-    scale = torch.ones((), device=kept.device, dtype=torch.float64)
+    scale = torch.ones((), device=kept.device)
     if loss in ROW_MEANS:
         scale = scale * len(kept) / kept.sum()
     elif loss == "bnpo":
         scale = scale * tokens.sum() / kept_tokens.clamp(min=1)
-    marked = {**batch, KEPT: kept, SCALE: scale}
+    marked = {**batch, KEPT: kept[own], SCALE: scale}
     if "num_items_in_batch" in batch:
         marked["num_items_in_batch"] = kept_tokens.to(batch["num_items_in_batch"])
     return marked
@@ -60,3 +63,17 @@ def weighted(batch: Batch, loss: str) -> tuple[Batch, float]:
         scale *= float(left.sum() / mask.sum().clamp(min=1))
     batch["tool_mask"] = left
     return {**batch, "advantages": advantages * scale}, scale
+
+
+class EmptySteps(TrainerCallback):
+    """Makes an optimiser step whose every completion was dropped a true no-op: with zero gradients Adam still moves."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.kept = 0
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        accelerator = self._trainer.accelerator
+        if not bool(accelerator.reduce(torch.tensor(self.kept, device=accelerator.device), "sum")):
+            self._trainer.model.zero_grad(set_to_none=True)
+        self.kept = 0

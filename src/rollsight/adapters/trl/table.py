@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 import trl
 from torch import Tensor
 
-from rollsight.records import Records
 from rollsight.scoring import Scores
 
 _SETTINGS = (
@@ -62,24 +62,26 @@ def add_columns(trainer: Any, columns: Mapping[str, list[Any]]) -> None:
 
 def run_columns(
     trainer: Any,
-    records: Records,
+    round: int,
+    tokens: Tensor,
     rewards: Mapping[str, Tensor],
     total: Tensor,
     scores: Mapping[str, Scores],
     kept: Tensor,
+    valid: Tensor,
 ) -> dict[str, Any]:
-    """Every completion of the round, one row each, in the order in which it was generated."""
-    n = len(records)
-    columns: dict[str, Any] = {name: records.ids[name].cpu().numpy() for name in ("round", "group")}
+    """Every completion of the round, of all processes, one row each, in the order in which it was generated."""
+    n = len(kept)
+    columns: dict[str, Any] = {"round": np.full(n, round), "group": np.arange(n) // trainer.num_generations}
     columns["prompt"] = [_text(prompt) for prompt in logged(trainer, "prompt", n)]
     columns["completion"] = [_text(completion) for completion in logged(trainer, "completion", n)]
-    columns["tokens"] = records.valid.sum(1).cpu().numpy()
+    columns["tokens"] = tokens.cpu().numpy()
     columns["reward"] = total.numpy()
     columns |= {f"reward_{name}": values.numpy() for name, values in rewards.items()}
-    columns["advantage"] = records.advantages.cpu().numpy()
+    columns["advantage"] = logged(trainer, "advantages", n)
     columns |= {f"score_{name}": one.values.cpu().numpy() for name, one in scores.items()}
     columns["kept"] = kept.cpu().numpy()
-    columns["valid"] = records.valid_rows.cpu().numpy()
+    columns["valid"] = valid.cpu().numpy()
     return columns
 
 

@@ -55,10 +55,11 @@ def objective_of(trainer: Any, algorithm: str) -> objectives.Objective:
     )
 
 
-def records_of(batch: Batch, rewards: Tensor, round: int, group_size: int) -> Records:
+def records_of(batch: Batch, rewards: Tensor, round: int, group_size: int, first: int = 0) -> Records:
     """The generation batch, groups contiguous, as records of (N, T) tokens.
 
     rewards: (N,), NaN where no reward function gave one; such rows, which TRL trains with advantage 0, are invalid.
+    first:   how many rows the processes before this one have.
     """
     missing = [name for name in _COLUMNS if name not in batch]
     if missing:
@@ -77,6 +78,6 @@ def records_of(batch: Batch, rewards: Tensor, round: int, group_size: int) -> Re
         torch.zeros_like(mask, dtype=torch.float32),  # not read: the objective is on-policy
         batch["advantages"],
         rewards=rewards.nan_to_num(0.0),
-        ids={"round": torch.full_like(rows, round), "group": rows // group_size},
+        ids={"round": torch.full_like(rows, round), "group": (first + rows) // group_size},
     )
     return replace(records, valid=mask)
