@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -571,3 +573,11 @@ def test_without_trl_the_extra_is_named() -> None:
     code = "import sys; sys.modules['trl'] = None; import rollsight.adapters.trl"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: rollsight.adapters.trl needs TRL: pip install 'rollsight[llm]'" in result.stderr
+
+
+def test_the_example_runs_offline(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "grpo_trl.py"))
+    trained = example["train"](example["Args"](steps=1, run="runs/sums"))
+    assert trained.state.global_step == 1
+    assert 0.2 < runs.open("runs/sums").sql("select avg(reward) from records").fetchall()[0][0] < 0.7

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 pytest.importorskip("trl")
 
-from test_trl import gradient, trainer  # noqa: E402
-from trl_rank import CHANGES, ROWS  # noqa: E402
+from test_trl import gradient, trainer
+from trl_rank import CHANGES, ROWS
 
-import rollsight as rs  # noqa: E402
-from rollsight import runs  # noqa: E402
+import rollsight as rs
+from rollsight import runs
 
 HERE = Path(__file__).parent
 

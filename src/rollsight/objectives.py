@@ -113,11 +113,11 @@ class GRPO:
                 "dr_grpo": w_i = 1 / max_length; "cispo": w_i = 1 and l_it = min(r_it, c_high) A_i log pi_it, where
                 the ratio has no gradient. A sequence's term is the sum over its tokens. What the batch as a whole is
                 divided by (its sequences, or its tokens for "dapo", "bnpo" and "cispo") is left out, as 1/N is.
-    clip_low, clip_high: c_low and c_high.
+    clip_low, clip_high: c_low and c_high; "cispo" wants a c_high above 1 (5, say), below it scales all alike.
     importance: "token", a ratio r_it for each token, or "sequence", the exponential of their mean log-ratio (GSPO).
     max_length: the longest completion allowed; "dr_grpo" needs it.
     on_policy:  the present policy made the batch, so its own log-probabilities are the old ones, and the records' are
-                not read. The gradient is then w_i A_i grad log pi_it in every variant.
+                not read. The gradient is then w_i A_i grad log pi_it in every variant ("cispo": times min(1, c_high)).
 
     Advantages are used as they stand in the records: the group's baseline is the trainer's.
     """
