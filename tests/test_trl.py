@@ -581,3 +581,16 @@ def test_the_example_runs_offline(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     trained = example["train"](example["Args"](steps=1, run="runs/sums"))
     assert trained.state.global_step == 1
     assert 0.2 < runs.open("runs/sums").sql("select avg(reward) from records").fetchall()[0][0] < 0.7
+
+
+def test_mixed_precision_and_checkpointing_rank_the_completions_alike(tmp_path: Any) -> None:
+    """TRL's defaults. Scores come out of the forward that training uses."""
+    found = []
+    for changes in ({}, {"bf16": True, "activation_checkpointing": True}):
+        trained = trainer(tmp_path, lora=lora(), per_device_train_batch_size=16, max_steps=1, **changes)
+        shifted(trained)
+        attachment = attach(trained)
+        trained.train()
+        found.append((list(trained._logs["completion"]), attachment.scores["sequence"].values.argsort().argsort()))
+    assert found[0][0] == found[1][0]
+    assert torch.corrcoef(torch.stack([ranks.double() for _, ranks in found]))[0, 1] > 0.99
