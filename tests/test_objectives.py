@@ -1,5 +1,6 @@
 """The per-record losses and the normalisation of advantages, against numbers worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -134,3 +135,58 @@ def test_an_unknown_normalisation_is_an_error(objective, rule):
 def test_a_clip_range_that_is_not_positive_is_an_error(clip_range):
     with pytest.raises(rs.RollsightError, match=f"clip_range is {clip_range}"):
         ob.PPO(clip_range=clip_range)
+
+
+def sequences(**changes):
+    """Two completions, of 3 and 1 tokens, and ratios of 1.5, 1, 0.5 and of 1.1."""
+    ratios = torch.tensor([[1.5, 1.0, 0.5], [1.1, 7.0, 7.0]])
+    columns = {"valid": torch.tensor([[True, True, True], [True, False, False]])} | changes
+    records = rs.Records(torch.zeros(2, 1), torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([2.0, -1.0]), **columns)
+    return rs.Evaluation(ratios.log()), records
+
+
+@pytest.mark.parametrize(
+    ("objective", "first", "second"),
+    [
+        (ob.GRPO("grpo"), [2.4 / 3, 2.0 / 3, 1.0 / 3], -1.1),
+        (ob.GRPO("dapo"), [2.4, 2.0, 1.0], -1.1),
+        (ob.GRPO("bnpo", clip_high=1.0), [3.0, 2.0, 1.0], -1.1),
+        (ob.GRPO("luspo"), [2.4, 2.0, 1.0], -1.1),
+        (ob.GRPO("dr_grpo", max_length=4), [0.6, 0.5, 0.25], -1.1 / 4),
+        (ob.GRPO("cispo", clip_high=1.2), [2.4 * math.log(1.5), 0.0, math.log(0.5)], -1.1 * math.log(1.1)),
+        (ob.GRPO("grpo", importance="sequence"), [2 / 3 * 0.75 ** (1 / 3)] * 3, -1.1),
+    ],
+)
+def test_reductions_of_grpo_by_hand(objective, first, second):
+    evaluation, records = sequences()
+    losses = objective.losses(evaluation, objective.prepare(records))
+    assert losses[0].tolist() == pytest.approx(first)
+    assert losses[1].tolist() == pytest.approx([second, 0, 0])
+
+
+def test_rloo_clips_the_ratio_of_whole_sequences():
+    evaluation, records = sequences()
+    assert ob.RLOO().losses(evaluation, records).tolist() == pytest.approx([2 * 0.75, -1.1])
+    with pytest.raises(rs.RollsightError, match=r"`advantages` has shape \(2, 3\); give one per sequence"):
+        ob.RLOO().prepare(records.with_advantages(torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("objective", [ob.GRPO("grpo"), ob.GRPO("cispo", clip_high=5.0), ob.RLOO()])
+def test_on_policy_the_old_log_probabilities_are_the_policys_own(objective):
+    evaluation, records = sequences()
+    log_prob = evaluation.log_prob.requires_grad_()
+    dataclasses.replace(objective, on_policy=True).losses(evaluation, records).sum().backward()
+    weight = 1.0 if objective != ob.GRPO("grpo") else 1 / 3
+    assert log_prob.grad[0].tolist() == pytest.approx([2.0 * weight] * 3)
+    assert log_prob.grad[1].tolist() == [-1.0, 0.0, 0.0]
+
+
+def test_mistakes_in_grpo_are_named():
+    with pytest.raises(rs.RollsightError, match="loss='ppo' is unknown; give grpo, dapo"):
+        ob.GRPO("ppo")
+    with pytest.raises(
+        rs.RollsightError, match="'dr_grpo' divides by the longest completion allowed; give max_length="
+    ):
+        ob.GRPO("dr_grpo")
+    with pytest.raises(rs.RollsightError, match=r"need log-probabilities of tokens, \(N, T\), not \(2,\)"):
+        ob.GRPO().losses(rs.Evaluation(torch.zeros(2)), buffer(2))

@@ -7,8 +7,8 @@ buffer; `losses(evaluation, records)` gives each record's own term, unscaled: no
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -102,6 +102,89 @@ class A2C:
         return _with_bonuses(policy_term, evaluation, records, self.entropy, self.value)
 
 
+@dataclass(frozen=True)
+class GRPO:
+    """Group relative policy optimisation (Shao et al. 2024, equation 3) without its KL term, to be maximised over
+    sequences (N, T), in the variants that TRL's `loss_type` names:
+
+        l_it = w_i min(r_it A_i, clip(r_it, 1 - c_low, 1 + c_high) A_i)
+
+    loss:       "grpo": w_i = 1 / |o_i|, the mean over the sequence's tokens; "dapo", "bnpo", "luspo": w_i = 1;
+                "dr_grpo": w_i = 1 / max_length; "cispo": w_i = 1 and l_it = min(r_it, c_high) A_i log pi_it, where
+                the ratio has no gradient. A sequence's term is the sum over its tokens. What the batch as a whole is
+                divided by (its sequences, or its tokens for "dapo", "bnpo" and "cispo") is left out, as 1/N is.
+    clip_low, clip_high: c_low and c_high; "cispo" wants a c_high above 1 (5, say), below it scales all alike.
+    importance: "token", a ratio r_it for each token, or "sequence", the exponential of their mean log-ratio (GSPO).
+    max_length: the longest completion allowed; "dr_grpo" needs it.
+    on_policy:  the present policy made the batch, so its own log-probabilities are the old ones, and the records' are
+                not read. The gradient is then w_i A_i grad log pi_it in every variant ("cispo": times min(1, c_high)).
+
+    Advantages are used as they stand in the records: the group's baseline is the trainer's.
+    """
+
+    loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "luspo"] = "grpo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    importance: Literal["token", "sequence"] = "token"
+    max_length: int | None = None
+    on_policy: bool = False
+    normalisation: str = field(default="raw", init=False)
+
+    def __post_init__(self) -> None:
+        losses = ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "luspo")
+        if self.loss not in losses:
+            raise RollsightError(f"GRPO: loss={self.loss!r} is unknown; give {', '.join(losses)}.")
+        if self.loss == "dr_grpo" and not self.max_length:
+            raise RollsightError("GRPO: loss='dr_grpo' divides by the longest completion allowed; give max_length=.")
+
+    def prepare(self, records: Records) -> Records:
+        return records
+
+    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+        log_prob, log_ratio = _log_ratio(evaluation, records, self.on_policy)
+        lengths = records.valid.sum(1, keepdim=True).clamp(min=1)
+        if self.importance == "sequence":
+            log_ratio = (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_prob)
+        ratio, advantage = torch.exp(log_ratio), per_token(records.advantages, log_prob)
+        if self.loss == "cispo":
+            losses = torch.clamp(ratio, max=self.clip_high).detach() * advantage * log_prob
+        else:
+            losses = torch.min(ratio * advantage, torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high) * advantage)
+        if self.loss == "grpo":
+            losses = losses / lengths
+        if self.loss == "dr_grpo" and self.max_length:
+            losses = losses / self.max_length
+        return torch.where(records.valid, losses, 0.0)
+
+
+@dataclass(frozen=True)
+class RLOO:
+    """REINFORCE leave-one-out (Ahmadian et al. 2024) with TRL's clipped ratio of whole sequences, to be maximised:
+
+        l_i = min(r_i A_i, clip(r_i, 1 - c_low, 1 + c_high) A_i),  r_i = exp(sum_t log pi_it - log pi_old_it)
+
+    Records of shape (N, T) with one advantage per sequence, used as it stands; the losses are (N,). The KL penalty is
+    in the reward. `on_policy` as in `GRPO`.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    on_policy: bool = False
+    normalisation: str = field(default="raw", init=False)
+
+    def prepare(self, records: Records) -> Records:
+        if records.advantages.dim() != 1:
+            raise RollsightError(
+                f"RLOO: `advantages` has shape {tuple(records.advantages.shape)}; give one per sequence, (N,)."
+            )
+        return records
+
+    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+        ratio = torch.exp(_log_ratio(evaluation, records, self.on_policy)[1].sum(1))
+        clipped = torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high)
+        return torch.min(ratio * records.advantages, clipped * records.advantages)
+
+
 def normalize_advantages(advantages: Tensor, valid: Tensor, rule: str) -> Tensor:
     """Normalise over valid entries as `rule` says; invalid entries become 0. Shapes (N,) or (N, T), both alike.
 
@@ -135,6 +218,17 @@ def _chunk_of(rule: str) -> int | None:
 def per_token(column: Tensor, log_prob: Tensor) -> Tensor:
     """A per-sequence column broadcast over tokens."""
     return column if column.dim() == log_prob.dim() else column[:, None].expand_as(log_prob)
+
+
+def _log_ratio(evaluation: Evaluation, records: Records, on_policy: bool) -> tuple[Tensor, Tensor]:
+    """(N, T) log-probabilities and their difference to the old ones; both 0 where invalid."""
+    if evaluation.log_prob.dim() != 2:
+        raise RollsightError(
+            f"GRPO and RLOO need log-probabilities of tokens, (N, T), not {tuple(evaluation.log_prob.shape)}; use PPO."
+        )
+    log_prob = torch.where(records.valid, evaluation.log_prob, 0.0)
+    old = log_prob.detach() if on_policy else records.log_probs
+    return log_prob, torch.where(records.valid, log_prob - old, 0.0)
 
 
 def _with_bonuses(

@@ -16,7 +16,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch.utils.hooks import RemovableHandle
 
 from rollsight import objectives, runs, targets
-from rollsight.adapters.sb3 import buffer, options, summary
+from rollsight.adapters import options, summary
+from rollsight.adapters.sb3 import buffer
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe

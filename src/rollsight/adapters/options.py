@@ -1,8 +1,8 @@
-"""What the callback's plain values mean, checked before the first rollout."""
+"""What an adapter's plain values mean, checked before the first rollout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,21 @@ from rollsight import selection, targets
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative, Rule
 
-_TARGETS: dict[str, Callable[[], targets.Target]] = {"return": targets.Return, "objective": targets.Objective}
+Known = Mapping[str, Callable[[], targets.Target]]
+
+_TARGETS: Known = {"return": targets.Return, "objective": targets.Objective}
 
 
-def targets_of(given: str | targets.Target | Sequence[str | targets.Target]) -> list[targets.Target]:
-    """Target objects from names, objects, or a list of both; their names must differ."""
+def targets_of(
+    given: str | targets.Target | Sequence[str | targets.Target], known: Known = _TARGETS
+) -> list[targets.Target]:
+    """Target objects from names (the `known` ones), objects, or a list of both; their names must differ."""
     many: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     for one in many:
-        if not (hasattr(one, "measured_on") if not isinstance(one, str) else one in _TARGETS):
-            names = " or ".join(map(repr, _TARGETS))
+        if not (hasattr(one, "measured_on") if not isinstance(one, str) else one in known):
+            names = " or ".join(map(repr, known))
             raise RollsightError(f"target={one!r} is unknown; give {names}, or an object such as targets.Action(...).")
-    result = [_TARGETS[one]() if isinstance(one, str) else one for one in many]
+    result = [known[one]() if isinstance(one, str) else one for one in many]
     if not result or len({t.name for t in result}) < len(result):
         raise RollsightError(
             f"target={[t.name for t in result]} needs at least one target, each with a name of its own (name=)."
@@ -32,18 +36,32 @@ def targets_of(given: str | targets.Target | Sequence[str | targets.Target]) -> 
     return result
 
 
-def rule_of(drop: float | None, given: str | Rule | None, unit: str, *, seed: int = 0, floor: int = 0) -> Rule | None:
-    """The selection rule that `drop` or `selection` stand for, keeping at least `floor` records; None drops nothing."""
+_UNITS = {"record": "record", "episode": "episode"}
+
+
+def rule_of(
+    drop: float | None,
+    given: str | Rule | None,
+    unit: str,
+    *,
+    seed: int = 0,
+    floor: int = 0,
+    units: Mapping[str, str] = _UNITS,
+) -> Rule | None:
+    """The selection rule that `drop` or `selection` stand for, keeping at least `floor` records; None drops nothing.
+
+    units: what the host calls its units -> the identity of the records that they are.
+    """
     if drop is not None and given is not None:
         raise RollsightError(f"drop={drop} and selection={given!r} are two rules for the same records; give one.")
-    if unit not in ("record", "episode"):
-        raise RollsightError(f"unit={unit!r} is unknown; give 'record' or 'episode'.")
+    if unit not in units:
+        raise RollsightError(f"unit={unit!r} is unknown; give {' or '.join(map(repr, units))}.")
     if drop is not None:
         if isinstance(drop, bool) or not isinstance(drop, (int, float, np.number)):
             raise RollsightError(f"drop={drop!r} is no fraction; give a number, 0.5 for half of the negative records.")
-        return DropNegative(float(drop), unit=unit, min_keep=floor)
+        return DropNegative(float(drop), unit=units[unit], min_keep=floor)
     if isinstance(given, str):
-        return selection.from_text(given, seed=seed, unit=unit, min_keep=floor)
+        return selection.from_text(given, seed=seed, unit=units[unit], min_keep=floor)
     if given is not None and not callable(given):
         raise RollsightError(f"selection={given!r} is no rule; give 'negative:0.5', 'random:0.5', or a rule object.")
     return None if given is None else selection.with_floor(given, floor)

@@ -1,0 +1,82 @@
+"""TRL in two data-parallel processes: one set of scores, one selection, the update of one process on the kept rows."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("trl")
+
+from test_trl import gradient, trainer
+from trl_rank import CHANGES, ROWS
+
+import rollsight as rs
+from rollsight import runs
+
+HERE = Path(__file__).parent
+
+
+def train_in_two_processes(folder: Path, loss: str) -> list[dict[str, Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    shared |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    ranks = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        command = [sys.executable, str(HERE / "trl_rank.py"), str(folder), loss]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for process in ranks:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The two processes' batches as one: prompts padded on the left, completions on the right."""
+    whole = {"num_items_in_batch": one["num_items_in_batch"]}
+    for name in one.keys() - whole.keys():
+        columns = [one[name], other[name]]
+        width = max(c.shape[-1] for c in columns)
+        if columns[0].dim() == 2:
+            left = name.startswith("prompt")
+            columns = [F.pad(c, (width - c.shape[1], 0) if left else (0, width - c.shape[1])) for c in columns]
+        whole[name] = torch.cat(columns)
+    return whole
+
+
+def test_two_processes_make_the_update_of_one_on_the_kept_rows(tmp_path: Path) -> None:
+    first, second = train_in_two_processes(tmp_path, "grpo")
+    assert torch.equal(first["end"], second["end"])
+    assert torch.equal(first["scores"], second["scores"])
+    whole = merged(first["batch"], second["batch"])
+    alone = trainer(tmp_path / "alone", **CHANGES)
+    torch.nn.utils.vector_to_parameters(first["start"], alone.model.parameters())
+
+    columns = [whole[k] for k in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
+    unread = torch.zeros(whole["completion_ids"].shape)
+    records = rs.language.completion_records(*columns, unread, whole["advantages"])
+    policy, objective = rs.Policy(alone.model, rs.language.Completions()), rs.objectives.GRPO("grpo", on_policy=True)
+    expected = rs.score_records(policy, records, rs.targets.Sequence(), objective).values
+    assert (first["scores"] - expected).abs().max() < 1e-5 * expected.abs().max()
+
+    kept = torch.tensor([i not in ROWS for i in range(16)])
+    alone.args.steps_per_generation = 1
+    alone.model.train()
+    step = gradient(alone, [{k: v[kept] if v.dim() else v for k, v in whole.items()}])
+    found = (first["start"] - first["end"]) / CHANGES["learning_rate"]
+    assert (found - step).norm() < 1e-4 * step.norm()
+
+    table = runs.open(tmp_path / "run").records(1)
+    assert table["kept"].to_pylist() == kept.tolist()
+    assert table["group"].to_pylist() == [i // 4 for i in range(16)]
+    assert table["score_sequence"].to_pylist() == pytest.approx(expected.tolist(), rel=1e-3)
