@@ -54,6 +54,69 @@ def test_sequence_takes_one_advantage_for_a_sequence():
     assert target.count(records) == 1
 
 
+def rewarded(rewards, valid=None, kind="transformer"):
+    policy = KINDS[kind].policy()
+    records = KINDS[kind].records(policy, len(rewards), garbage=False)
+    columns = {"rewards": rewards, "valid": valid}
+    return policy, rs.Records(records.obs, records.actions, records.log_probs, records.advantages, **columns)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_reward_is_the_z_score_over_the_valid_records_times_the_sequences_log_probability(chunk_size):
+    valid = torch.ones(5, zoo.STEPS, dtype=torch.bool)
+    valid[1], valid[3, 2:] = False, False
+    policy, records = rewarded([1.0, float("nan"), 3.0, 8.0, -4.0], valid)
+    z = torch.tensor([-1.0, 0.0, 1.0, 6.0, -6.0]) / (74 / 3) ** 0.5  # mean 2, n - 1 = 3
+    expected = rs.score_records(policy, records.with_advantages(z.double()), tg.Sequence(), rs.objectives.PPO("raw"))
+    own = records.with_advantages(z.double())
+    objective = rs.objectives.PPO("raw")
+    scores = rs.score_records(policy, own, tg.Reward(), objective, chunk_size=chunk_size)
+    assert scores.target == "reward"
+    assert zoo.relative_error(scores.values, expected.values) < 1e-7
+    held_out = rs.score_records(policy, own.take(slice(0, 1)), tg.Reward(records), objective, chunk_size=chunk_size)
+    assert zoo.relative_error(held_out.values, expected.values[:1]) < 1e-7
+
+
+def test_rewards_of_tokens_are_summed_over_the_valid_ones():
+    rewards = torch.randn(4, zoo.STEPS)
+    valid = torch.rand(4, zoo.STEPS) < 0.6
+    valid[:, 0] = True
+    policy, by_token = rewarded(torch.where(valid, rewards, torch.nan), valid)
+    _, by_record = rewarded((rewards * valid).sum(1), valid)
+    one, other = (rs.score_records(policy, records, tg.Reward()).values for records in (by_token, by_record))
+    assert zoo.relative_error(one, other) < 1e-6
+
+
+def test_reward_serves_plain_records():
+    policy, records = rewarded([1.0, 2.0, 6.0], kind="mlp")
+    z = torch.tensor([-2.0, -1.0, 3.0]).double() / 7**0.5
+    one = rs.score_records(policy, records.with_advantages(z), tg.Reward(), rs.objectives.A2C())
+    other = rs.score_records(policy, records.with_advantages(z), tg.Return(), rs.objectives.A2C())
+    assert zoo.relative_error(one.values, other.values) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rewards", "valid", "message"),
+    [
+        (None, None, "needs rewards"),
+        ([0.1, 0.1, 0.1], None, r"0\.1.* in all 3 valid record\(s\), so it cannot be z-scored"),
+        ([0.1, 5.0, 0.1], [True, False, True], "in all 2 valid"),
+        ([0.1, 5.0, 0.2], [True, False, False], "in all 1 valid"),
+        ([0.1, float("nan"), 0.2], None, "the reward is nan in 1 of 3 valid record"),
+        ([0.1, 0.2, float("inf")], [True, False, True], "the reward is inf in 1 of 2 valid record"),
+    ],
+)
+def test_rewards_that_cannot_be_z_scored_are_errors(rewards, valid, message):
+    valid = None if valid is None else torch.tensor(valid)
+    policy, records = rewarded([0.0] * 3 if rewards is None else rewards, valid)
+    if rewards is None:
+        records = rs.Records(records.obs, records.actions, records.log_probs, records.advantages)
+    with pytest.raises(rs.RollsightError, match=message):
+        rs.score_records(policy, records, tg.Reward())
+    with pytest.raises(rs.RollsightError, match=message):
+        rs.score_records(policy, records.take(slice(0, 1)), tg.Reward(records))
+
+
 def test_sequence_needs_sequences():
     policy = KINDS["mlp"].policy()
     with pytest.raises(rs.RollsightError, match=r"shape \(N, T\), not \(8,\); use targets\.Return"):

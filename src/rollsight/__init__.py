@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rollsight.lazy import at_first_use
 
 if TYPE_CHECKING:
+    from rollsight import language as language
     from rollsight import objectives as objectives
     from rollsight import selection as selection
     from rollsight import targets as targets
@@ -37,7 +38,7 @@ _HOMES = {
     "TrustLine": "scoring",
     "score_records": "scoring",
     "trust_line": "scoring",
-    **dict.fromkeys(("objectives", "selection", "targets")),
+    **dict.fromkeys(("language", "objectives", "selection", "targets")),
 }
 
 __all__ = [*_HOMES]

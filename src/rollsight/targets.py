@@ -87,6 +87,53 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Reward:
+    """`f_reward` = E[z log pi(y given x)], z = (R - mean) / (std with n - 1 + 1e-8) over the valid records that it is
+    measured on (Dr. Post-Training, arXiv 2605.07063): which records make well rewarded sequences likelier?
+
+    Needs `Records.rewards`: (N,), or (N, T), which are summed over valid tokens. records: held-out prompts, say.
+    """
+
+    records: Records | None = None
+    name: str = "reward"
+
+    def measured_on(self, records: Records) -> Records:
+        """The records with z in place of their advantages."""
+        measured = records if self.records is None else self.records
+        rewards = _sequence_rewards(measured)
+        return measured.with_advantages(objectives.normalize_advantages(rewards, measured.valid_rows, "buffer"))
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        log_prob = torch.where(records.valid, evaluation.log_prob, 0.0)
+        return records.advantages * (log_prob if log_prob.dim() == 1 else log_prob.sum(1))
+
+    def count(self, records: Records) -> int:
+        return int(records.valid_rows.sum())
+
+
+def _sequence_rewards(records: Records) -> Tensor:
+    """(N,) one reward per record, 0 where invalid; `RollsightError` where they cannot be z-scored."""
+    if records.rewards is None:
+        raise RollsightError("targets.Reward needs rewards; give Records(..., rewards=) of shape (N,) or (N, T).")
+    valid = records.valid if records.rewards.dim() == records.valid.dim() else records.valid_rows
+    rewards = torch.where(valid, records.rewards, 0.0)
+    rewards = rewards if rewards.dim() == 1 else rewards.sum(1)
+    kept = rewards[records.valid_rows]
+    wrong = kept[~torch.isfinite(kept)]
+    if len(wrong):
+        raise RollsightError(
+            f"targets.Reward: the reward is {float(wrong[0])} in {len(wrong)} of {len(kept)} valid record(s); mend the "
+            f"reward or mark such records invalid."
+        )
+    if len(kept) == 0 or float(kept.min()) == float(kept.max()):
+        every = f"the reward is {float(kept[0])} in all {len(kept)} valid record(s)" if len(kept) else "no valid record"
+        raise RollsightError(
+            f"targets.Reward: {every}, so it cannot be z-scored; give rewards that differ, or use another target."
+        )
+    return rewards
+
+
+@dataclass(frozen=True)
 class Objective:
     """The training objective itself, as its mean over valid records: which records pull the way the whole update goes?
 
