@@ -107,12 +107,18 @@ def miniature(seed: int = 0) -> LanguageModel:
 
 
 def add_adapter(model: Any, rank: int, seed: int) -> Any:
-    """The model with a LoRA adapter of this rank (alpha twice that) in float32 on every linear layer of its blocks."""
+    """The model with a LoRA adapter of this rank, alpha twice that, in float32: on the layers that PEFT chooses for the
+    architecture (queries and values, mostly), on every linear layer where it knows none."""
     from peft import LoraConfig, get_peft_model
 
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # A is drawn, B is 0: the adapter starts as the identity
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+        try:
+            return get_peft_model(model, config)
+        except ValueError:
+            config.target_modules = "all-linear"
+            return get_peft_model(model, config)
 
 
 def check_memory(name: str, parameters: int, dtype: torch.dtype, full: bool, available: int | None = None) -> None:

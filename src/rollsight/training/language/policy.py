@@ -54,11 +54,6 @@ class ActorCritic(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @contextmanager
-    def trained(self) -> Iterator[Any]:
-        """The language model as it stands."""
-        yield self.language_model
-
-    @contextmanager
     def reference(self) -> Iterator[Any]:
         """The language model before training."""
         if self._copy:
@@ -78,18 +73,18 @@ class ActorCritic(nn.Module):
         return Evaluation(log_prob, value=self.value_head(states[0].float()).squeeze(-1))
 
     @torch.no_grad()
-    def generate(self, model: Any, prompts: list[str], new_tokens: int, seed: int) -> tuple[Tensor, ...]:
-        """Sample a completion of each prompt from `model` at temperature 1, without touching global random streams.
+    def generate(self, prompts: list[str], new_tokens: int, seed: int) -> tuple[Tensor, ...]:
+        """Sample a completion of each prompt at temperature 1, without touching global random streams.
 
         Returns prompts (n, P) padded on the left with their mask, completions (n, T) padded on the right with theirs;
         the end-of-text token belongs to the completion.
         """
         inputs = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.value_head.weight.device)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        end, pad = model.generation_config.eos_token_id, self.tokenizer.pad_token_id
+        end, pad = self.language_model.generation_config.eos_token_id, self.tokenizer.pad_token_id
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            sequences = model.generate(
+            sequences = self.language_model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=True, temperature=1.0,
                 top_k=0, top_p=1.0, pad_token_id=pad,
             )  # fmt: skip

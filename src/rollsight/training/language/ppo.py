@@ -133,10 +133,9 @@ class LanguagePPO:
             self.kl_coefficient *= 1 + error * len(rollout.texts) / self.options.kl_horizon
         return rollout, update
 
-    def sample(self, prompts: Sequence[str], *, reference: bool = False) -> tuple[list[str], rewards.Array, Tensor]:
-        """Completions of these prompts, rewards (n,) and lengths (n,), always with the same sampling seeds; of the
-        policy, or of the model that it started from."""
-        tokens = self._generate(prompts, (self.seed, 0, _EVALUATION), reference=reference)
+    def sample(self, prompts: Sequence[str]) -> tuple[list[str], rewards.Array, Tensor]:
+        """Completions of these prompts, rewards (n,) and lengths (n,), always with the same sampling seeds."""
+        tokens = self._generate(prompts, (self.seed, 0, _EVALUATION))
         texts = self.policy.texts(*tokens[2:])
         return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1)
 
@@ -155,7 +154,9 @@ class LanguagePPO:
             )
         with self._timed("reward"):
             reward = rewards.compute(self.reward, prompts, texts)
-        with self._timed("evaluate"):
+        if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
+            torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
+        with self._timed("log_probs"):
             records, reference = self._evaluate(*tokens)
         kl = torch.where(records.valid, records.log_probs - reference, 0.0)
         paid = torch.as_tensor(reward, dtype=kl.dtype, device=kl.device)
@@ -168,15 +169,14 @@ class LanguagePPO:
         )
         return Rollout(prompts, texts, reward, records, kl.sum(1))
 
-    def _generate(self, prompts: Sequence[str], key: tuple[int, ...], *, reference: bool = False) -> list[Tensor]:
+    def _generate(self, prompts: Sequence[str], key: tuple[int, ...]) -> list[Tensor]:
         """Prompts (N, P), their mask, completions (N, T), theirs; each micro-batch has a random stream of its own."""
         width, pad = self.options.micro_batch, self.policy.tokenizer.pad_token_id
         parts = [list(prompts[start : start + width]) for start in range(0, len(prompts), width)]
 
         def sample(i: int) -> tuple[Tensor, ...]:
             seed = int(np.random.default_rng((*key, i)).integers(2**62))
-            with self.policy.reference() if reference else self.policy.trained() as model:
-                return self.policy.generate(model, parts[i], self.options.max_new_tokens, seed)
+            return self.policy.generate(parts[i], self.options.max_new_tokens, seed)
 
         columns = zip(*parallel.spread(len(parts), sample), strict=True)
         left = (True, True, False, False)
@@ -230,9 +230,13 @@ class LanguagePPO:
                     part = part_kept
                 if len(part):
                     sums.append(self._step(records, torch.from_numpy(part)))
-        message = "" if sums else (
-            f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop if this goes "
-            "on"
+        message = (
+            ""
+            if sums
+            else (
+                f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop if this goes "
+                "on"
+            )
         )
         return Update(first_scores, first_kept, _statistics(sums), message)
 
@@ -240,7 +244,9 @@ class LanguagePPO:
         """Scores of the sequences at `rows`, target and records being the same, and those of the rows that stay."""
         options, part = self.options, records.take(torch.from_numpy(rows))
         # A z-score of equal rewards is no direction: nothing is negative then.
-        if options.target is None or (options.target == "reward" and float(np.ptp(part.rewards.numpy(force=True))) == 0):
+        if options.target is None or (
+            options.target == "reward" and float(np.ptp(part.rewards.numpy(force=True))) == 0
+        ):
             return None, rows
         target: targets.Target = {
             "sequence": targets.Sequence(),
