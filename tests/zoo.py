@@ -389,6 +389,7 @@ COVERED = [
     Kind("multi_discrete", _trunk(_mlp, outputs=ACTIONS + 1), multi_discrete, actions=_actions2),
     Kind("masked", _trunk(_mlp), masked, obs=_mask),
     Kind("transformer", Transformer, obs=_tokens, actions=_tokens),
+    Kind("tied", lambda: Transformer(tied=True), obs=_tokens, actions=_tokens),
 ]
 LOOSE = [
     Kind("gaussian", _trunk(_mlp, log_std=lambda: nn.Parameter(torch.randn(ACTIONS) / 4)), gaussian,
@@ -402,7 +403,6 @@ LOOSE = [
     Kind("flattened", _trunk(Flattened), obs=_sequences, actions=_discrete_each_step, refused="trunk.layer.weight"),
     Kind("time_first", _trunk(TimeFirst), obs=_sequences, actions=_discrete_each_step, refused="trunk.layer.weight"),
     Kind("positions", lambda: Transformer(per_record=False), obs=_tokens, actions=_tokens, refused="positions.weight"),
-    Kind("tied", lambda: Transformer(tied=True), obs=_tokens, actions=_tokens, refused="words.weight"),
     Kind("functional", _trunk(Functional, OBS), refused="trunk.layer.weight"),
     Kind("weight_norm", _trunk(_weight_norm), refused="trunk.0.parametrizations.weight.original0",
          forward_mode=False),

@@ -13,7 +13,12 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 
-Direction: TypeAlias = dict[str, Tensor]
+Direction: TypeAlias = dict[str, Tensor]  # by parameter, in float32 at least
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """The same numbers in float32 at least; half precision would lose sums over records."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def gradient(
@@ -21,7 +26,7 @@ def gradient(
 ) -> Direction:
     """Gradient of sum(term) / count over the records, in chunks; zero for parameters the term does not reach."""
     parameters = policy.trainable()
-    total: Direction = {}
+    total: Direction = {} if len(records) else {name: in_float32(torch.zeros_like(p)) for name, p in parameters.items()}
     for start in range(0, len(records), chunk_size):
         part = records.take(slice(start, start + chunk_size))
         grads = gradient_of(term(policy(part), part).sum() / count, parameters)
@@ -34,7 +39,8 @@ def gradient_of(value: Tensor, parameters: Mapping[str, nn.Parameter], keep_grap
     check_attached(value)
     grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=keep_graph)
     return {
-        name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), grads, strict=True)
+        name: in_float32(torch.zeros_like(p) if g is None else g)
+        for (name, p), g in zip(parameters.items(), grads, strict=True)
     }
 
 

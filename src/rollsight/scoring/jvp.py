@@ -29,7 +29,7 @@ def _along(policy: Policy, records: Records, objective: Objective, direction: Di
     with torch.no_grad(), _forward_mode_kernels(policy.module), forward_ad.dual_level():
         # Parameters that the direction leaves alone (a critic's, mostly) need no tangent, nor does what they lead to.
         moved = {name: p.detach() for name, p in policy.trainable().items() if bool(direction[name].any())}
-        duals = {name: forward_ad.make_dual(p, direction[name]) for name, p in moved.items()}
+        duals = {name: forward_ad.make_dual(p, direction[name].to(p.dtype)) for name, p in moved.items()}
         losses = objective.losses(substituted(policy, duals)(records), _constants(records))
         primal, tangent = forward_ad.unpack_dual(losses)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
 
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction, check_attached
+from rollsight.scoring.directions import Direction, check_attached, in_float32
 
 Slices: TypeAlias = dict[str, Tensor]
 Rows: TypeAlias = slice | Tensor
@@ -41,6 +40,16 @@ def _layer_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
 
 def _rms_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
     return _affine(F.rms_norm(x, m.normalized_shape, None, m.eps), v)
+
+
+def _hugging_face_rms_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
+    """Both forms, w * x / rms(x) and (1 + w) * x / rms(x), have this derivative along v."""
+    eps = m.variance_epsilon if hasattr(m, "variance_epsilon") else m.eps
+    return F.rms_norm(x, x.shape[-1:], None, eps) * v["weight"]
+
+
+def _transposed_linear(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return F.linear(x, v["weight"].T, v.get("bias"))
 
 
 def _group_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
@@ -86,7 +95,16 @@ def _layer_of(module: nn.Module, parameters: Set[str]) -> Map | None:
                 return None
             unusual = isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None)
             return None if unusual else apply
-    return None
+    return _hugging_face_layer_of(module) if parameters <= {"weight", "bias"} else None
+
+
+def _hugging_face_layer_of(module: nn.Module) -> Map | None:
+    """Layers of transformers, known by name because the lower floors import no host (each model has an RMSNorm of its
+    own). Whatever else bears such a name fails the check of the sum."""
+    name = type(module).__name__
+    if name.endswith("RMSNorm") and (hasattr(module, "variance_epsilon") or hasattr(module, "eps")):
+        return _hugging_face_rms_norm
+    return _transposed_linear if name == "Conv1D" else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +116,12 @@ class _Layer:
     names: dict[str, str]
     frozen: dict[str, nn.Parameter]
 
-    def slices(self, direction: Direction) -> Slices:
-        """The direction's part for this layer; zeros for a frozen parameter beside a trainable one."""
+    def slices(self, direction: Direction, x: Tensor) -> Slices:
+        """The direction's part for this layer, to be applied to x; zeros for a frozen parameter beside a trainable
+        one."""
         part = {name: direction[full] for name, full in self.names.items()}
-        return part | {name: torch.zeros_like(parameter) for name, parameter in self.frozen.items()}
+        part |= {name: torch.zeros_like(parameter) for name, parameter in self.frozen.items()}
+        return {name: v.to(x.dtype) for name, v in part.items()} if x.is_floating_point() else part
 
 
 @dataclass(eq=False)
@@ -114,8 +134,14 @@ class Call:
 
     def along(self, direction: Direction, g_out: Tensor) -> Tensor:
         """(n,) <g_out_i, layer(x_i; v)>, accumulated in float32 at least."""
-        out = self.layer.apply(self.layer.module, self.x, self.layer.slices(direction))
-        return out.mul_(g_out).flatten(1).sum(1, dtype=torch.promote_types(out.dtype, torch.float32))
+        out = self.layer.apply(self.layer.module, self.x, self.layer.slices(direction, self.x))
+        return in_float32(out).mul_(g_out).flatten(1).sum(1)
+
+    def record_gradients(self, g_out: Tensor) -> dict[str, Tensor]:
+        """(n, size) each record's own parameter gradient, by full name, of an `nn.Linear`."""
+        x, g = (in_float32(part.reshape(len(part), -1, part.shape[-1])) for part in (self.x, g_out))
+        grads = {"weight": lambda: torch.bmm(g.transpose(1, 2), x).flatten(1), "bias": lambda: g.sum(1)}
+        return {full: grads[name]() for name, full in self.layer.names.items()}
 
     def gradient(self, g_out: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The layer's parameter gradient, summed over `rows` with their output gradients g_out, by full name."""
@@ -130,41 +156,40 @@ class Call:
 
 
 class Layers:
-    """A policy's covered layers, looked up once for one use of it; inside the context their calls are on record."""
+    """A policy's covered layers, looked up once for one use of it. Tied weights bear one name wherever they are."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.parameters = policy, policy.trainable()
         self._layers: list[_Layer] = []
-        self._calls: list[Call] = []
-        self._handles: list[RemovableHandle] = []
-        for prefix, module in policy.module.named_modules():
+        trained = {id(p): name for name, p in self.parameters.items()}
+        for module in policy.module.modules():
             own = {name: p for name, p in module._parameters.items() if p is not None}
-            if not own:
-                continue
-            full = {name: f"{prefix}.{name}" if prefix else name for name in own}
-            names = {name: full[name] for name in own if full[name] in self.parameters}
+            names = {name: trained[id(p)] for name, p in own.items() if id(p) in trained}
             if names and (apply := _layer_of(module, own.keys())) is not None:
                 self._layers.append(_Layer(module, apply, names, {k: p for k, p in own.items() if k not in names}))
 
-    def __enter__(self) -> Self:
-        self._handles = [layer.module.register_forward_hook(self._hook_of(layer)) for layer in self._layers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook_of(self, layer: _Layer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            # The edge, not the tensor: a following in-place activation would move the tensor on.
-            if isinstance(output, Tensor) and output.requires_grad and args:
-                self._calls.append(Call(layer, args[0].detach(), get_gradient_edge(output)))
-
-        return hook
+    @property
+    def kinds(self) -> set[type[nn.Module]]:
+        """The classes of the layers."""
+        return {type(layer.module) for layer in self._layers}
 
     def forward(self, records: Records) -> tuple[Evaluation, list[Call]]:
         """The policy's evaluation of the records, and the calls of covered layers that it depends on."""
-        self._calls = []
-        evaluation = self.policy(records)
+        calls: list[Call] = []
+        handles = [layer.module.register_forward_hook(_hook_of(layer, calls)) for layer in self._layers]
+        try:
+            evaluation = self.policy(records)
+        finally:  # before any backward, in which activation checkpointing calls the layers again
+            for handle in handles:
+                handle.remove()
         check_attached(evaluation.log_prob)
-        return evaluation, self._calls
+        return evaluation, calls
+
+
+def _hook_of(layer: _Layer, calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # The edge, not the tensor: a following in-place activation would move the tensor on.
+        if isinstance(output, Tensor) and output.requires_grad and args:
+            calls.append(Call(layer, args[0].detach(), get_gradient_edge(output)))
+
+    return hook

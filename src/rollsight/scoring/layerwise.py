@@ -15,7 +15,7 @@ from rollsight.errors import RollsightError
 from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction, inner
+from rollsight.scoring.directions import Direction, in_float32, inner
 from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 
 
@@ -71,8 +71,10 @@ def _probe(layers: Layers, records: Records, objective: Objective) -> None:
 
 
 def _described(calls: list[Call]) -> _Calls:
-    """Which parameters each call uses, and on inputs of which shape, the number of records apart."""
-    return tuple((*call.layer.names.values(), *call.x.shape[1:]) for call in calls)
+    """Which parameters each call uses, and on inputs of how many dimensions, and which of them are 1. (Sequences are
+    longer in one buffer than in the next; a leading dimension that is not the records' cannot hide behind more than
+    1.)"""
+    return tuple((*call.layer.names.values(), *(min(size, 2) for size in call.x.shape[1:])) for call in calls)
 
 
 def _refuse(uncovered: list[str]) -> None:
@@ -101,8 +103,9 @@ class Backward:
         inputs: list[Any] = [*edges, *layers.parameters.values()]
         w = torch.ones_like(y) if w is None else w
         grads = torch.autograd.grad(y, inputs, w, allow_unused=True)
-        found = zip(layers.parameters, grads[len(edges) :], strict=True)
-        self.total: Direction = {name: g for name, g in found if g is not None}
+        found = list(zip(layers.parameters, grads[len(edges) :], strict=True))
+        self.total: Direction = {name: in_float32(g) for name, g in found if g is not None}
+        half = any(g.dtype in (torch.bfloat16, torch.float16) for _, g in found if g is not None)
         self.reached = [(call, g) for call, g in zip(calls, grads, strict=False) if g is not None]
         for call, g_out in self.reached:
             if call.x.dim() == 0 or not len(call.x) == len(g_out) == len(y):
@@ -110,6 +113,7 @@ class Backward:
         covered = {full for call, _ in self.reached for full in call.layer.names.values()}
         _refuse([name for name in self.total if name not in covered])
         self._y = y.detach()
+        self._tolerance = 5e-2 if half else 1e-9 if y.dtype == torch.float64 else 1e-4
 
     def along(self, direction: Direction) -> Tensor:
         """(n,) each record's part of <total, v>, in float32 at least.
@@ -119,15 +123,29 @@ class Backward:
         column = self._y.new_zeros(len(self._y), dtype=torch.promote_types(self._y.dtype, torch.float32))
         for call, g_out in self.reached:
             column += call.along(direction, g_out)
-        tolerance = 1e-9 if column.dtype == torch.float64 else 1e-4
         found, scale, expected = float(column.sum()), float(column.abs().sum()), inner(self.total, direction)
-        if abs(found - expected) > tolerance * (scale + abs(expected)):
+        if abs(found - expected) > self._tolerance * (scale + abs(expected)):
             raise NotCovered(
                 f"backend 'layerwise' does not cover {self._most_missed(direction)!r}: the scores add up to "
                 f"{found:.6g} but the gradient gives {expected:.6g}, so this weight is tied or used outside its layer; "
                 "use backend='jvp'."
             )
         return column
+
+    def record_gradients(self) -> Direction:
+        """(n, size) every record's own gradient in each parameter reached, where all layers are `nn.Linear`."""
+        rows: Direction = {}
+        for call, g_out in self.reached:
+            for name, grads in call.record_gradients(g_out).items():
+                rows[name] = rows[name] + grads if name in rows else grads
+        for name, grads in rows.items():
+            missing, scale = float((grads.sum(0) - self.total[name].flatten()).norm()), float(grads.norm(dim=1).sum())
+            if missing > self._tolerance * scale:
+                raise NotCovered(
+                    f"backend 'layerwise' does not cover {name!r}: the records' gradients miss {missing:.6g} of the "
+                    "whole, so this weight is tied or used outside its layer; use backend='jvp'."
+                )
+        return rows
 
     def _most_missed(self, direction: Direction) -> str:
         """The parameter whose calls are furthest from its gradient."""
@@ -141,8 +159,8 @@ class Backward:
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
     """(n, M): <grad l_i, v_m>; for sequences the sum over tokens."""
-    with Layers(policy) as layers:
-        evaluation, calls = forward(layers, records, objective)
+    layers = Layers(policy)
+    evaluation, calls = forward(layers, records, objective)
     backward = Backward(layers, calls, objective.losses(evaluation, records))
     return torch.stack([backward.along(direction) for direction in directions], -1)
 

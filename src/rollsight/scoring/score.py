@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from rollsight import objectives, targets
 from rollsight.errors import RollsightError
-from rollsight.policy import Evaluation, Policy
+from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
-from rollsight.scoring.directions import Direction, gradient, gradient_of, precondition
+from rollsight.scoring.directions import Direction, gradient, precondition
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
+from rollsight.scoring.one_pass import Pair, one_pass
+from rollsight.scoring.parallel import Group, all_reduced, measured_across, prepared_across
 from rollsight.scoring.scores import Scores
 
 Backend: TypeAlias = Literal["auto", "layerwise", "jvp", "double_backward", "oracle"]
@@ -44,6 +46,7 @@ def score_records(
     cross_fit: bool = False,
     seed: int = 0,
     chunk_size: int | None = None,
+    group: Group | None = None,
 ) -> Scores:
     """Score every record: `s_i = <grad l_i(theta), grad f(theta)>` at the module's present parameters.
 
@@ -61,7 +64,12 @@ def score_records(
                 the records.
     cross_fit:  score each record against the gradient of the half of the buffer that does not hold it (halves by
                 episode, drawn with `seed`), so that no record's own contribution is in its score.
-    chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations.
+    chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations, about
+                1024 tokens of sequences.
+
+    group:      a `torch.distributed` group, each of whose ranks makes this call with its own records of one buffer and
+                gets their scores: normalisation, direction and second moments are those of all ranks' records. A
+                target's own records are its rank's too; a rank may have no valid record.
 
     Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the
     backend gives them. Gradients, training modes and random states are left as they were; dropout is off while scoring.
@@ -73,9 +81,10 @@ def score_records(
     if backend not in ("auto", *_BACKENDS):
         raise RollsightError(f"backend={backend!r} is unknown; give auto, {', '.join(_BACKENDS)}.")
     with untouched(policy.module):
-        part, valid = only_valid(records), records.valid_rows
-        chunk_size = chunk_size or default_chunk_size(part)
-        job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size)
+        valid = records.valid_rows
+        part = only_valid(records) if group is None else records.take(valid.nonzero().flatten())
+        chunk_size = chunk_size or default_chunk_size(records)
+        job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size, group)
         values, used, reason = job.run(backend)
         if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
@@ -115,20 +124,30 @@ class _Job:
         cross_fit: bool,
         seed: int,
         chunk_size: int,
+        group: Group | None,
     ) -> None:
         self.policy, self.records, self.target, self.objective = policy, records, target, objective
         self.optimizer, self.current = optimizer, current
         self.cross_fit, self.seed, self.chunk_size = cross_fit, seed, chunk_size
-        self.prepared = objective.prepare(records)
-        self.measured = target.measured_on(records)
+        self.group = group
+        self.whole: Direction | None = None  # the one direction, once it is known: its all-reduce happens once
+        if group is None:
+            self.prepared, self.measured = objective.prepare(records), target.measured_on(records)
+        else:
+            self.prepared, self.tokens = prepared_across(objective, records, group)
+            self.measured, self.count = measured_across(target, records, group)
         self.own_records = self.measured.obs is records.obs
-        if not self.own_records:
-            self.measured = only_valid(self.measured)
+        if group is None:
+            self.measured = self.measured if self.own_records else only_valid(self.measured)
+            self.tokens, self.count = int(self.prepared.valid.sum()), target.count(self.measured)
+        self.count = max(self.count, 1)
         if cross_fit and not self.own_records:
             raise RollsightError(
                 f"cross_fit=True needs a target measured on the training records, but {target.name!r} has its own; "
                 f"use one of both."
             )
+        if group is not None and (cross_fit or getattr(target, "each", False)):
+            raise RollsightError("group= gives every record one direction; leave out cross_fit=True and each=True.")
 
     def run(self, backend: Backend) -> tuple[Tensor, str, str]:
         """(n, M) or (n, T, M) values, the backend used, and why."""
@@ -149,22 +168,30 @@ class _Job:
         )
 
     def by(self, backend: str) -> Tensor:
-        if backend == "layerwise":
-            with Layers(self.policy) as layers:
-                fits = len(self.prepared) <= self.chunk_size
-                if fits and self.own_records and not self.cross_fit and self.optimizer is None:
-                    return self.shared_pass(layers)[:, None]
-                layerwise.check_coverage(layers, self.prepared, self.objective)
+        if backend == "layerwise" and len(self.prepared):
+            layers = Layers(self.policy)
+            layerwise.check_coverage(layers, self.prepared, self.objective)
+            if self.own_records and not self.cross_fit:
+                pair = Pair(self.target, self.measured, self.count, self.objective, self.prepared)
+                found = one_pass(layers, pair, self.chunk_size)
+                if found is not None:
+                    self.whole = self.finished(found.target_gradient, found.objective_gradient)
+                    return found.along(self.whole)[:, None]
         if self.cross_fit:
             first = split_halves(self.records, self.seed)
             columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
             return torch.where(first.view(-1, *[1] * (columns.dim() - 2)), columns[..., 0], columns[..., 1])[..., None]
         if not getattr(self.target, "each", False):
-            return self.along(backend, [self.direction_on(None)])
+            if self.whole is None:
+                self.whole = self.direction_on(None)
+            return self.along(backend, [self.whole])
         blocks = torch.arange(len(self.measured)).split(_DIRECTIONS_AT_ONCE)
         return torch.cat([self.along(backend, [self.direction_on(m[None]) for m in block]) for block in blocks], -1)
 
     def along(self, backend: str, directions: list[Direction]) -> Tensor:
+        if not len(self.prepared):  # a rank without a valid record
+            shape = self.prepared.log_probs.shape[: 1 if backend == "layerwise" else 2]
+            return self.prepared.log_probs.new_zeros(*shape, len(directions))
         chunks = range(0, len(self.prepared), self.chunk_size)
         parts = (self.prepared.take(slice(start, start + self.chunk_size)) for start in chunks)
         return torch.cat([_BACKENDS[backend](self.policy, part, self.objective, directions) for part in parts])
@@ -172,54 +199,26 @@ class _Job:
     def direction_on(self, index: Tensor | None) -> Direction:
         """Gradient of the target's mean over the measured records at `index`, preconditioned where asked for."""
         measured = self.measured if index is None else self.measured.take(index)
-        count = max(self.target.count(measured), 1)
+        count = self.count if index is None else max(self.target.count(measured), 1)
         direction = gradient(self.policy, measured, self.target.terms, count, self.chunk_size)
+        return self.finished(direction, self.objective_gradient)
+
+    def objective_gradient(self) -> Direction:
+        return gradient(self.policy, self.prepared, self.objective.losses, 1, self.chunk_size)
+
+    def finished(self, direction: Direction, objective_gradient: Callable[[], Direction]) -> Direction:
+        """The direction over all ranks, preconditioned where asked for; `objective_gradient`: of the summed losses."""
+        taken_in = self.optimizer is not None and self.current is None
+        if taken_in:
+            current = {name: g / self.tokens for name, g in objective_gradient().items()}
+        else:
+            current = self.current or {}
+        if self.group is not None:
+            direction, *rest = all_reduced([direction, current] if taken_in else [direction], self.group)
+            current = rest[0] if taken_in else current
         if self.optimizer is None:
             return direction
-        current = self.current_gradient() if self.current is None else self.current
         return precondition(direction, current, self.optimizer, self.policy.trainable())
-
-    def current_gradient(self) -> Direction:
-        count = int(self.prepared.valid.sum())
-        return gradient(self.policy, self.prepared, self.objective.losses, count, self.chunk_size)
-
-    def shared_pass(self, layers: Layers) -> Tensor:
-        """(n,) scores from one forward, for a target and an objective of the same records; from one backward too, where
-        both depend on the log-probabilities alone."""
-        evaluation, calls = layerwise.forward(layers, self.prepared, self.objective)
-        count = max(self.target.count(self.measured), 1)
-
-        def target(e: Evaluation) -> Tensor:
-            return self.target.terms(e, self.measured).sum() / count
-
-        def objective(e: Evaluation) -> Tensor:
-            return self.objective.losses(e, self.prepared)
-
-        slopes = _log_prob_slopes(evaluation, target, objective)
-        if slopes is not None:
-            jacobian = layerwise.LogProbJacobian(layers, evaluation, calls, slopes[0])
-            return slopes[1] * jacobian.pushforward(jacobian.seed_gradient)
-        direction = gradient_of(target(evaluation), layers.parameters, keep_graph=True)
-        return layerwise.Backward(layers, calls, objective(evaluation)).along(direction)
-
-
-def _log_prob_slopes(evaluation: Evaluation, *values: Callable[[Evaluation], Tensor]) -> list[Tensor] | None:
-    """(n,) d sum(value) / d log_prob for each value; None where one of them does not depend on the log-probabilities
-    alone, or where these are of tokens."""
-    if evaluation.log_prob.dim() != 1:
-        return None
-    leaves = [[None if x is None else x.detach().requires_grad_() for x in evaluation] for _ in values]
-    sums = [value(Evaluation(*own)).sum() for value, own in zip(values, leaves, strict=True)]  # type: ignore[arg-type]
-    if not all(total.requires_grad for total in sums):
-        return None
-    grads = iter(torch.autograd.grad(sums, [x for own in leaves for x in own if x is not None], allow_unused=True))
-    slopes = []
-    for own in leaves:
-        slope, *rest = (None if x is None else next(grads) for x in own)
-        if slope is None or any(other is not None for other in rest):
-            return None
-        slopes.append(slope)
-    return slopes
 
 
 def only_valid(records: Records) -> Records:
@@ -235,11 +234,15 @@ def only_valid(records: Records) -> Records:
 
 
 def default_chunk_size(records: Records) -> int:
-    """Rows evaluated at once: about 4096 tokens, fewer where observations are large (images)."""
+    """Rows evaluated at once: 4096, fewer where observations are large (images); of sequences about 1024 tokens,
+    prompts included."""
     entries = [records.obs] if isinstance(records.obs, Tensor) else list(records.obs.values())
     numbers = sum(entry[0].numel() for entry in entries)
-    tokens = records.log_probs[0].numel()
-    return max(1, min(4096 // tokens, 2**23 // max(numbers, 1)))
+    rows = 4096
+    if records.log_probs.dim() == 2:
+        words = [entry.shape[1] for entry in entries if entry.dim() == 2 and not entry.is_floating_point()]
+        rows = 1024 // max(records.log_probs.shape[1], *words, 1)
+    return max(1, min(rows, 2**23 // max(numbers, 1)))
 
 
 @contextmanager

@@ -87,8 +87,8 @@ def trust_line(
 
         if part.log_probs.dim() == 1:
             try:
-                with Layers(policy) as layers:
-                    evaluation, calls = layerwise.forward(layers, part, objective)
+                layers = Layers(policy)
+                evaluation, calls = layerwise.forward(layers, part, objective)
                 return line(layerwise.LogProbJacobian(layers, evaluation, calls, pull))
             except layerwise.NotCovered:
                 pass

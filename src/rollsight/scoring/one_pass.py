@@ -1,0 +1,198 @@
+"""One pass where the target and the objective are of the same records: the target's gradient and the scores from one
+forward, and from one backward where both pull each record's log-probabilities the same way (two otherwise)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rollsight.objectives import Objective
+from rollsight.policy import Evaluation
+from rollsight.records import Records
+from rollsight.scoring import layerwise
+from rollsight.scoring.directions import Direction, gradient_of, in_float32
+from rollsight.scoring.layers import Call, Layers
+from rollsight.targets import Target
+
+_MATERIALISED = 2**29  # numbers: 2 GiB in float32
+
+
+class OnePass(Protocol):
+    """What is known after the pass."""
+
+    target_gradient: Direction
+
+    def objective_gradient(self) -> Direction:
+        """Of the sum of the records' losses."""
+        ...
+
+    def along(self, direction: Direction) -> Tensor:
+        """(n,) <grad l_i, v>; may raise `NotCovered`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A target (its sum over `measured`, divided by `count`) and an objective of the same records."""
+
+    target: Target
+    measured: Records
+    count: int
+    objective: Objective
+    prepared: Records
+
+    def value(self, evaluation: Evaluation) -> Tensor:
+        return self.target.terms(evaluation, self.measured).sum() / self.count
+
+    def losses(self, evaluation: Evaluation) -> Tensor:
+        return self.objective.losses(evaluation, self.prepared)
+
+    def take(self, rows: slice) -> Pair:
+        return Pair(self.target, self.measured.take(rows), self.count, self.objective, self.prepared.take(rows))
+
+
+def one_pass(layers: Layers, pair: Pair, chunk_size: int) -> OnePass | None:
+    """The pass, or None where it would take more than its chunks' memory: then records of several chunks are covered
+    only as sequences whose own gradients fit (those of an adapter do)."""
+    n = len(pair.prepared)
+    if n <= chunk_size:
+        return _chunk_pass(layers, pair)
+    sequences = pair.prepared.log_probs.dim() == 2
+    size = n * sum(p.numel() for p in layers.parameters.values())
+    if sequences and size <= _MATERIALISED and all(issubclass(kind, nn.Linear) for kind in layers.kinds):
+        return _Materialised(layers, pair, chunk_size)
+    return None
+
+
+def _chunk_pass(layers: Layers, pair: Pair) -> OnePass:
+    evaluation, calls = layerwise.forward(layers, pair.prepared, pair.objective)
+    common = _common(layers, evaluation, pair)
+    return (
+        _OneBackward(layers, evaluation, calls, *common) if common else _TwoBackwards(layers, evaluation, calls, pair)
+    )
+
+
+class _OneBackward:
+    """The target is sum_i a_i y_i and the losses b_i y_i, to first order: one backward from y."""
+
+    def __init__(
+        self, layers: Layers, evaluation: Evaluation, calls: list[Call], y: Tensor, a: Tensor, b: Tensor
+    ) -> None:
+        self._jacobian = layerwise.LogProbJacobian(layers, evaluation._replace(log_prob=y), calls, a)
+        self._b = b
+        self.target_gradient = self._jacobian.seed_gradient
+
+    def objective_gradient(self) -> Direction:
+        return self._jacobian.pullback(self._b)
+
+    def along(self, direction: Direction) -> Tensor:
+        return self._b * self._jacobian.pushforward(direction)
+
+
+class _TwoBackwards:
+    """Any target and objective of the same forward."""
+
+    def __init__(self, layers: Layers, evaluation: Evaluation, calls: list[Call], pair: Pair) -> None:
+        self.target_gradient = gradient_of(pair.value(evaluation), layers.parameters, keep_graph=True)
+        self._backward = layerwise.Backward(layers, calls, pair.losses(evaluation))
+        self.along = self._backward.along
+
+    def objective_gradient(self) -> Direction:
+        total = self._backward.total
+        return {name: total.get(name, torch.zeros_like(g)) for name, g in self.target_gradient.items()}
+
+
+class _Materialised:
+    """Every record's own gradient (of y as above, or of its loss), chunk by chunk: G, (n, P). The target's gradient is
+    G^T a, the scores b * (G v)."""
+
+    def __init__(self, layers: Layers, pair: Pair, chunk_size: int) -> None:
+        n = len(pair.prepared)
+        self._parameters = layers.parameters
+        self._rows: dict[str, Tensor] = {}
+        self.target_gradient = {name: in_float32(torch.zeros_like(p)) for name, p in layers.parameters.items()}
+        chunks = [slice(start, start + chunk_size) for start in range(0, n, chunk_size)]
+        self._b = torch.cat([self._take_in(layers, pair.take(rows), rows, n) for rows in chunks])
+
+    def _take_in(self, layers: Layers, part: Pair, rows: slice, n: int) -> Tensor:
+        """A chunk's gradients; its b. (A method, so that one chunk's graph is gone before the next.)"""
+        evaluation, calls = layerwise.forward(layers, part.prepared, part.objective)
+        common = _common(layers, evaluation, part)
+        if common:
+            y, a, b = common
+            self._fill(rows, n, layerwise.Backward(layers, calls, y))
+            gradient = self._pullback(a, rows)
+        else:
+            gradient = gradient_of(part.value(evaluation), layers.parameters, keep_graph=True)
+            losses = part.losses(evaluation)
+            self._fill(rows, n, layerwise.Backward(layers, calls, losses))
+            b = torch.ones_like(losses[:, 0])
+        for name, g in gradient.items():
+            self.target_gradient[name] += g
+        return b.detach()
+
+    def _fill(self, rows: slice, n: int, backward: layerwise.Backward) -> None:
+        for name, gradients in backward.record_gradients().items():
+            if name not in self._rows:
+                self._rows[name] = gradients.new_zeros(n, gradients.shape[1])
+            self._rows[name][rows] = gradients
+
+    def _pullback(self, weights: Tensor, rows: slice) -> Direction:
+        """sum_i w_i G_i over `rows`."""
+        found = {name: (weights.to(G) @ G[rows]).view(self._parameters[name].shape) for name, G in self._rows.items()}
+        return {name: found.get(name, torch.zeros_like(g)) for name, g in self.target_gradient.items()}
+
+    def objective_gradient(self) -> Direction:
+        return self._pullback(self._b, slice(None))
+
+    def along(self, direction: Direction) -> Tensor:
+        products = [G @ direction[name].reshape(-1).to(G) for name, G in self._rows.items()]
+        return self._b * torch.stack(products).sum(0)
+
+
+def _common(layers: Layers, evaluation: Evaluation, pair: Pair) -> tuple[Tensor, Tensor, Tensor] | None:
+    """y, a and b, each (n,), such that the target's slope in the log-probabilities is that of sum_i a_i y_i and the
+    losses' that of b_i y_i; None where there are none.
+
+    A plain record's y is its log-probability; a sequence's is a weighted sum over its tokens, the same for target and
+    loss where one's slopes are a multiple of the other's (one advantage for the sequence, on the policy, say).
+    """
+    slopes = _log_prob_slopes(evaluation, pair.value, pair.losses)
+    if slopes is None:
+        return None
+    w, c = slopes
+    if w.dim() == 1:
+        return evaluation.log_prob, w, c
+    pivot = w.abs().argmax(1, keepdim=True)
+    largest = w.gather(1, pivot)
+    pulled = (largest != 0).squeeze(1)
+    factor = torch.where(largest != 0, c.gather(1, pivot) / largest, 0.0)
+    eps = max(torch.finfo(p.dtype).eps for p in layers.policy.module.parameters() if p.is_floating_point())
+    beside = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is no other slope
+    if bool((pulled & (beside > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
+        return None
+    seeds = torch.where(pulled[:, None], w, c)
+    scale = seeds.abs().amax(1)
+    y = (seeds / scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None] * evaluation.log_prob).sum(1)
+    return y, scale * pulled, scale * torch.where(pulled, factor.squeeze(1), 1.0)
+
+
+def _log_prob_slopes(evaluation: Evaluation, *values: Callable[[Evaluation], Tensor]) -> list[Tensor] | None:
+    """d sum(value) / d log_prob for each value; None where one of them does not depend on the log-probabilities
+    alone."""
+    leaves = [[None if x is None else x.detach().requires_grad_() for x in evaluation] for _ in values]
+    sums = [value(Evaluation(*own)).sum() for value, own in zip(values, leaves, strict=True)]  # type: ignore[arg-type]
+    if not all(total.requires_grad for total in sums):
+        return None
+    grads = iter(torch.autograd.grad(sums, [x for own in leaves for x in own if x is not None], allow_unused=True))
+    slopes = []
+    for own in leaves:
+        slope, *rest = (None if x is None else next(grads) for x in own)
+        if slope is None or any(other is not None for other in rest):
+            return None
+        slopes.append(slope)
+    return slopes
