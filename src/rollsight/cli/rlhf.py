@@ -1,4 +1,4 @@
-"""`rollsight rlhf`: a language model trained with PPO against a reward, its completions scored, filtered and recorded."""
+"""`rollsight rlhf`: a language model trained with PPO; its completions scored, filtered and recorded."""
 
 from __future__ import annotations
 

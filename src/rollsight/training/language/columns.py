@@ -36,8 +36,7 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
         "advantages": advantages,
     }
     if options.target is not None:
-        scores = [None] * len(records) if update.scores is None else update.scores.tolist()
-        columns[f"score_{options.target}"] = [None if s is None or np.isnan(s) else s for s in scores]
+        columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]
     columns["kept"] = update.kept.numpy(force=True)
     columns["valid"] = records.valid_rows.numpy(force=True)
     return columns
@@ -47,8 +46,9 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
     """The round in numbers. `return_mean` is the mean reward, under the name that learning curves are read by."""
     n, dropped = len(rollout.texts), int((~update.kept).sum())
     lengths = rollout.records.valid.sum(1).double()
+    assert isinstance(rollout.records.actions, Tensor)
     rows = [row[: int(k)].tolist() for row, k in zip(rollout.records.actions, lengths, strict=True)]
-    scores = None if update.scores is None else update.scores[~update.scores.isnan()].double()
+    scores = update.scores[~update.scores.isnan()].double()
     return {
         "records": n,
         "valid": n,
@@ -59,12 +59,12 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
         "empty": sum(not text for text in rollout.texts),
         "distinct_1": distinct(rows, 1),
         "distinct_2": distinct(rows, 2),
-        "scored": scores is not None,
+        "scored": len(scores) > 0,
         "target": options.target,
-        "neg_frac": None if scores is None else float((scores < 0).double().mean()),
-        "score_min": None if scores is None else float(scores.min()),
-        "score_median": None if scores is None else float(scores.median()),
-        "score_max": None if scores is None else float(scores.max()),
+        "neg_frac": float((scores < 0).double().mean()) if len(scores) else None,
+        "score_min": float(scores.min()) if len(scores) else None,
+        "score_median": float(scores.median()) if len(scores) else None,
+        "score_max": float(scores.max()) if len(scores) else None,
         "semantic": "repack",
         "dropped": dropped,
         "kept_frac": 1 - dropped / n,

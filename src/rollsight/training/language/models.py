@@ -6,6 +6,7 @@ import os
 import shutil
 import string
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -112,7 +113,8 @@ def add_adapter(model: Any, rank: int, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for something by its old name
         torch.manual_seed(seed)  # A is drawn, B is 0: the adapter starts as the identity
         try:
             return get_peft_model(model, config)

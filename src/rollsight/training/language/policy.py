@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rollsight import language
 from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
 from rollsight.training.language import models
 
 
@@ -71,6 +72,11 @@ class ActorCritic(nn.Module):
         finally:
             handle.remove()
         return Evaluation(log_prob, value=self.value_head(states[0].float()).squeeze(-1))
+
+    def evaluate(self, records: Records) -> Evaluation:
+        """The same for the records' completions."""
+        evaluation: Evaluation = self(records.obs, records.actions)
+        return evaluation
 
     @torch.no_grad()
     def generate(self, prompts: list[str], new_tokens: int, seed: int) -> tuple[Tensor, ...]:

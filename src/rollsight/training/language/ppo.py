@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,14 +26,21 @@ from torch import Tensor
 
 from rollsight import advantages, language, objectives, targets
 from rollsight.errors import RollsightError
-from rollsight.policy import Evaluation
+from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
-from rollsight.selection import DropNegative, DropRandom, Selection
+from rollsight.scoring.parallel import gathered_scores
+from rollsight.selection import DropNegative, DropRandom
 from rollsight.training.language import parallel, rewards
 from rollsight.training.language.policy import ActorCritic
 from rollsight.update import Indices, repack
 
+BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+_TARGETS: dict[str, targets.Target] = {
+    "sequence": targets.Sequence(),
+    "return": targets.Return(),
+    "reward": targets.Reward(),
+}
 # The purposes in the keys of random streams, (seed, round, purpose, ...).
 _PROMPTS, _SAMPLING, _ORDER, _SELECTION, _EVALUATION = 0x9409, 0x5A3B, 0x0DE5, 0x5E1E, 0xE7A1
 
@@ -95,11 +102,11 @@ class Rollout:
 class Update:
     """How a round's optimisation went.
 
-    scores, kept: (N,) of the first epoch, scores None where there were none; statistics: plain numbers; message: a
-    sentence where something of the round was left out against the plan, else empty.
+    scores, kept: (N,) of the first epoch, NaN where a sequence was not scored; statistics: plain numbers; message: a
+    sentence where the round went against the plan, else empty.
     """
 
-    scores: Tensor | None
+    scores: Tensor
     kept: Tensor
     statistics: dict[str, Any]
     message: str = ""
@@ -157,7 +164,7 @@ class LanguagePPO:
         if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
             torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
         with self._timed("log_probs"):
-            records, reference = self._evaluate(*tokens)
+            records, reference = self._evaluate(tokens)
         kl = torch.where(records.valid, records.log_probs - reference, 0.0)
         paid = torch.as_tensor(reward, dtype=kl.dtype, device=kl.device)
         rows = torch.arange(len(records), device=kl.device)
@@ -183,17 +190,19 @@ class LanguagePPO:
         return [stack(c, fill, side) for c, fill, side in zip(columns, (pad, 0, pad, 0), left, strict=True)]
 
     @torch.no_grad()
-    def _evaluate(self, *tokens: Tensor) -> tuple[Records, Tensor]:
+    def _evaluate(self, tokens: Sequence[Tensor]) -> tuple[Records, Tensor]:
         """The sequences as records with log-probabilities and values, and the reference's log-probabilities (N, T)."""
-        nothing = torch.zeros(tokens[2].shape, device=tokens[2].device)
-        records = language.completion_records(*tokens, nothing, nothing)
+        ids, mask, completions, completion_mask = tokens
+        nothing = torch.zeros(completions.shape, device=ids.device)
+        records = language.completion_records(ids, mask, completions, completion_mask, nothing, nothing)
         rows = torch.arange(len(records)).split(self.options.micro_batch)
 
         def evaluate(i: int) -> tuple[Tensor, ...]:
             part = trimmed(records.take(rows[i]))
-            ours = self.policy(part.obs, part.actions)
+            ours = self.policy.evaluate(part)
             with self.policy.reference() as model:
-                theirs = language.Completions()(model, part.obs, part.actions)
+                theirs = Policy(model, language.Completions())(part)
+            assert ours.value is not None
             return ours.log_prob, ours.value, theirs.log_prob
 
         columns = zip(*parallel.spread(len(rows), evaluate), strict=True)
@@ -201,68 +210,63 @@ class LanguagePPO:
         return replace(records, log_probs=log_probs, values=values), reference
 
     def _optimise(self, rollout: Rollout) -> Update:
-        options, records = self.options, rollout.records
-        n, sums = len(records), []
-        first_scores, first_kept = None, torch.ones(n, dtype=torch.bool)
+        options, records, n = self.options, rollout.records, len(rollout.texts)
+        scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
+        sums: list[Tensor] = []
         if float(np.ptp(rollout.rewards)) == 0:
             message = (
                 f"every reward of round {self.round} is {rollout.rewards[0]:g}, so there is nothing to learn from it "
                 "and no step was taken: if this goes on, mend the reward"
             )
-            return Update(None, first_kept, _statistics([]), message)
-        everything = np.arange(n)
-        order = np.random.default_rng((self.seed, self.round, _ORDER))
-        kept = everything
-        for epoch in range(options.epochs):
-            if options.rescore != "minibatch" and (epoch == 0 or options.rescore == "epoch"):
-                scores, kept = self._select(records, everything, (epoch,))
-                if epoch == 0:
-                    first_scores, first_kept = scores, marked(kept, n)
-            parts = repack(order.permutation(kept), options.minibatch) if len(kept) else []
-            for i, part in enumerate(parts):
-                if options.rescore == "minibatch":
-                    scores, part_kept = self._select(records, part, (epoch, i))
-                    if epoch == 0:
-                        first_kept &= ~marked(np.setdiff1d(part, part_kept), n)
-                        if scores is not None:
-                            first_scores = torch.full((n,), torch.nan) if first_scores is None else first_scores
-                            first_scores[part] = scores
-                    part = part_kept
-                if len(part):
-                    sums.append(self._step(records, torch.from_numpy(part)))
-        message = (
-            ""
-            if sums
-            else (
-                f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop if this goes "
-                "on"
-            )
-        )
-        return Update(first_scores, first_kept, _statistics(sums), message)
+            return Update(scores, kept, _statistics(sums), message)
 
-    def _select(self, records: Records, rows: Indices, key: tuple[int, ...]) -> tuple[Tensor | None, Indices]:
-        """Scores of the sequences at `rows`, target and records being the same, and those of the rows that stay."""
+        def select(rows: Indices, *when: int) -> Indices:
+            found, stay = self._select(records, rows, when)
+            if when[0] == 0:
+                scores[rows], kept[rows] = found, torch.from_numpy(stay)
+            return rows[stay]
+
+        order = np.random.default_rng((self.seed, self.round, _ORDER))
+        pool = everything = np.arange(n)
+        for epoch in range(options.epochs):
+            if options.rescore == "epoch" or (options.rescore == "round" and epoch == 0):
+                pool = select(everything, epoch)
+            for i, index in enumerate(repack(order.permutation(pool), options.minibatch) if len(pool) else []):
+                chosen = select(index, epoch, i) if options.rescore == "minibatch" else index
+                if len(chosen):
+                    sums.append(self._step(records, torch.from_numpy(chosen)))
+        message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
+        return Update(scores, kept, _statistics(sums), "" if sums else message)
+
+    def _select(self, records: Records, rows: Indices, when: tuple[int, ...]) -> tuple[Tensor, BoolArray]:
+        """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
         options, part = self.options, records.take(torch.from_numpy(rows))
-        # A z-score of equal rewards is no direction: nothing is negative then.
-        if options.target is None or (
-            options.target == "reward" and float(np.ptp(part.rewards.numpy(force=True))) == 0
-        ):
-            return None, rows
-        target: targets.Target = {
-            "sequence": targets.Sequence(),
-            "return": targets.Return(),
-            "reward": targets.Reward(),
-        }[options.target]
+        paid = part.rewards
+        # A z-score of equal rewards is no direction, so nothing would be negative.
+        flat = options.target == "reward" and paid is not None and bool((paid == paid[0]).all())
+        if options.target is None or flat:
+            return torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
         with self._timed("score"):
-            scores: Scores = score_records(
-                self.policy.actor, trimmed(part), target, objectives.PPO("raw", options.clip_range)
-            )
-        rule: DropNegative | DropRandom = DropNegative(options.drop)
+            scores = self._score(part, _TARGETS[options.target])
+        like = DropNegative(options.drop)
         if options.random:
-            stream = np.random.default_rng((self.seed, self.round, _SELECTION, *key))
-            rule = DropRandom(rule, seed=int(stream.integers(2**62)))
-        selection: Selection = rule(scores)
-        return scores.values.cpu(), rows[(selection.weights > 0).cpu().numpy()]
+            stream = np.random.default_rng((self.seed, self.round, _SELECTION, *when))
+            selection = DropRandom(like, seed=int(stream.integers(2**62)))(scores)
+        else:
+            selection = like(scores)
+        return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True)
+
+    def _score(self, records: Records, target: targets.Target) -> Scores:
+        """The records' scores, on every process; each computes its share where there are several."""
+        objective, width = objectives.PPO("raw", self.options.clip_range), self.options.micro_batch
+        if parallel.size() == 1 or len(records) < parallel.size():
+            return score_records(self.policy.actor, trimmed(records), target, objective, chunk_size=width)
+        group = torch.distributed.group.WORLD
+        assert group is not None
+        mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
+        share = trimmed(records.take(mine))
+        scores = score_records(self.policy.actor, share, target, objective, chunk_size=width, group=group)
+        return gathered_scores(scores, group)[0]
 
     def _step(self, records: Records, index: Tensor) -> Tensor:
         """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`."""
@@ -272,7 +276,7 @@ class LanguagePPO:
         with self._timed("train"):
             for i in range(parallel.rank(), len(parts), parallel.size()):
                 batch = trimmed(records.take(parts[i]))
-                evaluation = self.policy(batch.obs, batch.actions)
+                evaluation = self.policy.evaluate(batch)
                 policy_loss, value_loss = losses(evaluation, batch, options)
                 ((policy_loss + options.value_coef * value_loss).sum() / count).backward()
                 with torch.no_grad():
@@ -320,8 +324,8 @@ def with_advantages(records: Records, rewards: Tensor, gamma: float, gae_lambda:
     valid, values = records.valid, records.values
     assert values is not None
     ends = ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1)  # nothing flows from padding into a completion
-    columns = (c.T.numpy(force=True) for c in (rewards, values, ends))
-    estimated, returns = advantages.estimate(*columns, np.zeros(len(records)), gamma, gae_lambda)
+    paid, old, last = (c.T.numpy(force=True) for c in (rewards, values, ends))
+    estimated, returns = advantages.estimate(paid, old, last, np.zeros(len(records)), gamma, gae_lambda)
     raw = torch.from_numpy(estimated.T.copy()).to(values.device)
     whitened = objectives.normalize_advantages(torch.where(valid, raw, 0.0), valid, "buffer")
     return replace(records, advantages=whitened, returns=torch.from_numpy(returns.T.copy()).to(values.device))
@@ -350,10 +354,3 @@ def stack(columns: Sequence[Tensor], fill: int, left: bool) -> Tensor:
     width = max(column.shape[1] for column in columns)
     missing = [(width - c.shape[1], 0) if left else (0, width - c.shape[1]) for c in columns]
     return torch.cat([F.pad(c, pad, value=fill) for c, pad in zip(columns, missing, strict=True)])
-
-
-def marked(rows: Indices, n: int) -> Tensor:
-    """(n,) booleans, true at the rows."""
-    mark = torch.zeros(n, dtype=torch.bool)
-    mark[torch.from_numpy(rows)] = True
-    return mark

@@ -14,7 +14,7 @@ import numpy as np
 from rollsight.errors import RollsightError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
-Reward: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Reward: TypeAlias = Callable[[Sequence[str], Sequence[str]], "Sequence[float] | Array"]
 """`reward(prompts, completions)`: one number for each completion, higher is better."""
 
 _LIMIT = 5.0  # logits beyond it are sure either way; without a limit single texts would carry the whole batch
@@ -69,7 +69,8 @@ def _profanity() -> Reward:
 
     def reward(prompts: Sequence[str], completions: Sequence[str]) -> Array:
         p = np.clip(np.asarray(predict_prob(list(completions)), np.float64), 1e-9, 1 - 1e-9)
-        return np.clip(np.log1p(-p) - np.log(p), -_LIMIT, _LIMIT)
+        logits: Array = np.log1p(-p) - np.log(p)
+        return logits.clip(-_LIMIT, _LIMIT)
 
     return reward
 

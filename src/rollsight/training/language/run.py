@@ -109,9 +109,9 @@ def resume(out: Path, rounds: int | None = None, on_round: Report | None = None)
 
 def settings_of(out: Path) -> RunSettings:
     """The settings that the run in `out` was started with."""
-    stored = runs.open(out).metadata.get("run_settings")
+    stored: Any = runs.open(out).metadata.get("run_settings")
     try:
-        return RunSettings(**{**stored, "options": Options(**stored["options"])})  # type: ignore[dict-item]
+        return RunSettings(**{**stored, "options": Options(**stored["options"])})
     except (TypeError, KeyError) as error:
         raise RollsightError(f"{out} is no run of a language model: name one that `rollsight rlhf` started") from error
 
