@@ -216,6 +216,14 @@ def test_random_drop_drops_as_many():
     assert not torch.equal(ours.kept, theirs.kept)
 
 
+def test_cross_fitted_scores_hold_no_part_of_a_sequence_itself():
+    """In a small batch a sequence's own gradient dominates its score, and hardly any is negative."""
+    own, crossed = (
+        trainer(cross_fit=fit, drop=0.0, prompts_per_round=16).train_round()[1].scores for fit in (False, True)
+    )
+    assert int((crossed < 0).sum()) > int((own < 0).sum())
+
+
 @pytest.mark.parametrize(("rescore", "calls", "rows"), [("round", 1, 8), ("epoch", 2, 8), ("minibatch", 4, 4)])
 def test_scores_are_computed_as_often_as_asked(rescore, calls, rows, monkeypatch):
     seen = []

@@ -62,6 +62,7 @@ def rlhf(
     drop: Annotated[float, tyro.conf.arg(metavar="P")] = 1.0,
     random: bool = False,
     rescore: Literal["round", "epoch", "minibatch"] = "round",
+    cross_fit: bool = False,
     eval_prompts: int = 16,
     eval_every: int = 0,
     threads: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: one for each core)")] = None,
@@ -110,6 +111,7 @@ def rlhf(
         drop: Fraction of the negative completions to leave out of each update, lowest first; 0 only scores.
         random: Drop as many random completions instead: the control.
         rescore: How often scores are computed anew.
+        cross_fit: Score each half of the completions against the other half's gradient, so that none helps itself.
         eval_prompts: Prompts held out from training and completed before and after it; 0 for none.
         eval_every: Complete them after every k-th round too.
         threads: Threads of PyTorch; 1 where other work shares the machine.
@@ -157,6 +159,7 @@ def rlhf(
             drop=drop,
             random=random,
             rescore=rescore,
+            cross_fit=cross_fit,
         )
         total, done = 20 if rounds is None else rounds, 0
         settings = run.RunSettings(

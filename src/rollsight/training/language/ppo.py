@@ -42,7 +42,7 @@ _TARGETS: dict[str, targets.Target] = {
     "reward": targets.Reward(),
 }
 # The purposes in the keys of random streams, (seed, round, purpose, ...).
-_PROMPTS, _SAMPLING, _ORDER, _SELECTION, _EVALUATION = 0x9409, 0x5A3B, 0x0DE5, 0x5E1E, 0xE7A1
+_PROMPTS, _SAMPLING, _ORDER, _SELECTION, _HALVES, _EVALUATION = 0x9409, 0x5A3B, 0x0DE5, 0x5E1E, 0xA17E, 0xE7A1
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Options:
     drop: float = 1.0  # fraction of the negative sequences that are left out
     random: bool = False  # leave out as many random ones instead
     rescore: Literal["round", "epoch", "minibatch"] = "round"
+    cross_fit: bool = False  # score each half against the other's gradient: no sequence's own part is in its score
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_round", "max_new_tokens", "epochs", "minibatch", "micro_batch"):
@@ -247,7 +248,7 @@ class LanguagePPO:
         if options.target is None or flat:
             return torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
         with self._timed("score"):
-            scores = self._score(part, _TARGETS[options.target])
+            scores = self._score(part, _TARGETS[options.target], when)
         like = DropNegative(options.drop)
         if options.random:
             stream = np.random.default_rng((self.seed, self.round, _SELECTION, *when))
@@ -256,16 +257,23 @@ class LanguagePPO:
             selection = like(scores)
         return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True)
 
-    def _score(self, records: Records, target: targets.Target) -> Scores:
+    def _score(self, records: Records, target: targets.Target, when: tuple[int, ...]) -> Scores:
         """The records' scores, on every process; each computes its share where there are several."""
-        objective, width = objectives.PPO("raw", self.options.clip_range), self.options.micro_batch
-        if parallel.size() == 1 or len(records) < parallel.size():
-            return score_records(self.policy.actor, trimmed(records), target, objective, chunk_size=width)
-        group = torch.distributed.group.WORLD
-        assert group is not None
+        actor, objective = self.policy.actor, objectives.PPO("raw", self.options.clip_range)
+        width, group = self.options.micro_batch, torch.distributed.group.WORLD if parallel.size() > 1 else None
+        if group is None or len(records) < parallel.size() or self.options.cross_fit:
+            halves = int(np.random.default_rng((self.seed, self.round, _HALVES, *when)).integers(2**62))
+            return score_records(
+                actor,
+                trimmed(records),
+                target,
+                objective,
+                cross_fit=self.options.cross_fit,
+                seed=halves,
+                chunk_size=width,
+            )
         mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
-        share = trimmed(records.take(mine))
-        scores = score_records(self.policy.actor, share, target, objective, chunk_size=width, group=group)
+        scores = score_records(actor, trimmed(records.take(mine)), target, objective, chunk_size=width, group=group)
         return gathered_scores(scores, group)[0]
 
     def _step(self, records: Records, index: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class RunSettings:
         if options.target is None or options.drop == 0:
             return "ppo"
         rescored = "" if options.rescore == "round" else f" per {options.rescore}"
-        return f"{'random' if options.random else 'iif'} {options.target} p={options.drop:g}{rescored}"
+        fitted = " cross-fit" if options.cross_fit else ""
+        return f"{'random' if options.random else 'iif'} {options.target} p={options.drop:g}{rescored}{fitted}"
 
 
 def train(settings: RunSettings, out: Path, *, overwrite: bool = False, on_round: Report | None = None) -> None:
