@@ -26,7 +26,7 @@ $(VENV)/.llm-data: $(VENV)/.installed requirements-llm-data.txt
 
 # SmolLM2 learns to go on less toxically; the settings are the ones that fit ten minutes of two cores.
 demo-llm: $(VENV)/.llm-data
-	$(BIN)/rollsight rlhf --rounds 8 --prompts-per-round 32 --minibatch 8 --max-prompt-tokens 20 --epochs 2
+	$(BIN)/rollsight rlhf --rounds 10 --prompts-per-round 32 --minibatch 8 --max-prompt-tokens 16 --epochs 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,10 +121,11 @@ def rlhf(
         overwrite: Replace the run folder if it is there.
         resume: Continue this run, with its own settings; only --rounds and --threads may be given with it.
     """
-    given = {name: value for name, value in locals().items() if name not in ("resume", "rounds", "threads")}
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, the one that writes and prints
+    given = {name: value for name, value in locals().items() if name not in ("resume", "rounds", "threads", "first")}
     if resume is not None:
         _refuse_others(given)
-    elif out is not None and out.exists() and not overwrite and any(out.iterdir()):
+    elif first and out is not None and out.exists() and not overwrite and any(out.iterdir()):
         raise RollsightError(f"{out} exists already: choose another --out, --overwrite it, or --resume {out}")
     try:  # here: an extra, and seconds of imports
         from rollsight.training import language  # noqa: F401
@@ -132,13 +134,14 @@ def rlhf(
     import torch
     from transformers.utils import logging
 
-    from rollsight.training.language import parallel, run
+    from rollsight.training.language import run
     from rollsight.training.language.ppo import Options
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(threads or cores())
     console = output.console()
+    console.quiet = not first
     if resume is not None:
         settings, folder, done = run.settings_of(resume), resume, max(runs.open(resume).rounds, default=0)
         total = rounds or settings.rounds
@@ -194,7 +197,7 @@ def rlhf(
             run.train(settings, folder, overwrite=overwrite, on_round=on_round)
         else:
             run.resume(folder, rounds, on_round)
-    if parallel.rank() == 0:
+    if first:
         report(folder, console)
 
 

@@ -138,7 +138,7 @@ def _rounds(
     on_round: Report | None,
 ) -> None:
     try:
-        if writer is None or 0 not in runs.open(writer.path).evaluation_rounds:
+        if parallel.spread(1, lambda _: writer is not None and 0 not in runs.open(writer.path).evaluation_rounds)[0]:
             _evaluate(trainer, held_out, writer)
         while trainer.round < settings.rounds:
             summary = _round(trainer, settings, held_out, writer)
