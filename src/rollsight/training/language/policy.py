@@ -50,6 +50,10 @@ class ActorCritic(nn.Module):
         self._copy = tuple(model.to(*args, **kwargs) for model in self._copy)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        return self.value_head.weight.device
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """What training changes, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -85,7 +89,7 @@ class ActorCritic(nn.Module):
         Returns prompts (n, P) padded on the left with their mask, completions (n, T) padded on the right with theirs;
         the end-of-text token belongs to the completion.
         """
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.value_head.weight.device)
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.device)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         end, pad = self.language_model.generation_config.eos_token_id, self.tokenizer.pad_token_id
         with torch.random.fork_rng():

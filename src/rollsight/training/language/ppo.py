@@ -184,11 +184,11 @@ class LanguagePPO:
 
         def sample(i: int) -> tuple[Tensor, ...]:
             seed = int(np.random.default_rng((*key, i)).integers(2**62))
-            return self.policy.generate(parts[i], self.options.max_new_tokens, seed)
+            return on_cpu(self.policy.generate(parts[i], self.options.max_new_tokens, seed))
 
         columns = zip(*parallel.spread(len(parts), sample), strict=True)
-        left = (True, True, False, False)
-        return [stack(c, fill, side) for c, fill, side in zip(columns, (pad, 0, pad, 0), left, strict=True)]
+        sides = zip(columns, (pad, 0, pad, 0), (True, True, False, False), strict=True)
+        return [stack(column, fill, left).to(self.policy.device) for column, fill, left in sides]
 
     @torch.no_grad()
     def _evaluate(self, tokens: Sequence[Tensor]) -> tuple[Records, Tensor]:
@@ -204,10 +204,10 @@ class LanguagePPO:
             with self.policy.reference() as model:
                 theirs = Policy(model, language.Completions())(part)
             assert ours.value is not None
-            return ours.log_prob, ours.value, theirs.log_prob
+            return on_cpu((ours.log_prob, ours.value, theirs.log_prob))
 
-        columns = zip(*parallel.spread(len(rows), evaluate), strict=True)
-        log_probs, values, reference = (torch.where(records.valid, torch.cat(c), 0.0) for c in columns)
+        columns = [torch.cat(c).to(ids.device) for c in zip(*parallel.spread(len(rows), evaluate), strict=True)]
+        log_probs, values, reference = (torch.where(records.valid, column, 0.0) for column in columns)
         return replace(records, log_probs=log_probs, values=values), reference
 
     def _optimise(self, rollout: Rollout) -> Update:
@@ -355,6 +355,11 @@ def trimmed(records: Records) -> Records:
     assert not isinstance(records.obs, Tensor)
     start = int(records.obs["attention_mask"].any(0).long().argmax())
     return replace(records, obs={name: column[:, start:] for name, column in records.obs.items()})
+
+
+def on_cpu(columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The columns where another process, with another device, can read them."""
+    return tuple(column.cpu() for column in columns)
 
 
 def stack(columns: Sequence[Tensor], fill: int, left: bool) -> Tensor:

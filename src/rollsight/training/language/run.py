@@ -206,7 +206,7 @@ def restore(trainer: LanguagePPO, path: Path | os.PathLike[str]) -> None:
     """
     trainable = trainer.policy.trainable()
     try:
-        state = torch.load(path, map_location=trainer.policy.value_head.weight.device, weights_only=True)
+        state = torch.load(path, map_location=trainer.policy.device, weights_only=True)
         if state["language_format"] != _FORMAT or state["trainable"].keys() != trainable.keys():
             raise KeyError("trainable")
         with torch.no_grad():
