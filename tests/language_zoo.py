@@ -76,7 +76,7 @@ def language(
     little so that ratios differ from 1; advantages per token."""
     torch.manual_seed(seed)
     model = MODELS[name]().to(dtype)
-    model.config._attn_implementation = attention
+    model.set_attn_implementation(attention)
     policy = rs.Policy(model, Completions(temperature=0.9))
     return Language(policy, completions(policy, n, seed + 1))
 

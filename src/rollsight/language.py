@@ -40,7 +40,8 @@ class Completions:
 
     def __call__(self, module: nn.Module, obs: Mapping[str, Tensor], actions: Tensor) -> Evaluation:
         logits = completion_logits(module, obs["input_ids"], obs["attention_mask"], actions.shape[1])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits if self.temperature == 1 else logits / self.temperature
         return Evaluation(token_log_probs(logits, actions), token_entropies(logits) if self.entropy else None)
 
 

@@ -179,7 +179,10 @@ class Action:
 
     def measured_on(self, records: Records) -> Records:
         pairs = rows_of(self.obs)
-        shape = (pairs, *records.log_probs.shape[1:])
+        length = records.log_probs.shape[1:]
+        if length and isinstance(self.actions, Tensor):  # sequences may be of another length than the records'
+            length = self.actions.shape[1:2]
+        shape = (pairs, *length)
         return Records(self.obs, self.actions, records.log_probs.new_zeros(shape), records.log_probs.new_zeros(shape))
 
     def terms(self, evaluation: Evaluation, records: Records) -> Tensor:

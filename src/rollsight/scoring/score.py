@@ -15,7 +15,7 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
-from rollsight.scoring.directions import Direction, gradient, precondition
+from rollsight.scoring.directions import Direction, gradient, in_float32, precondition
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
 from rollsight.scoring.one_pass import Pair, one_pass
@@ -207,10 +207,12 @@ class _Job:
         return gradient(self.policy, self.prepared, self.objective.losses, 1, self.chunk_size)
 
     def finished(self, direction: Direction, objective_gradient: Callable[[], Direction]) -> Direction:
-        """The direction over all ranks, preconditioned where asked for; `objective_gradient`: of the summed losses."""
+        """The direction over all ranks and parameters, preconditioned where asked for; `objective_gradient`: of the
+        summed losses."""
+        direction = self.over_all_parameters(direction)
         taken_in = self.optimizer is not None and self.current is None
         if taken_in:
-            current = {name: g / self.tokens for name, g in objective_gradient().items()}
+            current = self.over_all_parameters({k: g / self.tokens for k, g in objective_gradient().items()})
         else:
             current = self.current or {}
         if self.group is not None:
@@ -219,6 +221,14 @@ class _Job:
         if self.optimizer is None:
             return direction
         return precondition(direction, current, self.optimizer, self.policy.trainable())
+
+    def over_all_parameters(self, direction: Direction) -> Direction:
+        """Zeros where a pass did not reach a parameter."""
+        parameters = self.policy.trainable()
+        return {
+            name: direction[name] if name in direction else in_float32(torch.zeros_like(p))
+            for name, p in parameters.items()
+        }
 
 
 def only_valid(records: Records) -> Records:
