@@ -137,13 +137,19 @@ def _rounds(
     writer: runs.RunWriter | None,
     on_round: Report | None,
 ) -> None:
-    try:
-        if parallel.spread(1, lambda _: writer is not None and 0 not in runs.open(writer.path).evaluation_rounds)[0]:
+    def evaluate() -> None:
+        """Unless this round was evaluated already, which only the writing process knows."""
+        if parallel.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
+
+    try:
+        if trainer.round == 0:
+            evaluate()
         while trainer.round < settings.rounds:
             summary = _round(trainer, settings, held_out, writer)
             if on_round is not None:
                 on_round(summary)
+        evaluate()
     except RollsightError as error:
         if writer is None:
             raise
@@ -151,6 +157,10 @@ def _rounds(
             f"{error}; {writer.path} keeps its {writer.last_round} finished rounds (continue: rollsight rlhf --resume "
             f"{writer.path})"
         ) from error
+
+
+def _evaluated(writer: runs.RunWriter) -> list[int]:
+    return runs.open(writer.path).evaluation_rounds
 
 
 def _round(
@@ -165,7 +175,7 @@ def _round(
         writer.write_snapshot(round, lambda file: save(trainer, file))
         times["write"] = time.perf_counter() - started
     summary = {}
-    if round == settings.rounds or (settings.eval_every and round % settings.eval_every == 0):
+    if settings.eval_every and round % settings.eval_every == 0:
         started = time.perf_counter()
         summary = _evaluate(trainer, held_out, writer)
         times["eval"] = time.perf_counter() - started
