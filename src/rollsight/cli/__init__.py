@@ -11,6 +11,7 @@ from rollsight.errors import RollsightError
 # and docstring are its options and help.
 COMMANDS = {
     "train": "Train an agent with Stable-Baselines3 and score, filter and record its rollouts.",
+    "rlhf": "Train a language model with PPO and score, filter and record its completions.",
     "study": "Train several ways with the same seeds and compare: plain, filtered, random drop.",
     "study paper": "Run the paper's experiments and their controls: curves, tables, figures.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",

@@ -85,6 +85,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
     return grid
 
 
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
+    """A table whose texts are shown in full, over several lines where they are long."""
+    grid = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", expand=True, pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        long = any(isinstance(row[index], str) for row in rows)
+        grid.add_column(Text(column), justify="left" if long else "right", ratio=1 if long else None, no_wrap=not long)
+    for row in rows:
+        grid.add_row(
+            *(Text(value.strip() if isinstance(value, str) else cell(value)) for value in row), end_section=True
+        )
+    return grid
+
+
 def print_rows(target: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows as a table, or, where they are too many columns for the width, one below the other."""
     grid = table(columns, rows)

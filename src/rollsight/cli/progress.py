@@ -26,11 +26,11 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def round_bars(console: Console) -> Progress:
+def round_bars(console: Console, phases: str = "collect + score + train + evaluate") -> Progress:
     """Bars of training rounds, each with its `detail`: what the last round says of itself, cut first where the terminal
-    is narrow."""
+    is narrow. phases: what the seconds in it belong to."""
     fixed, rest = partial(Column, no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
-    console.print("seconds of a round: collect + score + train + evaluate", style="dim", highlight=False)
+    console.print(f"seconds of a round: {phases}", style="dim", highlight=False)
     return Progress(
         TextColumn("{task.description:<14}", table_column=fixed(min_width=14)),
         BarColumn(bar_width=12, table_column=fixed(min_width=12)),

@@ -24,6 +24,7 @@ _HEADINGS = {  # column: what the table calls it, in few characters
     "score": "score",
     "kept": "kept",
 }
+_TEXTS = ("rank", "prompt", "completion", "reward", "kl", "score", "kept")  # of a language model's run
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -34,7 +35,9 @@ def top(
     round: Annotated[
         int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last that has scores)")
     ] = None,
-    target: str = "return",
+    target: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(default: return, or the target of a language model's run)")
+    ] = None,
     record: Annotated[str | None, tyro.conf.arg(metavar="ENV:STEP", help_behavior_hint="")] = None,
     bottom: bool = False,
     n: int = 10,
@@ -59,9 +62,10 @@ def top(
     """
     if n < 1:
         raise RollsightError(f"--n must be at least 1, not {n}")
+    opened = runs.open(run)
+    target = target or default_target(opened)
     if record is not None and target != "action":
         raise RollsightError(f"--record {record} explains an action and the target is {target!r}: add --target action")
-    opened = runs.open(run)
     explained: dict[str, Any] | None = None
     if record is None:
         round = scored_round(opened, target, round)
@@ -89,8 +93,17 @@ def top(
         f"the {len(ranked)} of {records.num_rows} records that {'hurt' if bottom else 'helped'} most "
         f"({negative:.0%} of the scores are negative)"
     )
+    if "completion" in records.column_names:
+        console.print(output.text_table(_TEXTS, [[row.get(name) for name in _TEXTS] for row in ranked]))
+        return
     rows = [[row.get(name) for name in _HEADINGS] for row in ranked]
     console.print(output.table(list(_HEADINGS.values()), rows))
+
+
+def default_target(run: Run) -> str:
+    """`return`, unless the run was scored for one other target."""
+    options = (run.metadata.get("run_settings") or {}).get("options") or {}
+    return options.get("target") or "return"
 
 
 def scored_round(run: Run, target: str, round: int | None) -> int:

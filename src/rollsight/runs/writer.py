@@ -122,8 +122,11 @@ class RunWriter:
         self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))
         self._last_round = round
 
-    def write_evaluation(self, round: int, returns: Column, lengths: Column) -> None:
-        """Write the evaluation episodes made after a round, return and length of each; round 0 is before training.
+    def write_evaluation(
+        self, round: int, returns: Column, lengths: Column, more: Mapping[str, Column] | None = None
+    ) -> None:
+        """Write the evaluation episodes made after a round, return and length of each, and `more` columns where there
+        are any; round 0 is before training.
 
         Raises:
             RollsightError: the round has its evaluation already, or the columns differ in length.
@@ -133,6 +136,7 @@ class RunWriter:
             "episode": np.arange(len(returns)),
             "return": np.asarray(returns, np.float64),
             "length": np.asarray(lengths, np.int64),
+            **(more or {}),
         }
         self._write_table("evaluations", round, _table(columns))
 
@@ -144,6 +148,10 @@ class RunWriter:
         """
         with whole_file(self._new_path("snapshots", round)) as temporary, temporary.open("wb") as file:
             write(file)
+
+    def remove_snapshot(self, round: int) -> None:
+        """Remove a round's snapshot, for example when a later one replaces it; harmless where there is none."""
+        round_path(self.path, "snapshots", round).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another writer in. Closing twice is harmless."""

@@ -145,13 +145,14 @@ class Call:
 
     def gradient(self, g_out: Tensor, rows: Rows) -> dict[str, Tensor]:
         """The layer's parameter gradient, summed over `rows` with their output gradients g_out, by full name."""
-        x, layer = self.x[rows], self.layer
+        x, g_out, layer = self.x[rows], in_float32(g_out), self.layer
+        x = in_float32(x) if x.is_floating_point() else x
         if isinstance(layer.module, nn.Linear):
             flat = g_out.flatten(0, -2)
             grads = {"weight": lambda: flat.T @ x.flatten(0, -2), "bias": lambda: flat.sum(0)}
             return {full: grads[name]() for name, full in layer.names.items()}
-        leaves = {name: getattr(layer.module, name).detach().requires_grad_() for name in layer.names}
-        out = layer.apply(layer.module, x, {**layer.frozen, **leaves})
+        leaves = {name: in_float32(getattr(layer.module, name).detach()).requires_grad_() for name in layer.names}
+        out = layer.apply(layer.module, x, {**{name: in_float32(p) for name, p in layer.frozen.items()}, **leaves})
         return dict(zip(layer.names.values(), torch.autograd.grad(out, list(leaves.values()), g_out), strict=True))
 
 

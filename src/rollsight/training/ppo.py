@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
+try:
+    import jax
+except ImportError as error:
+    raise ImportError("the fast engine needs JAX: pip install 'rollsight[fast]'") from error
 import jax.numpy as jnp
 from jax import Array
 

@@ -1,0 +1,80 @@
+"""What a round of language-model PPO leaves in the run folder: a row for every sequence, and a one-row summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rollsight.training.language.ppo import Options, Rollout, Update
+
+
+def round_columns(round: int, rollout: Rollout, update: Update, options: Options) -> dict[str, Any]:
+    """Every sequence of the round; lists hold its valid tokens only."""
+    records = rollout.records
+    assert isinstance(records.actions, Tensor)
+    lengths = records.valid.sum(1)
+
+    def of_tokens(column: Tensor | None) -> list[Any]:
+        assert column is not None
+        return [row[: int(n)].numpy(force=True) for row, n in zip(column, lengths, strict=True)]
+
+    advantages = of_tokens(records.advantages)
+    columns: dict[str, Any] = {
+        "round": np.full(len(records), round),
+        "episode": np.arange(len(records)),
+        "prompt": rollout.prompts,
+        "completion": rollout.texts,
+        "length": lengths.numpy(force=True),
+        "reward": rollout.rewards,
+        "kl": rollout.kl.numpy(force=True),
+        "advantage": np.array([row[-1] if len(row) else 0.0 for row in advantages], np.float32),
+        "tokens": of_tokens(records.actions),
+        "log_probs": of_tokens(records.log_probs),
+        "values": of_tokens(records.values),
+        "advantages": advantages,
+    }
+    if options.target is not None:
+        columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]
+    columns["kept"] = update.kept.numpy(force=True)
+    columns["valid"] = records.valid_rows.numpy(force=True)
+    return columns
+
+
+def round_summary(rollout: Rollout, update: Update, options: Options, times: dict[str, float]) -> dict[str, Any]:
+    """The round in numbers. `return_mean` is the mean reward, under the name that learning curves are read by."""
+    n, dropped = len(rollout.texts), int((~update.kept).sum())
+    lengths = rollout.records.valid.sum(1).double()
+    assert isinstance(rollout.records.actions, Tensor)
+    rows = [row[: int(k)].tolist() for row, k in zip(rollout.records.actions, lengths, strict=True)]
+    scores = update.scores[~update.scores.isnan()].double()
+    return {
+        "records": n,
+        "valid": n,
+        "return_mean": float(rollout.rewards.mean()),
+        "reward_std": float(rollout.rewards.std()),
+        "kl_mean": float(rollout.kl.mean()),
+        "length_mean": float(lengths.mean()),
+        "empty": sum(not text for text in rollout.texts),
+        "distinct_1": distinct(rows, 1),
+        "distinct_2": distinct(rows, 2),
+        "scored": len(scores) > 0,
+        "target": options.target,
+        "neg_frac": float((scores < 0).double().mean()) if len(scores) else None,
+        "score_min": float(scores.min()) if len(scores) else None,
+        "score_median": float(scores.median()) if len(scores) else None,
+        "score_max": float(scores.max()) if len(scores) else None,
+        "semantic": "repack",
+        "dropped": dropped,
+        "kept_frac": 1 - dropped / n,
+        **update.statistics,
+        **{f"time_{phase}": seconds for phase, seconds in times.items()},
+        "message": update.message,
+    }
+
+
+def distinct(rows: list[list[int]], n: int) -> float | None:
+    """Different n-grams per n-gram (Li et al. 2016), over all rows; a collapse shows as a fall."""
+    grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None

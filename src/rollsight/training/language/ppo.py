@@ -1,0 +1,369 @@
+"""PPO for language models with influence-based filtering: the loop, in the order of Hu et al. 2025, section 4.
+
+A prompt x is a state, each token of its completion y an action, the completion an episode. One round:
+
+    generate    y ~ pi_k(. given x) for a sample of prompts
+    reward      R(x, y), one number for each completion
+    evaluate    log pi_k(y_t), V(x, y_<t) and log pi_ref(y_t) of every token
+    advantages  r_t = -kl (log pi_k - log pi_ref), plus R at the last token; GAE over r_t, whitened over the whole batch
+    score       s_i = <grad l_i, grad f> of every sequence, f = mean of log pi(y given x) A_last (f_seq) by default
+    select      leave out the sequences with s_i < 0
+    optimise    epochs of minibatches of the rest: clipped policy and value losses
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rollsight import advantages, language, objectives, targets
+from rollsight.errors import RollsightError
+from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
+from rollsight.scoring import Scores, score_records
+from rollsight.scoring.parallel import gathered_scores
+from rollsight.selection import DropNegative, DropRandom
+from rollsight.training.language import parallel, rewards
+from rollsight.training.language.policy import ActorCritic
+from rollsight.update import Indices, repack
+
+BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+_TARGETS: dict[str, targets.Target] = {
+    "sequence": targets.Sequence(),
+    "return": targets.Return(),
+    "reward": targets.Reward(),
+}
+# The purposes in the keys of random streams, (seed, round, purpose, ...).
+_PROMPTS, _SAMPLING, _ORDER, _SELECTION, _HALVES, _EVALUATION = 0x9409, 0x5A3B, 0x0DE5, 0x5E1E, 0xA17E, 0xE7A1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a round does. Sizes are in sequences, lengths in tokens."""
+
+    prompts_per_round: int = 64
+    max_new_tokens: int = 24
+    epochs: int = 4
+    minibatch: int = 16  # of one optimiser step
+    micro_batch: int = 16  # of one forward: bounds the memory, changes nothing else
+    lr: float = 1e-3
+    clip_range: float = 0.2
+    value_clip: float = 0.2
+    value_coef: float = 0.1
+    max_grad_norm: float = 1.0  # of the language model's gradient, and of the value head's
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    kl: float = 0.05  # coefficient of the penalty; where kl_target adapts it, its first value
+    kl_target: float | None = None  # nats per sequence
+    kl_horizon: float = 2000.0  # sequences over which the coefficient adapts
+    target: Literal["sequence", "return", "reward"] | None = "sequence"  # None: no scores
+    drop: float = 1.0  # fraction of the negative sequences that are left out
+    random: bool = False  # leave out as many random ones instead
+    rescore: Literal["round", "epoch", "minibatch"] = "round"
+    cross_fit: bool = False  # score each half against the other's gradient: no sequence's own part is in its score
+
+    def __post_init__(self) -> None:
+        for name in ("prompts_per_round", "max_new_tokens", "epochs", "minibatch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise RollsightError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name in ("lr", "clip_range", "value_clip", "max_grad_norm", "kl_horizon"):
+            if not getattr(self, name) > 0:
+                raise RollsightError(f"{name} is {getattr(self, name)}: give a number above 0")
+        if self.kl < 0 or (self.kl_target is not None and not self.kl_target > 0):
+            raise RollsightError(
+                f"kl is {self.kl} and kl_target {self.kl_target}: the coefficient cannot be negative, and the target "
+                "must be above 0"
+            )
+        DropNegative(self.drop)  # refuses what is no fraction
+        if self.target is None and self.random:
+            raise RollsightError("random drops as many sequences as scores would: give a target")
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One round's N sequences: texts, rewards (N,), records with whitened advantages, (N,) KL to the reference, the sum
+    over tokens of log pi_k - log pi_ref."""
+
+    prompts: list[str]
+    texts: list[str]
+    rewards: rewards.Array
+    records: Records
+    kl: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """How a round's optimisation went.
+
+    scores, kept: (N,) of the first epoch, NaN where a sequence was not scored; statistics: plain numbers; message: a
+    sentence where the round went against the plan, else empty.
+    """
+
+    scores: Tensor
+    kept: Tensor
+    statistics: dict[str, Any]
+    message: str = ""
+
+
+class LanguagePPO:
+    """Trains an actor-critic on prompts against a reward. Every random stream is keyed by (seed, round, purpose)."""
+
+    def __init__(
+        self, policy: ActorCritic, prompts: Sequence[str], reward: rewards.Reward, options: Options, seed: int
+    ) -> None:
+        self.policy, self.prompts, self.reward, self.options, self.seed = policy, prompts, reward, options, seed
+        self.optimizer = torch.optim.Adam(policy.trainable().values(), lr=options.lr)
+        self.kl_coefficient, self.round = options.kl, 0
+        self.times: dict[str, float] = {}  # seconds of each phase of the round
+
+    def train_round(self) -> tuple[Rollout, Update]:
+        """One round: what was sampled, and how the update went.
+
+        Raises:
+            RollsightError: every completion is empty, a reward is not finite, or a score is not.
+        """
+        self.round, self.times = self.round + 1, {}
+        rollout = self._collect()
+        before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
+        update = self._optimise(rollout)
+        moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in self.policy.trainable().items())
+        update.statistics.update(update_norm=moved**0.5, kl_coefficient=self.kl_coefficient)
+        if self.options.kl_target is not None:  # Ziegler et al. 2019, section 2.2
+            error = float(np.clip(float(rollout.kl.mean()) / self.options.kl_target - 1, -0.2, 0.2))
+            self.kl_coefficient *= 1 + error * len(rollout.texts) / self.options.kl_horizon
+        return rollout, update
+
+    def sample(self, prompts: Sequence[str]) -> tuple[list[str], rewards.Array, Tensor]:
+        """Completions of these prompts, rewards (n,) and lengths (n,), always with the same sampling seeds."""
+        tokens = self._generate(prompts, (self.seed, 0, _EVALUATION))
+        texts = self.policy.texts(*tokens[2:])
+        return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1)
+
+    def _collect(self) -> Rollout:
+        options, key = self.options, (self.seed, self.round)
+        repeat = len(self.prompts) < options.prompts_per_round
+        drawn = np.random.default_rng((*key, _PROMPTS)).choice(len(self.prompts), options.prompts_per_round, repeat)
+        prompts = [self.prompts[i] for i in drawn]
+        with self._timed("generate"):
+            tokens = self._generate(prompts, (*key, _SAMPLING))
+            texts = self.policy.texts(*tokens[2:])
+        if not any(texts):
+            raise RollsightError(
+                f"every completion of round {self.round} is empty, the model ends the text at once: lower --lr, raise "
+                "--kl, or choose a model and prompts that it continues"
+            )
+        with self._timed("reward"):
+            reward = rewards.compute(self.reward, prompts, texts)
+        if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
+            torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
+        with self._timed("log_probs"):
+            records, reference = self._evaluate(tokens)
+        kl = torch.where(records.valid, records.log_probs - reference, 0.0)
+        paid = torch.as_tensor(reward, dtype=kl.dtype, device=kl.device)
+        rows = torch.arange(len(records), device=kl.device)
+        records = with_advantages(
+            replace(records, rewards=paid, ids={"round": torch.full_like(rows, self.round), "episode": rows}),
+            token_rewards(paid, kl, records.valid, self.kl_coefficient),
+            options.gamma,
+            options.gae_lambda,
+        )
+        return Rollout(prompts, texts, reward, records, kl.sum(1))
+
+    def _generate(self, prompts: Sequence[str], key: tuple[int, ...]) -> list[Tensor]:
+        """Prompts (N, P), their mask, completions (N, T), theirs; each micro-batch has a random stream of its own."""
+        width, pad = self.options.micro_batch, self.policy.tokenizer.pad_token_id
+        parts = [list(prompts[start : start + width]) for start in range(0, len(prompts), width)]
+
+        def sample(i: int) -> tuple[Tensor, ...]:
+            seed = int(np.random.default_rng((*key, i)).integers(2**62))
+            return on_cpu(self.policy.generate(parts[i], self.options.max_new_tokens, seed))
+
+        columns = zip(*parallel.spread(len(parts), sample), strict=True)
+        sides = zip(columns, (pad, 0, pad, 0), (True, True, False, False), strict=True)
+        return [stack(column, fill, left).to(self.policy.device) for column, fill, left in sides]
+
+    @torch.no_grad()
+    def _evaluate(self, tokens: Sequence[Tensor]) -> tuple[Records, Tensor]:
+        """The sequences as records with log-probabilities and values, and the reference's log-probabilities (N, T)."""
+        ids, mask, completions, completion_mask = tokens
+        nothing = torch.zeros(completions.shape, device=ids.device)
+        records = language.completion_records(ids, mask, completions, completion_mask, nothing, nothing)
+        rows = torch.arange(len(records)).split(self.options.micro_batch)
+
+        def evaluate(i: int) -> tuple[Tensor, ...]:
+            part = trimmed(records.take(rows[i]))
+            ours = self.policy.evaluate(part)
+            with self.policy.reference() as model:
+                theirs = Policy(model, language.Completions())(part)
+            assert ours.value is not None
+            return on_cpu((ours.log_prob, ours.value, theirs.log_prob))
+
+        columns = [torch.cat(c).to(ids.device) for c in zip(*parallel.spread(len(rows), evaluate), strict=True)]
+        log_probs, values, reference = (torch.where(records.valid, column, 0.0) for column in columns)
+        return replace(records, log_probs=log_probs, values=values), reference
+
+    def _optimise(self, rollout: Rollout) -> Update:
+        options, records, n = self.options, rollout.records, len(rollout.texts)
+        scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
+        sums: list[Tensor] = []
+        if float(np.ptp(rollout.rewards)) == 0:
+            message = (
+                f"every reward of round {self.round} is {rollout.rewards[0]:g}, so there is nothing to learn from it "
+                "and no step was taken: if this goes on, mend the reward"
+            )
+            return Update(scores, kept, _statistics(sums), message)
+
+        def select(rows: Indices, *when: int) -> Indices:
+            found, stay = self._select(records, rows, when)
+            if when[0] == 0:
+                scores[rows], kept[rows] = found, torch.from_numpy(stay)
+            return rows[stay]
+
+        order = np.random.default_rng((self.seed, self.round, _ORDER))
+        pool = everything = np.arange(n)
+        for epoch in range(options.epochs):
+            if options.rescore == "epoch" or (options.rescore == "round" and epoch == 0):
+                pool = select(everything, epoch)
+            for i, index in enumerate(repack(order.permutation(pool), options.minibatch) if len(pool) else []):
+                chosen = select(index, epoch, i) if options.rescore == "minibatch" else index
+                if len(chosen):
+                    sums.append(self._step(records, torch.from_numpy(chosen)))
+        message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
+        return Update(scores, kept, _statistics(sums), "" if sums else message)
+
+    def _select(self, records: Records, rows: Indices, when: tuple[int, ...]) -> tuple[Tensor, BoolArray]:
+        """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
+        options, part = self.options, records.take(torch.from_numpy(rows))
+        paid = part.rewards
+        # A z-score of equal rewards is no direction, so nothing would be negative.
+        flat = options.target == "reward" and paid is not None and bool((paid == paid[0]).all())
+        if options.target is None or flat:
+            return torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
+        with self._timed("score"):
+            scores = self._score(part, _TARGETS[options.target], when)
+        like = DropNegative(options.drop)
+        if options.random:
+            stream = np.random.default_rng((self.seed, self.round, _SELECTION, *when))
+            selection = DropRandom(like, seed=int(stream.integers(2**62)))(scores)
+        else:
+            selection = like(scores)
+        return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True)
+
+    def _score(self, records: Records, target: targets.Target, when: tuple[int, ...]) -> Scores:
+        """The records' scores, on every process; each computes its share where there are several."""
+        actor, objective = self.policy.actor, objectives.PPO("raw", self.options.clip_range)
+        width, group = self.options.micro_batch, torch.distributed.group.WORLD if parallel.size() > 1 else None
+        if group is None or len(records) < parallel.size() or self.options.cross_fit:
+            halves = int(np.random.default_rng((self.seed, self.round, _HALVES, *when)).integers(2**62))
+            return score_records(
+                actor,
+                trimmed(records),
+                target,
+                objective,
+                cross_fit=self.options.cross_fit,
+                seed=halves,
+                chunk_size=width,
+            )
+        mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
+        scores = score_records(actor, trimmed(records.take(mine)), target, objective, chunk_size=width, group=group)
+        return gathered_scores(scores, group)[0]
+
+    def _step(self, records: Records, index: Tensor) -> Tensor:
+        """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`."""
+        options = self.options
+        parts, count = index.split(options.micro_batch), records.valid[index].sum()
+        sums = torch.zeros(len(_SUMMED), device=count.device)
+        with self._timed("train"):
+            for i in range(parallel.rank(), len(parts), parallel.size()):
+                batch = trimmed(records.take(parts[i]))
+                evaluation = self.policy.evaluate(batch)
+                policy_loss, value_loss = losses(evaluation, batch, options)
+                ((policy_loss + options.value_coef * value_loss).sum() / count).backward()
+                with torch.no_grad():
+                    log_ratio = torch.where(batch.valid, evaluation.log_prob - batch.log_probs, 0.0)
+                    ratio = log_ratio.exp()
+                    clipped = (ratio - 1).abs() > options.clip_range
+                    columns = (batch.valid, policy_loss, value_loss, ratio - 1 - log_ratio, clipped)
+                    sums += torch.stack([column.sum().float() for column in columns])
+            parallel.sum_gradients(self.policy.trainable().values())
+            for module in (self.policy.language_model, self.policy.value_head):
+                torch.nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return parallel.total(sums)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - started
+
+
+_SUMMED = ("tokens_trained", "policy_loss", "value_loss", "approx_kl", "clip_frac")
+
+
+def _statistics(sums: list[Tensor]) -> dict[str, Any]:
+    """Means over all tokens of all steps."""
+    steps = {"optimizer_steps": len(sums)}
+    if not sums:
+        return steps | dict.fromkeys(_SUMMED, None) | {"tokens_trained": 0}
+    tokens, *others = torch.stack(sums).sum(0).tolist()
+    means = {name: value / tokens for name, value in zip(_SUMMED[1:], others, strict=True)}
+    return steps | {"tokens_trained": int(tokens)} | means
+
+
+def token_rewards(rewards: Tensor, kl: Tensor, valid: Tensor, coefficient: float) -> Tensor:
+    """(N, T) rewards of tokens: the penalty at each, the reward (N,) added at the last valid one; kl: (N, T)."""
+    positions = torch.arange(valid.shape[1], device=valid.device)
+    last = valid & (positions == valid.sum(1, keepdim=True) - 1)
+    return torch.where(valid, -coefficient * kl, 0.0) + torch.where(last, rewards[:, None], 0.0)
+
+
+def with_advantages(records: Records, rewards: Tensor, gamma: float, gae_lambda: float) -> Records:
+    """The records with returns and, whitened over all valid tokens, advantages; rewards: (N, T)."""
+    valid, values = records.valid, records.values
+    assert values is not None
+    ends = ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1)  # nothing flows from padding into a completion
+    paid, old, last = (c.T.numpy(force=True) for c in (rewards, values, ends))
+    estimated, returns = advantages.estimate(paid, old, last, np.zeros(len(records)), gamma, gae_lambda)
+    raw = torch.from_numpy(estimated.T.copy()).to(values.device)
+    whitened = objectives.normalize_advantages(torch.where(valid, raw, 0.0), valid, "buffer")
+    return replace(records, advantages=whitened, returns=torch.from_numpy(returns.T.copy()).to(values.device))
+
+
+def losses(evaluation: Evaluation, batch: Records, options: Options) -> tuple[Tensor, Tensor]:
+    """Clipped policy and value losses of every token, each (n, T), to be minimised; 0 where invalid."""
+    assert evaluation.value is not None
+    assert batch.values is not None
+    assert batch.returns is not None
+    policy_loss = -objectives.PPO("raw", options.clip_range).losses(evaluation, batch)
+    near = batch.values + (evaluation.value - batch.values).clamp(-options.value_clip, options.value_clip)
+    value_loss = 0.5 * torch.max((evaluation.value - batch.returns) ** 2, (near - batch.returns) ** 2)
+    return policy_loss, torch.where(batch.valid, value_loss, 0.0)
+
+
+def trimmed(records: Records) -> Records:
+    """The records without the columns in which every prompt is padding: a forward over them would be wasted."""
+    assert not isinstance(records.obs, Tensor)
+    start = int(records.obs["attention_mask"].any(0).long().argmax())
+    return replace(records, obs={name: column[:, start:] for name, column in records.obs.items()})
+
+
+def on_cpu(columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The columns where another process, with another device, can read them."""
+    return tuple(column.cpu() for column in columns)
+
+
+def stack(columns: Sequence[Tensor], fill: int, left: bool) -> Tensor:
+    """One (N, W) tensor of (n, w) ones, each padded with `fill` on one side."""
+    width = max(column.shape[1] for column in columns)
+    missing = [(width - c.shape[1], 0) if left else (0, width - c.shape[1]) for c in columns]
+    return torch.cat([F.pad(c, pad, value=fill) for c, pad in zip(columns, missing, strict=True)])
