@@ -34,7 +34,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/scoring.py
