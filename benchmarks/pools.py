@@ -33,7 +33,7 @@ from scipy import stats
 
 from rollsight.training.environments import POOLED, Environments, Stepper, make
 
-ENVS = (*POOLED, "highway-v0", "highway-fast-v0")
+ENVS = (*POOLED, "highway-v0")
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")
 COPIES, LEVEL = 8, 0.001
 
