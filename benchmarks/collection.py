@@ -46,7 +46,7 @@ def policy_of(env: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", nargs="+", default=[*POOLED, "highway-fast-v0"], metavar="ENV")
+    parser.add_argument("--envs", nargs="+", default=list(POOLED), metavar="ENV")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)

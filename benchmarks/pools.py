@@ -1,4 +1,4 @@
-"""Are EnvPool's environments the ones that gymnasium has? Episodes of a random policy in both, and tests of them.
+"""Are EnvPool's environments the ones that gymnasium has? Episodes of the same policy in both, and tests.
 
     python benchmarks/pools.py [--envs ENV...] [--episodes 400] [--json FILE]
 
@@ -20,21 +20,25 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.box2d.lunar_lander import heuristic
 from scipy import stats
 
 from rollsight.training.environments import POOLED, Environments, Stepper, make
 
-ENVS = (*POOLED, "highway-v0", "highway-fast-v0")
+ENVS = (*POOLED, "highway-v0")
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")
 COPIES, LEVEL = 8, 0.001
 
 Array = np.ndarray[Any, Any]
+Policy = Callable[[gym.Space[Any], Array, np.random.Generator], Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +53,25 @@ class Episodes:
     square: Array
 
 
-def sample(space: gym.Space[Any], count: int, rng: np.random.Generator) -> Array:
-    """Uniform actions (count, ...)."""
+def at_random(space: gym.Space[Any], obs: Array, rng: np.random.Generator) -> Array:
+    """Uniform actions (E, ...) for observations (E, ...)."""
     if isinstance(space, gym.spaces.Discrete):
-        return rng.integers(0, int(space.n), count)
+        return rng.integers(0, int(space.n), len(obs))
     assert isinstance(space, gym.spaces.Box)
-    return rng.uniform(space.low, space.high, (count, *space.shape)).astype(np.float32)
+    return rng.uniform(space.low, space.high, (len(obs), *space.shape)).astype(np.float32)
 
 
-def play(environments: Environments, episodes: int, rng: np.random.Generator) -> Episodes:
+def skilled(space: gym.Space[Any], obs: Array, rng: np.random.Generator) -> Array:
+    """Gymnasium's own pilot of LunarLander, with one action in ten at random: it lands, which random actions do not."""
+    lander: Any = SimpleNamespace(unwrapped=SimpleNamespace(continuous=False))
+    chosen = [heuristic(lander, o) for o in obs]
+    return np.where(rng.random(len(obs)) < 0.1, at_random(space, obs, rng), chosen)
+
+
+MORE: dict[str, tuple[Policy, ...]] = {"LunarLander-v3": (skilled,)}
+
+
+def play(environments: Environments, policy: Policy, episodes: int, rng: np.random.Generator) -> Episodes:
     """An equal share of the episodes in each environment: the first ones to end would be short ones."""
     share, count = -(-episodes // environments.count), environments.count
     seen = environments.reset().obs
@@ -66,7 +80,7 @@ def play(environments: Environments, episodes: int, rng: np.random.Generator) ->
     resetting = np.zeros(count, dtype=bool)
     while min(map(len, done)) < share:
         before = np.array(seen, dtype=float).reshape(count, -1)
-        outcome = environments.step(sample(environments.action_space, count, rng))
+        outcome = environments.step(policy(environments.action_space, seen, rng))
         seen, over = outcome.obs, np.logical_or(outcome.terminated, outcome.truncated)
         for i in np.flatnonzero(~resetting):
             under_way[i].append((before[i], float(outcome.rewards[i])))
@@ -107,13 +121,19 @@ def compare(one: Episodes, other: Episodes) -> dict[str, float]:
     }
 
 
-def report(env: str, episodes: int) -> dict[str, Any]:
+def report(env: str, policy: Policy, episodes: int) -> dict[str, Any]:
     seen = {
-        stepper: play(make(env, COPIES, (k,), stepper), episodes, np.random.default_rng(k))
+        stepper: play(make(env, COPIES, (k,), stepper), policy, episodes, np.random.default_rng(k))
         for k, stepper in enumerate(STEPPERS)
     }
     p = compare(*seen.values())
-    row: dict[str, Any] = {"env": env, "p": p, "same": min(p.values()) >= LEVEL, "observations": {}}
+    row: dict[str, Any] = {
+        "env": env,
+        "policy": policy.__name__.replace("_", " "),
+        "p": p,
+        "same": min(p.values()) >= LEVEL,
+        "observations": {},
+    }
     for stepper, e in seen.items():
         row[stepper] = {
             "return": (e.returns.mean(), e.returns.std(ddof=1)),
@@ -130,7 +150,7 @@ def lines_of(row: dict[str, Any]) -> str:
     lines = []
     for stepper in STEPPERS:
         found = row[stepper]
-        cells = [row["env"] if stepper == "gymnasium" else "", stepper, "{:.3f} ± {:.3f}".format(*found["return"])]
+        cells = [row["env"], row["policy"], stepper, "{:.3f} ± {:.3f}".format(*found["return"])]
         cells += ["{:.1f} (at most {})".format(*found["length"]), f"{found['cut']:.1%}"]
         if stepper == "envpool":
             cells += [f"{value:.2g}" for value in row["p"].values()] + ["same" if row["same"] else "**different**"]
@@ -148,11 +168,12 @@ def main() -> int:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     rows = []
-    for env in given.envs:
-        rows.append(report(env, given.episodes))
+    cases = [(env, policy) for env in given.envs for policy in (at_random, *MORE.get(env, ()))]
+    for env, policy in cases:
+        rows.append(report(env, policy, given.episodes))
         if len(rows) == 1:
             tests = [f"p {name}" for name in rows[0]["p"]]
-            names = ["environment", "stepper", "return ± sd", "length", "cut", *tests]
+            names = ["environment", "policy", "stepper", "return ± sd", "length", "cut", *tests]
             print("| " + " | ".join([*names, "verdict"]) + " |\n" + "|---" * (len(names) + 1) + "|")
         print(lines_of(rows[-1]), flush=True)
     if given.json is not None:

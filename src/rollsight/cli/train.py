@@ -55,7 +55,8 @@ def train(
         every: Score every k-th round, and keep everything in the others.
         rounds: Rounds to train.
         seed: Seed of every random stream.
-        envs: Environments side by side.
+        envs: Environments side by side. With the compiled engine, several in EnvPool spend one of the round's rows on
+            every reset, so that a round has fewer records.
         eval_episodes: Episodes of the stochastic policy after each round, apart from training; 0 for none.
         engine: What trains: Stable-Baselines3, or the compiled engine, which does the same several times faster.
         snapshots: Rounds frozen for replay.

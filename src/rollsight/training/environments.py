@@ -26,6 +26,7 @@ POOLED = (
     "FrozenLake-v1",
     "MiniGrid-Empty-8x8-v0",
     "BipedalWalker-v3",
+    "highway-fast-v0",
 )
 
 
