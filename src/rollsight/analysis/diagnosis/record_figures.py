@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,7 @@ def _draw_cells(axes: Axes, cells: list[list[str]]) -> None:
 
 def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
     """The agent's view (MiniGrid) or a rendered frame of the most extreme distinct bottom and top records."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a screen, and complains where there is none
     try:
         env = data.experiment(diagnosis.method, diagnosis.branches, diagnosis.seed).make(render_mode="rgb_array")
         env.reset(seed=0)
