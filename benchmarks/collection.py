@@ -27,10 +27,10 @@ from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments, observations_of
 from rollsight.studies.networks import MiniGridFeatures
-from rollsight.training.collect import Collector
-from rollsight.training.environments import POOLED, Stepper, make
-from rollsight.training.networks import network_of
-from rollsight.training.twin import parameters_of
+from rollsight.training.classic.collect import Collector
+from rollsight.training.classic.environments import POOLED, Stepper, make
+from rollsight.training.classic.networks import network_of
+from rollsight.training.classic.twin import parameters_of
 
 RECORDS = 2048
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")

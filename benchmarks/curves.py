@@ -69,7 +69,7 @@ def train(case: Case, engine: str, seed: int, out: Path) -> None:
     if not stepper:
         run_training(settings, out, overwrite=True)
         return
-    from rollsight.training import environments
+    from rollsight.training.classic import environments
 
     with mock.patch.object(environments, "make", partial(environments.make, stepper=stepper)):
         run_training(settings, out, overwrite=True)

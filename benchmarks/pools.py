@@ -31,7 +31,7 @@ import numpy as np
 from gymnasium.envs.box2d.lunar_lander import heuristic
 from scipy import stats
 
-from rollsight.training.environments import POOLED, Environments, Stepper, make
+from rollsight.training.classic.environments import POOLED, Environments, Stepper, make
 
 ENVS = (*POOLED, "highway-v0")
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")

@@ -35,9 +35,9 @@ from stable_baselines3.common.logger import Logger
 
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.selection import DropNegative
-from rollsight.training import environments
-from rollsight.training.arms import Filtered
-from rollsight.training.trainer import FastTrainer, Plan, environment_key
+from rollsight.training.classic import environments
+from rollsight.training.classic.arms import Filtered
+from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
 
 RECORDS, DROP = 2048, 0.125
 ENVS = ("LunarLander-v3", "CartPole-v1", "FrozenLake-v1")

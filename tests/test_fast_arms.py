@@ -18,10 +18,10 @@ from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.scoring.halves import split_halves
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.snapshot import Snapshot
-from rollsight.training import arms, rankings
-from rollsight.training.networks import network_of
-from rollsight.training.round import Round
-from rollsight.training.twin import optimizer_of, parameters_of
+from rollsight.training.classic import arms, rankings
+from rollsight.training.classic.networks import network_of
+from rollsight.training.classic.round import Round
+from rollsight.training.classic.twin import optimizer_of, parameters_of
 
 DROP = DropNegative(0.5, min_keep=8)
 GAMMA, LAMBDA = 0.99, 0.95
@@ -180,7 +180,7 @@ def test_as_many_steps_over_fewer_records() -> None:
 
 def test_prioritised_minibatches_hold_large_errors_more_often() -> None:
     _, round = frozen()
-    from rollsight.training.batch import draw_prioritised
+    from rollsight.training.classic.batch import draw_prioritised
 
     rank = np.arange(1, len(round.records) + 1)
     weights = rank**-0.6 / (rank**-0.6).sum()

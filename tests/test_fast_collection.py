@@ -15,12 +15,12 @@ pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rolls
 
 from rollsight import RollsightError
 from rollsight.advantages import estimate
-from rollsight.training import collect
-from rollsight.training.acting import Actor, executable
-from rollsight.training.collect import Collector, Rollout
-from rollsight.training.environments import Outcome, make
-from rollsight.training.networks import network_of
-from rollsight.training.twin import parameters_of
+from rollsight.training.classic import collect
+from rollsight.training.classic.acting import Actor, executable
+from rollsight.training.classic.collect import Collector, Rollout
+from rollsight.training.classic.environments import Outcome, make
+from rollsight.training.classic.networks import network_of
+from rollsight.training.classic.twin import parameters_of
 
 
 class Counting:

@@ -21,10 +21,10 @@ from rollsight import RollsightError, score_records
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Snapshot
 from rollsight.studies.networks import MiniGridFeatures
-from rollsight.training import influence, ppo
-from rollsight.training.batch import Batch, Minibatches, draw_minibatches
-from rollsight.training.networks import evaluate, inputs_of, network_of
-from rollsight.training.twin import copy_into, copy_state_into, optimizer_of, parameters_of
+from rollsight.training.classic import influence, ppo
+from rollsight.training.classic.batch import Batch, Minibatches, draw_minibatches
+from rollsight.training.classic.networks import evaluate, inputs_of, network_of
+from rollsight.training.classic.twin import copy_into, copy_state_into, optimizer_of, parameters_of
 
 SGD: dict[str, Any] = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}, "learning_rate": 0.1}
 DROP: dict[str, Any] = {"drop": 0.5}

@@ -20,8 +20,8 @@ from rollsight.analysis.fidelity.faults import Buffer
 from rollsight.snapshot import Snapshot
 from rollsight.studies import training_run
 from rollsight.studies.training_run import RunSettings, run_training
-from rollsight.training import environments, influence, ppo
-from rollsight.training.trainer import FastTrainer, Plan
+from rollsight.training.classic import environments, influence, ppo
+from rollsight.training.classic.trainer import FastTrainer, Plan
 
 
 @pytest.fixture(autouse=True)

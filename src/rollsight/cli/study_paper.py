@@ -56,6 +56,10 @@ def study_paper(
     from rollsight.studies.paper.results import read_results, write_csv
     from rollsight.studies.paper.study import cells_of, envs_of
 
+    try:
+        import rollsight.training.classic  # noqa: F401
+    except ImportError as error:
+        raise RollsightError(str(error)) from error
     count = seeds if seeds is not None else {"quick": 3, "full": 20}[budget]
     at_once = processes if processes is not None else cores()
     for name, value in {"seeds": count, "processes": at_once}.items():

@@ -133,9 +133,9 @@ def run_fast(
 ) -> None:
     """The same run by the fast engine, with the model that Stable-Baselines3 would start from."""
     try:  # here: JAX is an extra
-        from rollsight.training import environments
-        from rollsight.training.arms import Filtered
-        from rollsight.training.trainer import FastTrainer, Plan, environment_key
+        from rollsight.training.classic import environments
+        from rollsight.training.classic.arms import Filtered
+        from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
     except ImportError as error:
         raise RollsightError(str(error)) from error
     assert settings.rounds is not None

@@ -1,1 +1,1 @@
-"""Our own two trainers: classic PPO in JAX (the modules here) and PPO for language models (`language`)."""
+"""Our own two trainers: classic PPO (`classic`) and PPO for language models (`language`)."""

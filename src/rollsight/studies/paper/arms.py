@@ -11,7 +11,7 @@ from rollsight.selection import DropNegative, DropRandom
 from rollsight.studies.settings import EnvSettings, Optimizer
 
 if TYPE_CHECKING:
-    from rollsight.training.arms import Arm as TrainingArm
+    from rollsight.training.classic.arms import Arm as TrainingArm
 
 # What the arms are, as help and tables say it. Where p is in the name, it follows a colon; else it is the paper's.
 KINDS = {
@@ -68,7 +68,7 @@ class Arm:
 
     def training(self, seed: int) -> TrainingArm:
         """What the engine runs; of a resolved arm."""
-        from rollsight.training import arms, rankings
+        from rollsight.training.classic import arms, rankings
 
         drop = DropNegative(self.p or 0.0, min_keep=_FLOOR)
         random = DropRandom(drop, seed)

@@ -69,8 +69,8 @@ class Cell:
 
         Nothing is written: the machine that trains may not be the one with the folder.
         """
-        from rollsight.training import environments
-        from rollsight.training.trainer import FastTrainer, Plan, environment_key
+        from rollsight.training.classic import environments
+        from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
 
         arm, env = self.arm.resolved(settings_for(self.env)), self.env
         settings = RunSettings(

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rollsight.training.batch import Batch
-from rollsight.training.networks import Network, Parameters, evaluate, inputs_of
-from rollsight.training.optimizers import Optimizer, State
-from rollsight.training.ppo import normalized, surrogate
+from rollsight.training.classic.batch import Batch
+from rollsight.training.classic.networks import Network, Parameters, evaluate, inputs_of
+from rollsight.training.classic.optimizers import Optimizer, State
+from rollsight.training.classic.ppo import normalized, surrogate
 
 _Function: TypeAlias = Callable[[Parameters], Array]
 

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-try:
-    import jax
-except ImportError as error:
-    raise ImportError("the fast engine needs JAX: pip install 'rollsight[fast]'") from error
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from rollsight.errors import RollsightError
-from rollsight.training.batch import Batch, Minibatches
-from rollsight.training.networks import Evaluation, Network, Parameters, evaluate, inputs_of
-from rollsight.training.optimizers import Optimizer, State
+from rollsight.training.classic.batch import Batch, Minibatches
+from rollsight.training.classic.networks import Evaluation, Network, Parameters, evaluate, inputs_of
+from rollsight.training.classic.optimizers import Optimizer, State
 from rollsight.update import UpdateRule
 
 

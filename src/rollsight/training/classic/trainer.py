@@ -19,14 +19,14 @@ from rollsight.policy import Policy
 from rollsight.scoring import Scores, trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
-from rollsight.training import twin
-from rollsight.training.acting import Actor
-from rollsight.training.arms import Arm, Filtered
-from rollsight.training.collect import Collector, Rollout
-from rollsight.training.environments import Environments
-from rollsight.training.evaluation import play
-from rollsight.training.networks import network_of
-from rollsight.training.round import Round
+from rollsight.training.classic import twin
+from rollsight.training.classic.acting import Actor
+from rollsight.training.classic.arms import Arm, Filtered
+from rollsight.training.classic.collect import Collector, Rollout
+from rollsight.training.classic.environments import Environments
+from rollsight.training.classic.evaluation import play
+from rollsight.training.classic.networks import network_of
+from rollsight.training.classic.round import Round
 
 # The purposes in the keys of random streams, (seed, round, purpose).
 _ENVIRONMENT, _ACTION, _EVALUATION = 0xE4F, 0xAC7, 0xE7A1

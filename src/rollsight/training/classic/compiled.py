@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rollsight.training.acting import executable
-from rollsight.training.environments import Pool
-from rollsight.training.networks import Network, Parameters, inputs_of, sample
+from rollsight.training.classic.acting import executable
+from rollsight.training.classic.environments import Pool
+from rollsight.training.classic.networks import Network, Parameters, inputs_of, sample
 
 
 class Rolled(NamedTuple):

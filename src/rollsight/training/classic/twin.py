@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rollsight.errors import RollsightError
-from rollsight.training.networks import Parameters
-from rollsight.training.optimizers import Optimizer, State
+from rollsight.training.classic.networks import Parameters
+from rollsight.training.classic.optimizers import Optimizer, State
 
 
 def parameters_of(module: nn.Module) -> Parameters:

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import numpy as np
 
-from rollsight.training.acting import Actor, executable
-from rollsight.training.environments import Environments
+from rollsight.training.classic.acting import Actor, executable
+from rollsight.training.classic.environments import Environments
 
 
 def play(

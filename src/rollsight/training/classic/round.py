@@ -11,10 +11,10 @@ import numpy as np
 
 from rollsight.records import Records
 from rollsight.selection import Selection
-from rollsight.training import ppo
-from rollsight.training.batch import Batch, Minibatches
-from rollsight.training.networks import Network, Parameters
-from rollsight.training.optimizers import Optimizer, State
+from rollsight.training.classic import ppo
+from rollsight.training.classic.batch import Batch, Minibatches
+from rollsight.training.classic.networks import Network, Parameters
+from rollsight.training.classic.optimizers import Optimizer, State
 from rollsight.update import Indices, UpdateRule
 
 _ORDER = 0x0DE5  # the purpose in the key of the minibatch order's stream, (seed, round, purpose)

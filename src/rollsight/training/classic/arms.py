@@ -12,12 +12,12 @@ import numpy as np
 from rollsight.scoring import Scores
 from rollsight.scoring.ranks import spearman
 from rollsight.selection import DropNegative, Rule, Selection
-from rollsight.training import rankings
-from rollsight.training.batch import draw_minibatches, draw_prioritised
-from rollsight.training.networks import Network, Parameters
-from rollsight.training.ppo import Trained
-from rollsight.training.rankings import Ranking
-from rollsight.training.round import Round
+from rollsight.training.classic import rankings
+from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
+from rollsight.training.classic.networks import Network, Parameters
+from rollsight.training.classic.ppo import Trained
+from rollsight.training.classic.rankings import Ranking
+from rollsight.training.classic.round import Round
 
 
 @dataclass(frozen=True, eq=False)

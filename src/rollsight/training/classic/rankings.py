@@ -17,10 +17,10 @@ from rollsight.advantages import observed_returns, tabular_advantages
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.halves import split_halves
-from rollsight.training import influence
-from rollsight.training.batch import Batch
-from rollsight.training.networks import Parameters
-from rollsight.training.round import Round
+from rollsight.training.classic import influence
+from rollsight.training.classic.batch import Batch
+from rollsight.training.classic.networks import Parameters
+from rollsight.training.classic.round import Round
 
 Ranking: TypeAlias = Callable[[Round], Scores]
 Floats: TypeAlias = np.ndarray[Any, Any]
