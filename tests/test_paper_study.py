@@ -13,7 +13,7 @@ pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rolls
 
 from rollsight import RollsightError, cli
 from rollsight.studies.paper import metrics
-from rollsight.studies.paper.arms import KINDS, arm_of
+from rollsight.studies.paper.arms import KINDS, arm_in, arm_of
 from rollsight.studies.paper.cell import Cell, Curve, Evaluations, read_curve
 from rollsight.studies.paper.results import read_results
 from rollsight.studies.paper.study import cells_of
@@ -33,6 +33,7 @@ def curve(returns: list[float], seconds: list[float] | None = None, every: int =
 )
 def test_arms_are_written_as_they_are_read(text: str) -> None:
     assert str(arm_of(text)) == text
+    assert arm_in(arm_of(text).folder) == arm_of(text)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_what_is_not_given_is_the_papers() -> None:
         "full",
         Path("x"),
     )
-    assert [str(cell.path) for cell in cells] == [f"x/{LAKE}/iif:0.5/4.csv", f"x/{LAKE}/iif:0.5@lr=0.1/4.csv"]
+    assert [str(cell.path) for cell in cells] == [f"x/{LAKE}/iif_0.5/4.csv", f"x/{LAKE}/iif_0.5@lr=0.1/4.csv"]
     assert (cells[0].rounds, cells[0].evaluations) == (50, Evaluations(1000, 1))
     assert settings_for(LAKE).reported["sgd"]["se_ave"] == [33.7, 3.4]
     assert list(paper())[-1] == "BipedalWalker-v3"
@@ -121,7 +122,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(study(out, "--seeds", "1", "--arms", "ppo,iif", "--processes", "2")) == 0
     assert "2 runs, 0 of them done" in capsys.readouterr().out
     kept = {path: path.read_bytes() for path in out.rglob("*.csv") if path.stem == "0"}
-    assert {path.parent.name for path in kept} == {"ppo", "iif:0.5"}
+    assert {path.parent.name for path in kept} == {"ppo", "iif_0.5"}
     assert cli.main(study(out, "--seeds", "1", "--arms", "ppo", "iif", "random")) == 0
     shown = capsys.readouterr().out
     assert "3 runs, 2 of them done" in shown

@@ -51,7 +51,7 @@ class Arm:
     envs: int = 1
 
     def __str__(self) -> str:
-        """As it is written; also the name of its folder."""
+        """As it is written."""
         options = {
             "optimizer": self.optimizer,
             "lr": None if self.lr is None else f"{self.lr:g}",
@@ -60,6 +60,11 @@ class Arm:
         }
         given = ",".join(f"{name}={value}" for name, value in options.items() if value is not None)
         return self.kind + ("" if self.p is None else f":{self.p:g}") + (f"@{given}" if given else "")
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder, without the colon that some file systems refuse."""
+        return str(self).replace(":", "_")
 
     def resolved(self, settings: EnvSettings) -> Arm:
         """With the environment's p, optimiser and learning rate for what is not given."""
@@ -91,6 +96,11 @@ class Arm:
             "adaptive": lambda: arms.Adaptive(_FLOOR),
         }
         return made[self.kind]()
+
+
+def arm_in(folder: str) -> Arm:
+    """The arm whose folder has this name."""
+    return arm_of(folder.replace("_", ":"))
 
 
 def arm_of(text: str) -> Arm:

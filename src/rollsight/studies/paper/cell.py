@@ -62,7 +62,7 @@ class Cell:
     @property
     def path(self) -> Path:
         """Its curve."""
-        return self.folder / self.env / str(self.arm) / f"{self.seed}.csv"
+        return self.folder / self.env / self.arm.folder / f"{self.seed}.csv"
 
     def run(self, report: Report) -> str:
         """Train, and return the curve as the text of its CSV file: a row for each evaluated round.

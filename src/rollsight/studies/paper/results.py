@@ -12,7 +12,7 @@ import numpy as np
 from rollsight.analysis.learning_curves import Interval
 from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
-from rollsight.studies.paper.arms import KINDS, Arm, arm_of
+from rollsight.studies.paper.arms import KINDS, Arm, arm_in
 from rollsight.studies.paper.cell import Curve, read_curve
 from rollsight.studies.paper.metrics import MEASURES, Contrast, Estimate, Null, Summary, contrast, null_of, summarise
 from rollsight.studies.settings import paper
@@ -76,7 +76,7 @@ def write_csv(results: list[EnvResult], path: Path) -> None:
 
 
 def _environment(folder: Path, env: str) -> EnvResult:
-    found = {arm_of(path.name): _curves(path) for path in sorted((folder / env).iterdir()) if path.is_dir()}
+    found = {arm_in(path.name): _curves(path) for path in sorted((folder / env).iterdir()) if path.is_dir()}
     found = {arm: curves for arm, curves in found.items() if curves}
     schedules = {tuple(curve["round"]) for curves in found.values() for curve in curves.values()}
     if len(schedules) > 1:
