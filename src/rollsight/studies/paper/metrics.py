@@ -169,7 +169,7 @@ def _iqm(values: Floats, axis: int = -1) -> Any:
 
 def _superiority(one: Floats, other: Floats) -> float:
     """Share of the pairs in which `one` is above, ties counting half."""
-    return float(stats.mannwhitneyu(one, other).statistic / (len(one) * len(other)))
+    return float((np.sign(one[:, None] - other) / 2 + 0.5).mean())
 
 
 def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
