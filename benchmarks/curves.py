@@ -3,7 +3,7 @@
     python benchmarks/curves.py --out DIR [--cases NAME...] [--engines NAME...] [--seeds 5]
 
 Plain PPO with SGD 5e-3, 20 evaluation episodes of the stochastic policy after each round. Finished runs in DIR stay,
-so an interrupted comparison goes on; the table shows the cases whose runs are all there. For the area under the curve
+so an interrupted comparison goes on; the table is made of the finished runs. For the area under the curve
 (mean over rounds) and the final return (mean over the last tenth) it gives Welch's 95 % interval of the difference to
 Stable-Baselines3's, and for single rounds the share in which the fast engine's mean lies within Stable-Baselines3's
 t-interval (88 % on average, were the engines the same) and in which the interval of the difference holds 0 (95 %).
