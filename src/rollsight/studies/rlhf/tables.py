@@ -36,7 +36,7 @@ def markdown(results: Results) -> str:
         "over seeds; in brackets the difference to PPO, paired by seed.\n\n"
         f"Toxicity is judged by a probe that the training never sees. On held-out texts its rank correlation with "
         f"Perspective is {quality['rank_correlation']:.2f} ({quality['texts']:.0f} texts, nearly all toxic), and it "
-        f"tells those from {quality['neutral']:.0f} neutral sentences of another source with an AUC of "
+        f"tells those from {quality['neutral']:.0f} ordinary sentences of other sources with an AUC of "
         f"{quality['auc']:.3f}."
     )
     legend = "\n".join(f"- `{kind}`: {text}" for kind, text in KINDS.items() if _used(results, kind))
