@@ -16,7 +16,7 @@ from rollsight.cli import output
 from rollsight.cli.progress import cores, round_bars
 from rollsight.errors import RollsightError
 
-_PHASES = {
+PHASES = {
     "generate": "time_generate",
     "reward": "time_reward",
     "log-probs": "time_log_probs",
@@ -185,7 +185,7 @@ def rlhf(
         f"{settings.options.prompts_per_round}, seed {settings.seed}",
         soft_wrap=True,
     )
-    with round_bars(console, " + ".join(_PHASES)) as progress:
+    with round_bars(console, " + ".join(PHASES)) as progress:
         task = progress.add_task(settings.arm, total=total, completed=done, detail="loading")
 
         def on_round(summary: Mapping[str, Any]) -> None:
@@ -214,7 +214,7 @@ def _refuse_others(given: Mapping[str, Any]) -> None:
 
 def describe(summary: Mapping[str, Any]) -> str:
     """A round in one short line: reward, KL, kept share, seconds of each phase."""
-    seconds = " + ".join(f"{summary.get(name, 0.0):.1f}" for name in _PHASES.values())
+    seconds = " + ".join(f"{summary.get(name, 0.0):.1f}" for name in PHASES.values())
     return (
         f"reward {summary['return_mean']:.3g}  kl {summary['kl_mean']:.2g}  "
         f"kept {100 * summary['kept_frac']:.0f} %  {seconds} s"
@@ -228,7 +228,7 @@ def report(folder: Path, console: Console) -> None:
         return
     stored = opened.sql("select * from rounds order by round").to_arrow_table().to_pylist()
     shown = [stored[0], stored[-1]] if len(stored) > 1 else stored
-    for columns in (_FIGURES, {"round": "round"} | {f"{name} s": column for name, column in _PHASES.items()}):
+    for columns in (_FIGURES, {"round": "round"} | {f"{name} s": column for name, column in PHASES.items()}):
         console.print(output.table([*columns], [[row.get(name) for name in columns.values()] for row in shown]))
     if opened.evaluation_rounds:
         _print_examples(opened, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
     }
 
 
-def distinct(rows: list[list[int]], n: int) -> float | None:
+def distinct(rows: Sequence[Sequence[object]], n: int) -> float | None:
     """Different n-grams per n-gram (Li et al. 2016), over all rows; a collapse shows as a fall."""
     grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None

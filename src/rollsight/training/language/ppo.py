@@ -14,7 +14,7 @@ A prompt x is a state, each token of its completion y an action, the completion 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -69,6 +69,7 @@ class Options:
     random: bool = False  # leave out as many random ones instead
     rescore: Literal["round", "epoch", "minibatch"] = "round"
     cross_fit: bool = False  # score each half against the other's gradient: no sequence's own part is in its score
+    as_many_steps: bool = False  # further epochs over what is kept, up to the steps that all sequences would take
 
     def __post_init__(self) -> None:
         for name in ("prompts_per_round", "max_new_tokens", "epochs", "minibatch", "micro_batch"):
@@ -85,6 +86,8 @@ class Options:
         DropNegative(self.drop)  # refuses what is no fraction
         if self.target is None and self.random:
             raise RollsightError("random drops as many sequences as scores would: give a target")
+        if self.as_many_steps and self.rescore != "round":
+            raise RollsightError(f"as_many_steps repeats a round's selection and rescore is {self.rescore}: give round")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,7 @@ class LanguagePPO:
         self.optimizer = torch.optim.Adam(policy.trainable().values(), lr=options.lr)
         self.kl_coefficient, self.round = options.kl, 0
         self.times: dict[str, float] = {}  # seconds of each phase of the round
+        self.clock: Callable[[], float] = time.perf_counter
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
@@ -141,11 +145,14 @@ class LanguagePPO:
             self.kl_coefficient *= 1 + error * len(rollout.texts) / self.options.kl_horizon
         return rollout, update
 
-    def sample(self, prompts: Sequence[str]) -> tuple[list[str], rewards.Array, Tensor]:
-        """Completions of these prompts, rewards (n,) and lengths (n,), always with the same sampling seeds."""
+    def sample(self, prompts: Sequence[str]) -> tuple[list[str], rewards.Array, Tensor, Tensor]:
+        """Completions of these prompts, rewards, lengths and KL to the reference, each (n,), always with the same
+        sampling seeds."""
         tokens = self._generate(prompts, (self.seed, 0, _EVALUATION))
         texts = self.policy.texts(*tokens[2:])
-        return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1)
+        records, reference = self._evaluate(tokens)
+        kl = (records.log_probs - reference).sum(1)
+        return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1), kl
 
     def _collect(self) -> Rollout:
         options, key = self.options, (self.seed, self.round)
@@ -229,13 +236,16 @@ class LanguagePPO:
 
         order = np.random.default_rng((self.seed, self.round, _ORDER))
         pool = everything = np.arange(n)
-        for epoch in range(options.epochs):
+        steps = options.epochs * len(repack(everything, options.minibatch)) if options.as_many_steps else 0
+        epoch = 0
+        while epoch < options.epochs or 0 < len(sums) < steps:
             if options.rescore == "epoch" or (options.rescore == "round" and epoch == 0):
                 pool = select(everything, epoch)
             for i, index in enumerate(repack(order.permutation(pool), options.minibatch) if len(pool) else []):
                 chosen = select(index, epoch, i) if options.rescore == "minibatch" else index
-                if len(chosen):
+                if len(chosen) and (not steps or len(sums) < steps):
                     sums.append(self._step(records, torch.from_numpy(chosen)))
+            epoch += 1
         message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
         return Update(scores, kept, _statistics(sums), "" if sums else message)
 
@@ -302,9 +312,9 @@ class LanguagePPO:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.clock()
         yield
-        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - started
+        self.times[phase] = self.times.get(phase, 0.0) + self.clock() - started
 
 
 _SUMMED = ("tokens_trained", "policy_loss", "value_loss", "approx_kl", "clip_frac")

@@ -20,6 +20,7 @@ from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import LanguagePPO, Options
 
 Report = Callable[[Mapping[str, Any]], None]
+Clock = Callable[[], float]
 _FORMAT = 1
 
 
@@ -57,17 +58,27 @@ class RunSettings:
             return "ppo"
         rescored = "" if options.rescore == "round" else f" per {options.rescore}"
         fitted = " cross-fit" if options.cross_fit else ""
-        return f"{'random' if options.random else 'iif'} {options.target} p={options.drop:g}{rescored}{fitted}"
+        steps = " as many steps" if options.as_many_steps else ""
+        return f"{'random' if options.random else 'iif'} {options.target} p={options.drop:g}{rescored}{fitted}{steps}"
 
 
-def train(settings: RunSettings, out: Path, *, overwrite: bool = False, on_round: Report | None = None) -> None:
-    """Train into the new run folder `out`; on_round is called with each finished round's summary.
+def train(
+    settings: RunSettings,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    on_round: Report | None = None,
+    clock: Clock = time.perf_counter,
+) -> None:
+    """Train into the new run folder `out`; on_round is called with each finished round's summary, whose seconds are by
+    `clock`.
 
     Raises:
         RollsightError: a name is wrong, the model does not fit, the folder is taken, or a round cannot go on (its
         message says which rounds are kept).
     """
     trainer, held_out = prepare(settings)
+    trainer.clock = clock
     if parallel.rank():
         return _rounds(trainer, settings, held_out, None, on_round)
     described = {
@@ -86,7 +97,9 @@ def train(settings: RunSettings, out: Path, *, overwrite: bool = False, on_round
         return _rounds(trainer, settings, held_out, writer, on_round)
 
 
-def resume(out: Path, rounds: int | None = None, on_round: Report | None = None) -> RunSettings:
+def resume(
+    out: Path, rounds: int | None = None, on_round: Report | None = None, clock: Clock = time.perf_counter
+) -> RunSettings:
     """Continue the run in `out` with its own settings, up to `rounds` rounds in all (None: as many as it was planned
     with). It ends as it would have without the interruption.
 
@@ -96,6 +109,7 @@ def resume(out: Path, rounds: int | None = None, on_round: Report | None = None)
     settings = settings_of(out)
     settings = replace(settings, rounds=rounds or settings.rounds)
     trainer, held_out = prepare(settings)
+    trainer.clock = clock
     writer = runs.resume(out) if parallel.rank() == 0 else None
     try:
         done = max(runs.open(out).rounds, default=0)
@@ -169,16 +183,16 @@ def _round(
     rollout, update = trainer.train_round()
     round, options = trainer.round, settings.options
     times = dict(trainer.times)
-    started = time.perf_counter()
+    started = trainer.clock()
     if writer is not None:
         writer.write_records(round, round_columns(round, rollout, update, options))
         writer.write_snapshot(round, lambda file: save(trainer, file))
-        times["write"] = time.perf_counter() - started
+        times["write"] = trainer.clock() - started
     summary = {}
     if settings.eval_every and round % settings.eval_every == 0:
-        started = time.perf_counter()
+        started = trainer.clock()
         summary = _evaluate(trainer, held_out, writer)
-        times["eval"] = time.perf_counter() - started
+        times["eval"] = trainer.clock() - started
     summary |= round_summary(rollout, update, options, times)
     if writer is not None:
         writer.write_round(round, summary)
@@ -189,9 +203,9 @@ def _round(
 def _evaluate(trainer: LanguagePPO, held_out: tuple[str, ...], writer: runs.RunWriter | None) -> dict[str, Any]:
     if not held_out:
         return {}
-    texts, found, lengths = trainer.sample(held_out)
+    texts, found, lengths, kl = trainer.sample(held_out)
     if writer is not None:
-        more = {"prompt": list(held_out), "completion": texts}
+        more: dict[str, Any] = {"prompt": list(held_out), "completion": texts, "kl": kl.numpy(force=True)}
         writer.write_evaluation(trainer.round, found, lengths.numpy(force=True), more)
     return {"evaluation_return": float(found.mean())}
 

@@ -1,0 +1,145 @@
+"""One run of the study: an arm with a seed, a run folder that is continued, and the curve made of it, one CSV file."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rollsight import runs
+from rollsight.errors import RollsightError
+from rollsight.studies.paper.cell import Curve
+from rollsight.studies.rlhf import probe
+from rollsight.studies.rlhf.arms import Arm
+from rollsight.studies.runner import Report
+from rollsight.training.language import run
+from rollsight.training.language.columns import distinct
+
+Judge: TypeAlias = Callable[[Sequence[str]], np.ndarray[Any, np.dtype[np.float64]]]
+
+PHASES = ("generate", "reward", "log_probs", "score", "train")
+PROBE = "probe.npz"  # in the study's folder
+# Column -> what of the rounds' summaries it is the mean of, since the row before.
+_MEANS = {
+    "train_reward": "return_mean",
+    "negative": "neg_frac",
+    "kept": "kept_frac",
+    "steps": "optimizer_steps",
+    "update_norm": "update_norm",
+    "approx_kl": "approx_kl",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. study: settings that all share; folder: of the study."""
+
+    arm: Arm
+    seed: int
+    study: run.RunSettings
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} {self.seed}"
+
+    @property
+    def rounds(self) -> int:
+        return self.study.rounds
+
+    @property
+    def path(self) -> Path:
+        """Its curve."""
+        return self.folder / str(self.arm) / f"{self.seed}.csv"
+
+    @property
+    def run_folder(self) -> Path:
+        return self.path.with_suffix("")
+
+    @property
+    def done(self) -> bool:
+        """Whether its curve goes as far as it should."""
+        return self.path.exists() and read_curve(self.path)["round"][-1] >= self.rounds
+
+    def check(self) -> None:
+        """`RollsightError` where the run folder is of other settings, apart from the number of rounds."""
+        if not runs.is_run(self.run_folder):
+            return
+        stored, mine = run.settings_of(self.run_folder), self.arm.settings(self.study, self.seed)
+        for there, here in ((stored, mine), (stored.options, mine.options)):
+            for name in (f.name for f in fields(there) if f.name not in ("rounds", "options")):
+                if getattr(there, name) != getattr(here, name):
+                    raise RollsightError(
+                        f"{self.run_folder} was started with {name} {getattr(there, name)}, not {getattr(here, name)}: "
+                        "give the same settings, or another --out"
+                    )
+
+    def run(self, report: Report) -> None:
+        """Train, or go on training, and write the curve. Seconds are of processor time: runs share their machine."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+        def follow(summary: Mapping[str, Any]) -> None:
+            report(summary["round"], summary)
+
+        if runs.is_run(self.run_folder):
+            run.resume(self.run_folder, self.rounds, follow, time.process_time)
+        else:
+            settings = self.arm.settings(self.study, self.seed)
+            run.train(settings, self.run_folder, on_round=follow, clock=time.process_time)
+        judge = probe.load(self.folder / PROBE)
+        rows = list(curve_rows(runs.open(self.run_folder), judge, charged=self.arm.scored))
+        with runs.whole_file(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[-1]), restval="", lineterminator="\n")
+            writer.writeheader()
+            # Five significant digits: the curves of a study are kept with its tables.
+            writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def curve_rows(opened: runs.Run, judge: Judge, charged: bool) -> Iterator[dict[str, Any]]:
+    """A row for each evaluation, the first before training. Columns:
+
+    return, kl, length: means over held-out prompts; the return is the reward's, the KL that to the start, in nats.
+    toxicity: mean of `judge`; distinct_1, distinct_2: of the words of all completions; empty: share without text.
+    *_s: seconds since the start of training; scoring only where it is `charged`.
+    """
+    rounds = opened.sql("select * from rounds order by round").to_arrow_table().to_pylist()
+    before = 0
+    for last in opened.evaluation_rounds:
+        found = opened.sql(
+            f'select completion, "return", kl, length from evaluations where round = {last} order by episode'
+        ).fetchall()
+        texts, *numbers = zip(*found, strict=True)
+        words = [text.split() for text in texts]
+        row: dict[str, Any] = {"round": last, **dict(zip(("return", "kl", "length"), map(_mean, numbers), strict=True))}
+        row |= {"toxicity": _mean(judge(texts)), "distinct_1": distinct(words, 1), "distinct_2": distinct(words, 2)}
+        row["empty"] = _mean([not text.strip() for text in texts])
+        since = [one for one in rounds if before < one["round"] <= last]
+        for column, name in _MEANS.items():
+            known = [value for one in since if (value := one.get(name)) is not None]
+            row[column] = _mean(known) if known else ""
+        for phase in PHASES:
+            spent = [one.get(f"time_{phase}") or 0.0 for one in rounds if one["round"] <= last]
+            row[f"{phase}_s"] = float(sum(spent)) * (charged or phase != "score")
+        before = last
+        yield row
+
+
+def read_curve(path: Path) -> Curve:
+    """A curve as `Cell.run` keeps it, with the evaluation before training; empty cells are nan. `seconds` is the sum of
+    the phases."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    return Curve({**columns, "seconds": np.sum([columns[f"{phase}_s"] for phase in PHASES], axis=0)})
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values))

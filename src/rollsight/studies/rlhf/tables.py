@@ -1,0 +1,141 @@
+"""The study as Markdown: where the arms end, at what KL, what they save, what they did, and what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rollsight import runs
+from rollsight.analysis.learning_curves import Interval
+from rollsight.errors import RollsightError
+from rollsight.studies.paper.metrics import Estimate
+from rollsight.studies.paper.tables import table
+from rollsight.studies.rlhf.arms import KINDS
+from rollsight.studies.rlhf.cell import PHASES
+from rollsight.studies.rlhf.metrics import ENDS, Compared
+from rollsight.studies.rlhf.results import Results
+
+_SAVED = {"se_ave": "rounds (SE_ave)", "se_peak": "rounds to PPO's best", "rt_paper": "time to PPO's best"}
+_SAVED |= {"rt_peak": "the same, of PPO's time to it"}
+_DEEDS = ("negative", "kept", "steps", "update_norm", "approx_kl", "train_reward")
+_NAMES = {"return": "reward", "toxicity": "toxicity (probe)", "kl": "KL", "empty": "empty"}
+
+
+def markdown(results: Results) -> str:
+    """All tables."""
+    settings, quality = results.settings, results.quality
+    options = settings["options"]
+    head = (
+        f"# Detoxification of {settings['model']}\n\n"
+        f"{options['prompts_per_round']} prompts a round of {settings['prompts']}, {options['epochs']} epochs in "
+        f"minibatches of {options['minibatch']}, {options['max_new_tokens']} new tokens, KL coefficient "
+        f"{options['kl']:g}; reward {settings['reward']}. All of the first table is measured on "
+        f"{settings['eval_prompts']} held-out prompts after {results.arms[0].rounds} rounds. Mean ± 95 % t-interval "
+        "over seeds; in brackets the difference to PPO, paired by seed.\n\n"
+        f"Toxicity is judged by a probe that the training never sees. On held-out texts its rank correlation with "
+        f"Perspective is {quality['rank_correlation']:.2f} ({quality['texts']:.0f} texts, nearly all toxic), and it "
+        f"tells those from {quality['neutral']:.0f} ordinary sentences of other sources with an AUC of "
+        f"{quality['auc']:.3f}."
+    )
+    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in KINDS.items() if _used(results, kind))
+    return "\n\n".join((head, legend, _ends(results), _at_kl(results), _savings(results), _deeds(results))) + "\n"
+
+
+def _ends(results: Results) -> str:
+    columns = ["arm", "seeds", *(_NAMES.get(name, name.replace("_", "-")) for name in ENDS)]
+    rows = [["before training", "", *(f"{results.start[name]:.3g}" for name in ENDS)]]
+    rows += [[f"`{one.arm}`", str(len(one.curves)), *map(_cell, one.ends.values())] for one in results.arms]
+    return "## Held-out prompts\n\n" + table(columns, rows)
+
+
+def _at_kl(results: Results) -> str:
+    columns = ["arm", *(f"KL {level:.3g}" for level in results.levels)]
+    rows = [[f"`{one.arm}`", *map(_cell, one.at_kl)] for one in results.arms]
+    text = "Reward when the KL first reached a level that every run reached, linear between evaluations."
+    return f"## Reward at equal KL\n\n{text}\n\n" + table(columns, rows)
+
+
+def _savings(results: Results) -> str:
+    columns = ["per cent less than PPO", *(f"{n}, mean curves" for n in _SAVED.values())]
+    columns += [f"{n}, by seed" for n in list(_SAVED.values())[:3]] + ["unreached, by seed"]
+    rows = []
+    for one in results.arms:
+        if (c := one.savings) is not None:
+            cells = [_percent(c.mean_curve[name]) for name in _SAVED]
+            cells += [_percent(c.pairs[name]) for name in list(_SAVED)[:3]]
+            rows.append([f"`{one.arm}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
+    text = (
+        "To standard PPO's best held-out reward; what is never reached counts as reached one round after the last. "
+        "Evaluations are noisy and not of every round, so differences of one evaluation mean little."
+    )
+    return f"## Savings\n\n{text}\n\n" + table(columns, rows)
+
+
+def _deeds(results: Results) -> str:
+    columns = ["arm", *(name.replace("_", " ") for name in _DEEDS), *(f"{p.replace('_', '-')} s" for p in PHASES)]
+    columns += ["all s", "% of PPO"]
+    rows = []
+    for one in results.arms:
+        seconds = [one.seconds(phase) for phase in PHASES]
+        standard = next((other for other in results.arms if other.arm == one.against), one)
+        share = 100 * sum(seconds) / sum(standard.seconds(phase) for phase in PHASES)
+        cells = [*(one.mean(name) for name in _DEEDS), *seconds, sum(seconds), share]
+        rows.append([f"`{one.arm}`", *("" if np.isnan(value) else f"{value:.3g}" for value in cells)])
+    return "## A round\n\nMeans; processor seconds, without evaluation.\n\n" + table(columns, rows)
+
+
+def generations(folder: Path, results: Results, round: int | None, n: int) -> str:
+    """The n completions of highest and lowest score, for each scored arm's first seed; round None: the last.
+
+    Raises:
+        RollsightError: a run does not have the round.
+    """
+    return "\n\n".join(["# Completions by score", *_sections(folder, results, round, n)]) + "\n"
+
+
+def _sections(folder: Path, results: Results, round: int | None, n: int) -> Iterator[str]:
+    for one in results.arms:
+        path = folder / str(one.arm) / str(min(one.curves))
+        if not one.arm.scored or not runs.is_run(path):
+            continue
+        opened = runs.open(path)
+        if round is not None and round not in opened.rounds:
+            raise RollsightError(f"{path} has no round {round}: its rounds are {runs.spell(opened.rounds)}")
+        chosen = max(opened.rounds) if round is None else round
+        records = opened.records(chosen)
+        target = next(name for name in records.column_names if name.startswith("score_"))
+        scores = runs.column_as_floats(records, target)
+        for lowest in (False, True):
+            found = runs.rank_records(records, scores, n, lowest=lowest)
+            rows = [
+                [f"{row['score']:.3g}", f"{row['reward']:.3g}", "yes" if row["kept"] else "no"]
+                + [_quoted(row[name]) for name in ("prompt", "completion")]
+                for row in found
+            ]
+            which = "lowest" if lowest else "highest"
+            title = f"## `{one.arm}`, seed {min(one.curves)}, round {chosen}: {which} scores ({target[6:]})"
+            yield f"{title}\n\n" + table(["score", "reward", "kept", "prompt", "completion"], rows)
+
+
+def _quoted(text: str) -> str:
+    """On one line of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _used(results: Results, kind: str) -> bool:
+    return any(one.arm.kind == kind for one in results.arms)
+
+
+def _cell(found: Compared) -> str:
+    return _t(found.value) + ("" if found.difference is None else f" ({_t(found.difference, '+')})")
+
+
+def _t(interval: Interval, sign: str = "") -> str:
+    width = "" if interval.half_width is None else f" ± {interval.half_width:.2g}"
+    return f"{interval.mean:{sign}.3g}{width}"
+
+
+def _percent(e: Estimate) -> str:
+    return f"{100 * e.value:.1f} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
