@@ -44,7 +44,7 @@ def draw_curves(result: EnvResult, path: Path) -> Path:
 
 def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
     """What each arm saves against its PPO, of the mean curves with bootstrap intervals, beside the paper's figures and
-    the null of PPO against itself; a row for each environment.
+    the null of PPO against itself, both at the paper's settings; a row for each environment.
 
     Raises:
         RollsightError: the file cannot be written.
@@ -59,7 +59,7 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
         for column, (measure, title) in enumerate(_SHOWN.items()):
             axes = figure.add_subplot(grid[row, column])
             axes.axvline(0, color="#444444", linewidth=0.8)
-            for null in result.nulls.values():
+            if (null := result.nulls.get(Arm("ppo"))) is not None:
                 mean, sd = null.mean_curve[measure]
                 axes.axvspan(100 * (mean - 2 * sd), 100 * (mean + 2 * sd), color=GREY, alpha=0.15, linewidth=0)
             for place, one in enumerate(compared):
@@ -68,7 +68,8 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
                 axes.plot([100 * found.low, 100 * found.high], [place, place], color=_colour(one.arm), linewidth=2)
                 axes.plot(100 * found.value, place, "o", color=_colour(one.arm), markersize=5)
                 reported = settings.reported.get(one.arm.optimizer or settings.optimizer, {})
-                if one.arm.kind == "iif" and one.arm.p == settings.drop and (value := _value(reported, measure)):
+                the_papers = replace(one.arm, optimizer=None) == Arm("iif", settings.drop)
+                if the_papers and (value := _value(reported, measure)):
                     axes.plot(value, place, "*", color=RED, markersize=11)
             axes.set_yticks(range(len(compared)), [str(one.arm) for one in compared] if column == 0 else [])
             axes.invert_yaxis()
