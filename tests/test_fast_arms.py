@@ -19,6 +19,7 @@ from rollsight.scoring.halves import split_halves
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.snapshot import Snapshot
 from rollsight.training.classic import arms, rankings
+from rollsight.training.classic.batch import draw_prioritised
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.round import Round
 from rollsight.training.classic.twin import optimizer_of, parameters_of
@@ -180,8 +181,6 @@ def test_as_many_steps_over_fewer_records() -> None:
 
 def test_prioritised_minibatches_hold_large_errors_more_often() -> None:
     _, round = frozen()
-    from rollsight.training.classic.batch import draw_prioritised
-
     rank = np.arange(1, len(round.records) + 1)
     weights = rank**-0.6 / (rank**-0.6).sum()
     drawn = np.concatenate(
@@ -189,7 +188,21 @@ def test_prioritised_minibatches_hold_large_errors_more_often() -> None:
     )
     share = np.bincount(drawn, minlength=len(rank)) / len(drawn)
     assert np.abs(share - weights).max() < 0.01
+
+
+def test_records_with_large_td_errors_are_likelier(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, round = frozen()
+    seen = list[Any]()
+
+    def draw(order: Any, rule: Any, probabilities: Any) -> Any:
+        seen.append(probabilities)
+        return draw_prioritised(order, rule, probabilities)
+
+    monkeypatch.setattr(arms, "draw_prioritised", draw)
     assert arms.Prioritised()(round).steps == arms.Filtered(every=0)(round).steps
+    ranked = np.argsort(-rankings.temporal_difference_errors(round).abs().numpy(), kind="stable")
+    assert (np.diff(seen[0][ranked]) < 0).all()
+    assert seen[0][ranked[0]] / seen[0][ranked[9]] == pytest.approx(10**0.6)
 
 
 def test_rescoring_goes_by_the_parameters_of_each_epoch() -> None:

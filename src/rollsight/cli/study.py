@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import TaskID
 
 from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
-from rollsight.cli.progress import round_bars
+from rollsight.cli.progress import follow_jobs
 from rollsight.cli.train import describe
 from rollsight.errors import RollsightError
-
-if TYPE_CHECKING:
-    from rollsight.studies.comparison import Run
-    from rollsight.studies.runner import Progress
 
 
 def study(
@@ -98,10 +92,14 @@ def study(
     )
     started = time.monotonic()
     time_limit = None if minutes is None else 60 * minutes
-    finished = _show(console, jobs, run_jobs(jobs, processes, together=len(arms), seconds=time_limit))
+    done = set[str]()
+    for event in follow_jobs(console, run_jobs(jobs, processes, together=len(arms), seconds=time_limit), describe):
+        done.add(event.job.name)
+        console.print(f"{event.job.name:<14} done", highlight=False)
+    finished = [job for job in jobs if job.name in done]
     seconds = time.monotonic() - started
-    done = sorted({job.settings.seed for job in finished})
-    console.print(f"{len(done)} seeds ({done[0]} to {done[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")
+    ran = sorted({job.settings.seed for job in finished})
+    console.print(f"{len(ran)} seeds ({ran[0]} to {ran[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")
     comparisons = compare_runs(compare.open_runs([job.out for job in finished]), arms[0])
     draw_curves(comparisons, folder / "curves.png")
     if json:
@@ -111,22 +109,3 @@ def study(
         compare.show(one, console)
     console.print(f"learning curves: {folder / 'curves.png'}\nrun folders:     {folder}", soft_wrap=True)
     console.print(f"look inside:     rollsight top {finished[0].out} --bottom", soft_wrap=True)
-
-
-def _show(console: Console, jobs: list[Run], events: Iterator[Progress[Run]]) -> list[Run]:
-    """Draw a bar per running job; return the jobs that finished, in the order of `jobs`."""
-    finished = []
-    with round_bars(console) as progress:
-        bars: dict[str, TaskID] = {}
-        for event in events:
-            job = event.job
-            if job.name not in bars:
-                bars[job.name] = progress.add_task(job.name, total=job.rounds, detail="")
-            progress.update(bars[job.name], completed=event.rounds)
-            if event.summary is not None:
-                progress.update(bars[job.name], detail=describe(event.summary))
-            if event.finished:
-                finished.append(job)
-                progress.remove_task(bars.pop(job.name))
-                progress.console.print(f"{job.name:<14} done", highlight=False)
-    return [job for job in jobs if job in finished]

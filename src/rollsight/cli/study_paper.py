@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import TaskID
 
 from rollsight.cli import output
-from rollsight.cli.progress import cores, round_bars
+from rollsight.cli.progress import cores, follow_jobs
 from rollsight.cli.train import describe
 from rollsight.errors import RollsightError
 
@@ -85,22 +84,8 @@ def _run(console: Console, cells: Sequence[Cell], processes: int, ray: str | Non
     if not cells:
         return
     events: Iterator[Progress[Cell]] = run_jobs(cells, processes) if ray is None else run_on_ray(cells, ray)
-    with round_bars(console) as progress:
-        whole = progress.add_task("all runs", total=len(cells), detail="")
-        bars: dict[str, TaskID] = {}
-        for event in events:
-            cell = event.job
-            if cell.name not in bars and not event.finished:
-                bars[cell.name] = progress.add_task(cell.name, total=cell.rounds, detail="")
-            if cell.name in bars:
-                progress.update(bars[cell.name], completed=event.rounds)
-                if event.summary is not None:
-                    progress.update(bars[cell.name], detail=describe(event.summary))
-            if event.finished:
-                cell.write(event.result)
-                progress.advance(whole)
-                if cell.name in bars:
-                    progress.remove_task(bars.pop(cell.name))
+    for event in follow_jobs(console, events, describe, total=len(cells)):
+        event.job.write(event.result)
 
 
 def _report(console: Console, results: Sequence[EnvResult], out: Path) -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import TaskID
 
 from rollsight.cli import output
-from rollsight.cli.progress import cores, round_bars
+from rollsight.cli.progress import cores, follow_jobs
 from rollsight.cli.rlhf import PHASES, describe
 from rollsight.errors import RollsightError
 
@@ -131,21 +130,8 @@ def _run(console: Console, cells: Sequence[Cell], processes: int) -> None:
     if not path.exists():
         console.print("training the probe of toxicity")
         probe.train().save(path)
-    with round_bars(console, " + ".join(PHASES)) as progress:
-        whole = progress.add_task("all runs", total=len(left), detail="")
-        bars: dict[str, TaskID] = {}
-        for event in run_jobs(left, processes):
-            cell = event.job
-            if cell.name not in bars and not event.finished:
-                bars[cell.name] = progress.add_task(cell.name, total=cell.rounds, detail="")
-            if cell.name in bars:
-                progress.update(bars[cell.name], completed=event.rounds)
-                if event.summary is not None:
-                    progress.update(bars[cell.name], detail=describe(event.summary))
-            if event.finished:
-                progress.advance(whole)
-                if cell.name in bars:
-                    progress.remove_task(bars.pop(cell.name))
+    for _ in follow_jobs(console, run_jobs(left, processes), describe, total=len(left), phases=" + ".join(PHASES)):
+        pass  # each run keeps its own curve
 
 
 def _report(console: Console, out: Path, show_round: int | None) -> None:

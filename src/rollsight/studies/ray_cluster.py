@@ -7,13 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rollsight.errors import RollsightError
-from rollsight.studies.runner import AJob, Job, Progress
-
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
+from rollsight.studies.runner import ONE_THREAD, AJob, Job, Progress
 
 
 def run_on_ray(jobs: Sequence[AJob], address: str) -> Iterator[Progress[AJob]]:
@@ -31,7 +25,7 @@ def run_on_ray(jobs: Sequence[AJob], address: str) -> Iterator[Progress[AJob]]:
         raise RollsightError("Ray is not installed: pip install 'rollsight[ray]'") from error
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray would warn of a coming change otherwise
     try:
-        ray.init(address=address, runtime_env={"env_vars": _ENVIRONMENT}, include_dashboard=False, log_to_driver=False)
+        ray.init(address=address, runtime_env={"env_vars": ONE_THREAD}, include_dashboard=False, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         raise RollsightError(f"There is no Ray cluster at {address!r}; start one with `ray start --head`.") from error
     try:

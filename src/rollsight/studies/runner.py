@@ -12,6 +12,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+# One thread per process, for PyTorch and JAX: processes side by side would spin against each other.
+ONE_THREAD = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+
 Report: TypeAlias = Callable[[float, Mapping[str, Any] | None], None]
 """Takes the rounds done so far, a fraction inside a round, and the summary of a round that just ended."""
 
@@ -57,9 +64,7 @@ def run_jobs(
     seconds: start the next `together` jobs (the arms of a seed) only while they are expected to end within it; the
     first two such groups always run.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    os.environ.update({name: value for name, value in ONE_THREAD.items() if name not in os.environ})
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()

@@ -14,7 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight import runs, selection
-from rollsight.adapters.sb3 import InfluenceCallback, options
+from rollsight.adapters import options
+from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.environments import make_environments, observations_of
 from rollsight.adapters.sb3.metadata import describe
 from rollsight.errors import RollsightError

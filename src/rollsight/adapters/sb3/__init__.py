@@ -5,8 +5,7 @@ try:
 except ImportError as error:
     raise ImportError("rollsight.adapters.sb3 needs Stable-Baselines3: pip install 'rollsight[sb3]'") from error
 
-from rollsight.adapters import options, summary
 from rollsight.adapters.sb3.callback import InfluenceCallback
 from rollsight.adapters.sb3.translate import translate
 
-__all__ = ["InfluenceCallback", "options", "summary", "translate"]
+__all__ = ["InfluenceCallback", "translate"]

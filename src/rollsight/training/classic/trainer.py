@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight import objectives, runs
-from rollsight.adapters.sb3 import summary
+from rollsight.adapters import summary
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.translate import Translated, evaluate_actions, update_rule
 from rollsight.errors import RollsightError
