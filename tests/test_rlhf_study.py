@@ -15,10 +15,10 @@ import torch
 pytest.importorskip("peft", reason="language models need PEFT (pip install 'rollsight[llm]')")
 
 from rollsight import RollsightError, cli, runs
-from rollsight.studies.paper.cell import Curve
+from rollsight.studies.curves import Curve, read_curve
 from rollsight.studies.rlhf import metrics, probe
 from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
-from rollsight.studies.rlhf.cell import Cell, curve_rows, read_curve
+from rollsight.studies.rlhf.cell import PHASES, Cell, curve_rows
 from rollsight.studies.rlhf.results import read_results
 from rollsight.training.language import models, run
 from rollsight.training.language.policy import ActorCritic
@@ -199,7 +199,7 @@ def test_a_study_goes_on_where_it_was(
     assert "2 runs, 0 of them done" in shown
     assert first.read_bytes() == content
     assert cell.done
-    found = read_curve(cell.path)
+    found = read_curve(cell.path, PHASES)
     assert found["round"].tolist() == [0, 1, 2]
     assert found["kl"][0] == 0
     assert found["kl"][2] != 0

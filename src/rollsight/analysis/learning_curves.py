@@ -30,6 +30,16 @@ class Interval:
     half_width: float | None
     n: int
 
+    @property
+    def low(self) -> float:
+        """The lower end; nan without a width."""
+        return self.mean - (np.nan if self.half_width is None else self.half_width)
+
+    @property
+    def high(self) -> float:
+        """The upper end; nan without a width."""
+        return self.mean + (np.nan if self.half_width is None else self.half_width)
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -79,6 +89,12 @@ def t_interval(values: Sequence[float] | FloatArray) -> Interval:
     n = len(sample)
     half_width = float(stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return Interval(float(sample.mean()), half_width, n)
+
+
+def band(curves: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Mean and half-width (R,) of the 95 % t-interval over curves of R points each; one curve has half-widths NaN."""
+    intervals = [t_interval(column) for column in np.stack(curves).T]
+    return np.array([one.mean for one in intervals]), np.array([one.high - one.mean for one in intervals])
 
 
 def evaluation_curve(run: Run) -> Curve | None:
@@ -186,7 +202,7 @@ def _summarise(
             return None
         return t_interval([scores[seed][which] - reference[seed][which] for seed in common])
 
-    bands = [t_interval(column) for column in np.stack(list(returns.values())).T]
+    mean, half_width = band(list(returns.values()))
     return Arm(
         name=name,
         runs=runs,
@@ -194,8 +210,8 @@ def _summarise(
         area=t_interval([area for _, area in scores.values()]),
         final_difference=difference(0),
         area_difference=difference(1),
-        mean=np.array([band.mean for band in bands]),
-        half_width=np.array([np.nan if band.half_width is None else band.half_width for band in bands]),
+        mean=mean,
+        half_width=half_width,
     )
 
 

@@ -31,6 +31,7 @@ def study_paper(
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/paper"),
     only_report: bool = False,
+    against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: each arm's PPO)")] = None,
 ) -> None:
     """Run the paper's experiments with the compiled engine, and write tables, figures and a page.
 
@@ -50,7 +51,9 @@ def study_paper(
         ray: Spread the runs over the Ray cluster at this address; local starts one here.
         out: Folder of the study: curves, tables (results.md, results.csv), figures and index.html.
         only_report: Run nothing; write tables and figures of what the folder holds.
+        against: Run and write nothing; print the tables with every arm compared with this one.
     """
+    from rollsight.studies.paper import tables
     from rollsight.studies.paper.arms import arm_of
     from rollsight.studies.paper.results import read_results, write_csv
     from rollsight.studies.paper.study import cells_of, envs_of
@@ -65,6 +68,9 @@ def study_paper(
         if value < 1:
             raise RollsightError(f"--{name} is {value}: give at least 1")
     console = output.console()
+    if against is not None:
+        _print(console, tables.markdown(read_results(out, arm_of(against))))
+        return
     if not only_report:
         chosen = [arm_of(arm) for arm in _listed(arms)]
         cells = cells_of(envs_of(_listed(envs)), chosen, range(first_seed, first_seed + count), budget, out)
@@ -98,8 +104,12 @@ def _report(console: Console, results: Sequence[EnvResult], out: Path) -> None:
     pictures = [figures.draw_curves(result, out / f"{result.env}.png") for result in results]
     pictures.append(figures.draw_savings(results, out / "savings.png"))
     pictures.append(figures.write(results, out / "index.html"))
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    _print(console, text)
     output.print_files(console, pictures)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _listed(given: Sequence[str]) -> list[str]:

@@ -119,25 +119,6 @@ class Cell:
             temporary.write_text(curve, "utf-8")
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """A learning curve: columns (R,) by name, over the evaluated rounds after training began; `seconds` without
-    evaluation."""
-
-    columns: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
-
-    def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return self.columns[name]
-
-
-def read_curve(path: Path) -> Curve:
-    """A curve as `Cell.write` keeps it; empty cells are nan."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["round"])]
-    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    return Curve({**columns, "seconds": columns["collect_s"] + columns["score_s"] + columns["train_s"]})
-
-
 def _row(
     summary: Mapping[str, Any], pending: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
 ) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
-from rollsight.analysis.learning_curves import t_interval
+from rollsight.analysis.learning_curves import band
 from rollsight.analysis.page import Panel, dress, write_page
+from rollsight.studies.curves import Floats
 from rollsight.studies.paper.arms import KINDS, Arm
-from rollsight.studies.paper.metrics import Floats
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.settings import settings_for
 
@@ -129,9 +129,8 @@ def _interactive(result: EnvResult) -> go.Figure:
 def _curve(one: ArmResult) -> tuple[Floats, Floats, Floats]:
     """Rounds, means and half-widths, each (R,); the half-width of one seed is 0."""
     curves = list(one.curves.values())
-    bands = [t_interval(column) for column in np.stack([curve["return"] for curve in curves]).T]
-    half = np.array([band.half_width or 0.0 for band in bands])
-    return curves[0]["round"], np.array([band.mean for band in bands]), half
+    mean, half = band([curve["return"] for curve in curves])
+    return curves[0]["round"], mean, np.nan_to_num(half)
 
 
 def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
-from rollsight.studies.paper.cell import Curve
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+from rollsight.studies.curves import Curve, Floats
 
 _RESAMPLES = 2000
 _HALVINGS = 200
@@ -71,6 +69,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def estimate_of(interval: Interval) -> Estimate:
+    """A mean with its interval."""
+    return Estimate(interval.mean, interval.low, interval.high)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def contrast(standard: Sequence[Curve], other: Sequence[Curve]) -> Contrast:
     whole = reduction(mean_curve(standard), mean_curve(other))
     one, two = finals(standard), finals(other)
     return Contrast(
-        {name: _t([getattr(pair, name) for pair in pairs]) for name in MEASURES},
+        {name: estimate_of(t_interval([getattr(pair, name) for pair in pairs])) for name in MEASURES},
         {name: _quantiles(getattr(whole, name), [getattr(r, name) for r in resampled]) for name in MEASURES},
         t_interval(two - one),
         t_interval(areas(other) - areas(standard)),
@@ -185,12 +188,6 @@ def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
 def _quantiles(value: float, drawn: Sequence[float]) -> Estimate:
     low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
     return Estimate(value, float(low), float(high))
-
-
-def _t(values: Sequence[float]) -> Estimate:
-    found = t_interval(values)
-    half = np.nan if found.half_width is None else found.half_width
-    return Estimate(found.mean, found.mean - half, found.mean + half)
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:

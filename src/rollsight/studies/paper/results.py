@@ -7,22 +7,33 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from rollsight.analysis.learning_curves import Interval
 from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
+from rollsight.studies.curves import Curve, files_by_seed, mean_of, read_curve, seconds_per_round
 from rollsight.studies.paper.arms import KINDS, Arm, arm_in
-from rollsight.studies.paper.cell import Curve, read_curve
-from rollsight.studies.paper.metrics import MEASURES, Contrast, Estimate, Null, Summary, contrast, null_of, summarise
-from rollsight.studies.settings import paper
+from rollsight.studies.paper.metrics import (
+    MEASURES,
+    Contrast,
+    Estimate,
+    Null,
+    Summary,
+    contrast,
+    estimate_of,
+    null_of,
+    summarise,
+)
+from rollsight.studies.paper.study import named
+from rollsight.studies.settings import paper, settings_for
+
+_CHARGED = ("collect", "score", "train")  # phases that count as training time
 
 
 @dataclass(frozen=True, eq=False)
 class ArmResult:
     """One arm on one environment: its curves by seed, over the rounds that all of them have.
 
-    against: the arm it is compared with, plain PPO with the same options; None where there is none, or it is that arm.
+    against: the arm it is compared with, by default plain PPO with the same options; None where there is none, or it is
+        that arm.
     """
 
     arm: Arm
@@ -33,12 +44,11 @@ class ArmResult:
 
     def mean(self, name: str) -> float:
         """A column's mean over rounds and seeds."""
-        values = np.concatenate([curve[name] for curve in self.curves.values()])
-        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        return mean_of(self.curves.values(), name)
 
     def seconds(self, phase: str) -> float:
         """Processor seconds of a phase per round."""
-        return float(np.mean([curve[f"{phase}_s"][-1] / curve["round"][-1] for curve in self.curves.values()]))
+        return seconds_per_round(self.curves.values(), phase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +60,23 @@ class EnvResult:
     nulls: Mapping[Arm, Null]
 
 
-def read_results(folder: Path) -> list[EnvResult]:
-    """The study in a folder, as far as it has come.
+def read_results(folder: Path, against: Arm | None = None) -> list[EnvResult]:
+    """The study in a folder, as far as it has come. Arms are compared with their own PPO, or all `against` one arm.
 
     Raises:
-        RollsightError: there is no curve in it, or curves of one environment have different schedules.
+        RollsightError: there is no curve in it, or none to compare `against`, or curves of one environment have
+            different schedules.
     """
     envs = [env for env in paper() if (folder / env).is_dir()]
-    results = [_environment(folder, env) for env in envs]
+    results = [_environment(folder, env, against) for env in envs]
     if not any(result.arms for result in results):
         raise RollsightError(f"{folder} holds no curves of a study; run `rollsight study paper --out {folder}` first.")
-    return [result for result in results if result.arms]
+    if against is None:
+        return [result for result in results if result.arms]
+    compared = [result for result in results if any(one.contrast for one in result.arms)]
+    if not compared:
+        raise RollsightError(f"{folder} holds nothing to compare with {against}; choose an arm that it holds.")
+    return compared
 
 
 def write_csv(results: list[EnvResult], path: Path) -> None:
@@ -75,7 +91,7 @@ def write_csv(results: list[EnvResult], path: Path) -> None:
                     writer.writerow((result.env, one.arm, one.summary.seeds, one.against or "", measure, *row))
 
 
-def _environment(folder: Path, env: str) -> EnvResult:
+def _environment(folder: Path, env: str, reference: Arm | None) -> EnvResult:
     found = {arm_in(path.name): _curves(path) for path in sorted((folder / env).iterdir()) if path.is_dir()}
     found = {arm: curves for arm, curves in found.items() if curves}
     schedules = {tuple(curve["round"]) for curves in found.values() for curve in curves.values()}
@@ -86,7 +102,8 @@ def _environment(folder: Path, env: str) -> EnvResult:
         )
     arms, nulls = list[ArmResult](), dict[Arm, Null]()
     for arm, curves in sorted(found.items(), key=lambda item: _place(item[0])):
-        against = _standard_of(arm, found)
+        choices = _standards(arm) if reference is None else [named(reference, settings_for(env))]
+        against = next((one for one in choices if one in found and one != arm), None)
         compared = None
         if against is not None:
             common = [seed for seed in curves if seed in found[against]]
@@ -99,13 +116,14 @@ def _environment(folder: Path, env: str) -> EnvResult:
 
 
 def _curves(folder: Path) -> dict[int, Curve]:
-    return {int(path.stem): read_curve(path) for path in sorted(folder.glob("*.csv"), key=lambda p: int(p.stem))}
+    """The curves of an arm, without the evaluation before training."""
+    found = {seed: read_curve(path, _CHARGED) for seed, path in files_by_seed(folder).items()}
+    return {seed: curve.at(curve["round"] > 0) for seed, curve in found.items()}
 
 
-def _standard_of(arm: Arm, found: Mapping[Arm, object]) -> Arm | None:
+def _standards(arm: Arm) -> list[Arm]:
     """Plain PPO with the same options, or, for other options of PPO itself, PPO as the paper has it."""
-    choices = (replace(arm, kind="ppo", p=None), Arm("ppo"))
-    return next((one for one in choices if one in found and one != arm), None) if arm != choices[1] else None
+    return [] if arm == Arm("ppo") else [replace(arm, kind="ppo", p=None), Arm("ppo")]
 
 
 def _place(arm: Arm) -> tuple[object, ...]:
@@ -116,19 +134,14 @@ def _place(arm: Arm) -> tuple[object, ...]:
 
 def _figures(one: ArmResult) -> Iterator[tuple[str, Estimate]]:
     summary = one.summary
-    yield "final", _estimate(summary.final)
-    yield "area", _estimate(summary.area)
+    yield "final", estimate_of(summary.final)
+    yield "area", estimate_of(summary.area)
     yield "final_iqm", summary.final_iqm
     yield "area_iqm", summary.area_iqm
     if (compared := one.contrast) is not None:
-        yield "final_gain", _estimate(compared.final)
-        yield "area_gain", _estimate(compared.area)
+        yield "final_gain", estimate_of(compared.final)
+        yield "area_gain", estimate_of(compared.area)
         yield "probability", compared.probability
         for measure in MEASURES:
             yield f"{measure}_pairs", compared.pairs[measure]
             yield f"{measure}_mean_curve", compared.mean_curve[measure]
-
-
-def _estimate(interval: Interval) -> Estimate:
-    half = float("nan") if interval.half_width is None else interval.half_width
-    return Estimate(interval.mean, interval.mean - half, interval.mean + half)

@@ -30,7 +30,7 @@ def cells_of(
         settings = settings_for(env)
         rounds, evaluations = _schedule(settings, budget)
         # As it is resolved: what is the paper's by default and what is given in full are the same run.
-        chosen = dict.fromkeys(_named(arm, settings) for arm in arms)
+        chosen = dict.fromkeys(named(arm, settings) for arm in arms)
         cells += [Cell(env, arm, seed, rounds, evaluations, folder) for seed in seeds for arm in chosen]
     return cells
 
@@ -43,8 +43,8 @@ def envs_of(names: Sequence[str]) -> list[str]:
     return list(names) or list(paper())
 
 
-def _named(arm: Arm, settings: EnvSettings) -> Arm:
-    """The arm with what differs from the paper's settings spelt out, and p always."""
+def named(arm: Arm, settings: EnvSettings) -> Arm:
+    """The arm as a study writes it: what differs from the paper's settings spelt out, and p always."""
     whole = arm.resolved(settings)
     return Arm(
         whole.kind,

@@ -28,21 +28,24 @@ def _environment(result: EnvResult) -> str:
         f"{100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
         "by seed.\n\n"
     )
-    return head + "\n\n".join((_returns(result), _savings(result, settings), _deeds(result)))
+    return head + "\n\n".join((_returns(result, settings), _savings(result, settings), _deeds(result)))
 
 
-def _returns(result: EnvResult) -> str:
+def _returns(result: EnvResult, settings: EnvSettings) -> str:
     columns = ["arm", "seeds", "final return", "IQM", "area", "final gain", "area gain", "P(better)"]
     rows = []
     for one in result.arms:
         s, c = one.summary, one.contrast
         gains = ["", "", ""] if c is None else [_t(c.final), _t(c.area), _share(c.probability)]
         rows.append([f"`{one.arm}`", str(s.seeds), _t(s.final), _between(s.final_iqm), _t(s.area), *gains])
+    for optimizer, reported in settings.reported.items():
+        if gain := reported.get("final_gain"):
+            rows.append([f"the paper, {optimizer}", "", "", "", "", f"{gain[0]:g} to {gain[1]:g}", "", ""])
     return table(columns, rows)
 
 
 def _savings(result: EnvResult, settings: EnvSettings) -> str:
-    columns = ["per cent less, against its PPO", *(f"{n}, mean curves" for n in _SHOWN.values())]
+    columns = ["per cent less", "against", *(f"{n}, mean curves" for n in _SHOWN.values())]
     columns += [f"{n}, by seed" for n in list(_SHOWN.values())[:2]] + ["unreached, by seed"]
     rows = []
     for one in result.arms:
@@ -50,15 +53,15 @@ def _savings(result: EnvResult, settings: EnvSettings) -> str:
             continue
         cells = [_percent(c.mean_curve[name]) for name in _SHOWN]
         cells += [_percent(c.pairs[name]) for name in ("se_ave", "se_peak")]
-        rows.append([f"`{one.arm}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
+        rows.append([f"`{one.arm}`", f"`{one.against}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
     for arm, null in result.nulls.items():
         cells = [_moments(null.mean_curve[name]) for name in _SHOWN]
         cells += [_moments(null.pairs[name]) for name in ("se_ave", "se_peak")]
-        rows.append([f"null: `{arm}` against itself, mean (sd)", *cells, f"{100 * null.pairs['unreached'][0]:.0f}"])
+        rows.append([f"null: `{arm}`, mean (sd)", "itself", *cells, f"{100 * null.pairs['unreached'][0]:.0f}"])
     for optimizer, reported in settings.reported.items():
         if reported:
             known = [_reported(reported.get(name)) for name in ("se_ave", "se_peak", "rt_peak")]
-            rows.append([f"the paper, {optimizer}", *known, "", "", "", ""])
+            rows.append([f"the paper, {optimizer}", "PPO", *known, "", "", "", ""])
     return table(columns, rows)
 
 

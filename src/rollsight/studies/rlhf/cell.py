@@ -13,7 +13,7 @@ import numpy as np
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.studies.paper.cell import Curve
+from rollsight.studies.curves import read_curve
 from rollsight.studies.rlhf import probe
 from rollsight.studies.rlhf.arms import Arm
 from rollsight.studies.runner import Report
@@ -64,7 +64,7 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether its curve goes as far as it should."""
-        return self.path.exists() and read_curve(self.path)["round"][-1] >= self.rounds
+        return self.path.exists() and read_curve(self.path, PHASES)["round"][-1] >= self.rounds
 
     def check(self) -> None:
         """`RollsightError` where the run folder is of other settings, apart from the number of rounds."""
@@ -130,15 +130,6 @@ def curve_rows(opened: runs.Run, judge: Judge, charged: bool) -> Iterator[dict[s
             row[f"{phase}_s"] = float(sum(spent)) * (charged or phase != "score")
         before = last
         yield row
-
-
-def read_curve(path: Path) -> Curve:
-    """A curve as `Cell.run` keeps it, with the evaluation before training; empty cells are nan. `seconds` is the sum of
-    the phases."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    return Curve({**columns, "seconds": np.sum([columns[f"{phase}_s"] for phase in PHASES], axis=0)})
 
 
 def _mean(values: Any) -> float:

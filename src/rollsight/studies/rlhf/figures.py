@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rollsight.analysis.drawing import new_figure, save_figure
-from rollsight.analysis.learning_curves import t_interval
+from rollsight.analysis.learning_curves import band
 from rollsight.analysis.page import Panel, dress, write_page
-from rollsight.studies.paper.metrics import Floats
+from rollsight.studies.curves import Floats
 from rollsight.studies.rlhf.arms import KINDS
 from rollsight.studies.rlhf.metrics import at_kl
 from rollsight.studies.rlhf.results import ArmResult, Results
@@ -118,7 +118,6 @@ def _over_kl(one: ArmResult) -> Line:
 
 
 def _line(one: ArmResult, x: Floats, rows: Sequence[Floats]) -> Line:
-    bands = [t_interval(column) for column in np.stack(rows).T]
-    half = np.array([band.half_width or 0.0 for band in bands])
+    mean, half = band(rows)
     colour = str(qualitative.Dark24[list(KINDS).index(one.arm.kind)])
-    return Line(f"{one.arm} ({len(rows)} seeds)", colour, x, np.array([band.mean for band in bands]), half)
+    return Line(f"{one.arm} ({len(rows)} seeds)", colour, x, mean, np.nan_to_num(half))

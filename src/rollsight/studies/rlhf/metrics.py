@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.studies.curves import Curve, Floats
 from rollsight.studies.paper import metrics
-from rollsight.studies.paper.cell import Curve
-from rollsight.studies.paper.metrics import Floats
 
 ENDS = ("return", "toxicity", "kl", "distinct_1", "distinct_2", "length", "empty")
 _LEVELS = 4
@@ -49,7 +48,7 @@ def common_levels(curves: Sequence[Curve]) -> Floats:
 
 def after_start(curve: Curve) -> Curve:
     """Without the evaluation before training."""
-    return Curve({name: column[curve["round"] > 0] for name, column in curve.columns.items()})
+    return curve.at(curve["round"] > 0)
 
 
 def compared(values: Sequence[float], pairs: Sequence[tuple[float, float]]) -> Compared:

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from rollsight import runs
-from rollsight.analysis.learning_curves import Interval
 from rollsight.errors import RollsightError
-from rollsight.studies.paper.cell import Curve
-from rollsight.studies.paper.metrics import MEASURES, Contrast, Floats
+from rollsight.studies.curves import Curve, Floats, files_by_seed, mean_of, read_curve, seconds_per_round
+from rollsight.studies.paper.metrics import MEASURES, Contrast
 from rollsight.studies.rlhf import metrics, probe
 from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
-from rollsight.studies.rlhf.cell import PROBE, read_curve
+from rollsight.studies.rlhf.cell import PHASES, PROBE
 from rollsight.studies.rlhf.metrics import Compared
 
 
@@ -44,12 +43,11 @@ class ArmResult:
 
     def mean(self, name: str) -> float:
         """A column's mean over evaluations after the start, and seeds."""
-        values = np.concatenate([metrics.after_start(curve)[name] for curve in self.curves.values()])
-        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        return mean_of(map(metrics.after_start, self.curves.values()), name)
 
     def seconds(self, phase: str) -> float:
         """Processor seconds of a phase per round."""
-        return float(np.mean([curve[f"{phase}_s"][-1] / curve["round"][-1] for curve in self.curves.values()]))
+        return seconds_per_round(self.curves.values(), phase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +78,10 @@ def read_results(folder: Path) -> Results:
     common = reduce(np.intersect1d, [curve["round"] for curve in everyone])
     if not common.max(initial=0):
         raise RollsightError(f"the curves in {folder} share no evaluated rounds: keep each study in its own folder")
-    found = {arm: {seed: _at(curve, common) for seed, curve in curves.items()} for arm, curves in found.items()}
+    found = {
+        arm: {seed: curve.at(np.isin(curve["round"], common)) for seed, curve in curves.items()}
+        for arm, curves in found.items()
+    }
     everyone = [curve for curves in found.values() for curve in curves.values()]
     levels = metrics.common_levels(everyone)
     start = {name: float(np.mean([curve[name][0] for curve in everyone])) for name in metrics.ENDS}
@@ -121,12 +122,7 @@ def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats) -> 
 
 
 def _curves(folder: Path) -> dict[int, Curve]:
-    return {int(path.stem): read_curve(path) for path in sorted(folder.glob("*.csv"), key=lambda p: int(p.stem))}
-
-
-def _at(curve: Curve, rounds: Floats) -> Curve:
-    chosen = np.isin(curve["round"], rounds)
-    return Curve({name: column[chosen] for name, column in curve.columns.items()})
+    return {seed: read_curve(path, PHASES) for seed, path in files_by_seed(folder).items()}
 
 
 def _standard_of(arm: Arm, found: Mapping[Arm, object]) -> Arm | None:
@@ -143,16 +139,12 @@ def _figures(one: ArmResult, levels: Floats) -> Iterator[tuple[str, float, float
     named = {f"final_{name}": found for name, found in one.ends.items()}
     named |= {f"return_at_kl_{level:.3g}": found for level, found in zip(levels, one.at_kl, strict=True)}
     for name, found in named.items():
-        yield name, *_bounds(found.value)
+        yield name, found.value.mean, found.value.low, found.value.high
         if found.difference is not None:
-            yield f"{name}_difference", *_bounds(found.difference)
+            difference = found.difference
+            yield f"{name}_difference", difference.mean, difference.low, difference.high
     if one.savings is not None:
         for measure in MEASURES:
             pairs, curve = one.savings.pairs[measure], one.savings.mean_curve[measure]
             yield f"{measure}_pairs", pairs.value, pairs.low, pairs.high
             yield f"{measure}_mean_curve", curve.value, curve.low, curve.high
-
-
-def _bounds(interval: Interval) -> tuple[float, float, float]:
-    half = float("nan") if interval.half_width is None else interval.half_width
-    return interval.mean, interval.mean - half, interval.mean + half
