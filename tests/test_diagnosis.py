@@ -27,7 +27,7 @@ GAMMA = 0.99
 def train(folder, env, records, **settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_run, "RECORDS_PER_ROUND", records)
-        run_training(RunSettings(env, eval_episodes=0, snapshots="all", **settings), folder)
+        run_training(RunSettings(env, engine="sb3", eval_episodes=0, snapshots="all", **settings), folder)
     return folder
 
 

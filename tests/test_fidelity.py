@@ -142,7 +142,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_run, "RECORDS_PER_ROUND", 192)
         run_training(
-            RunSettings("CartPole-v1", optimizer="adam", lr=1e-4, rounds=3, eval_episodes=0, snapshots="all"), out
+            RunSettings(
+                "CartPole-v1", engine="sb3", optimizer="adam", lr=1e-4, rounds=3, eval_episodes=0, snapshots="all"
+            ),
+            out,
         )
     (out / "snapshots" / "round-000001.pt").unlink()
     return out

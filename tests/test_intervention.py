@@ -29,7 +29,9 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "pole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_run, "RECORDS_PER_ROUND", 256)
-        settings = RunSettings("CartPole-v1", rounds=3, envs=4, eval_episodes=0, optimizer="adam", lr=3e-3)
+        settings = RunSettings(
+            "CartPole-v1", engine="sb3", rounds=3, envs=4, eval_episodes=0, optimizer="adam", lr=3e-3
+        )
         run_training(replace(settings, snapshots="all"), path)
     return path
 

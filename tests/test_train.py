@@ -53,11 +53,13 @@ def test_train_writes_a_run_folder_that_top_and_sql_read(tmp_path, capsys):
     assert "step 5" in capsys.readouterr().out
 
 
-def test_evaluation_does_not_touch_training(tmp_path):
+@pytest.mark.parametrize("engine", ["sb3", "fast"])
+def test_evaluation_does_not_touch_training(tmp_path, engine):
     """Same seed, same run: with and without evaluation, and the second time."""
     for name, episodes in {"none": 0, "some": 3, "again": 3}.items():
         run_training(
-            RunSettings("CartPole-v1", rounds=3, eval_episodes=episodes, selection="negative:0.5"), tmp_path / name
+            RunSettings("CartPole-v1", rounds=3, eval_episodes=episodes, selection="negative:0.5", engine=engine),
+            tmp_path / name,
         )
     reference = columns(runs.open(tmp_path / "none"), 3, "obs", "log_prob", "score_return", "kept")
     for name in ("some", "again"):
@@ -74,16 +76,19 @@ def test_evaluation_does_not_touch_training(tmp_path):
 
 def test_every_other_round_is_scored(tmp_path):
     run_training(
-        RunSettings("CartPole-v1", rounds=3, every=2, selection="negative:1", eval_episodes=0), tmp_path / "run"
+        RunSettings("CartPole-v1", rounds=3, every=2, selection="negative:1", eval_episodes=0, engine="sb3"),
+        tmp_path / "run",
     )
     rows = runs.open(tmp_path / "run").sql("select round, scored, dropped from rounds order by round").fetchall()
     assert [(r, s, d > 0) for r, s, d in rows] == [(1, False, False), (2, True, True), (3, False, False)]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
-def test_arms_share_the_first_buffer_and_random_drops_as_many(tmp_path, algo):
+@pytest.mark.parametrize(("algo", "engine"), [("ppo", "fast"), ("ppo", "sb3"), ("a2c", "sb3")])
+def test_arms_share_the_first_buffer_and_random_drops_as_many(tmp_path, algo, engine):
     for rule in ("negative:0.5", "random:0.5"):
-        settings = RunSettings("CartPole-v1", algo=algo, rounds=2, seed=4, selection=rule, eval_episodes=0, envs=2)
+        settings = RunSettings(
+            "CartPole-v1", algo=algo, rounds=2, seed=4, selection=rule, eval_episodes=0, envs=2, engine=engine
+        )
         run_training(settings, tmp_path / rule)
     one, two = (runs.open(tmp_path / rule) for rule in ("negative:0.5", "random:0.5"))
     (score, kept), (other_score, other_kept) = (columns(run, 1, "score_return", "kept") for run in (one, two))
@@ -149,13 +154,30 @@ def test_a_missing_package_names_the_extra(env, package, monkeypatch):
 
 def test_minigrid_trains_with_the_small_network(tmp_path):
     run_training(
-        RunSettings("MiniGrid-Empty-5x5-v0", rounds=1, eval_episodes=1, selection="negative:0.5"), tmp_path / "grid"
+        RunSettings("MiniGrid-Empty-5x5-v0", rounds=1, eval_episodes=1, selection="negative:0.5", engine="sb3"),
+        tmp_path / "grid",
     )
     run = runs.open(tmp_path / "grid")
     (backend, dropped) = run.sql("select backend, dropped from rounds").fetchall()[0]
     assert backend == "layerwise"
     assert dropped > 0
     assert len(run.records(1)["obs"][0].as_py()) == 7 * 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "engine"),
+    [
+        (RunSettings("CartPole-v1"), "fast"),
+        (RunSettings("CartPole-v1", engine="sb3"), "sb3"),
+        (RunSettings("CartPole-v1", algo="a2c"), "sb3"),
+        (RunSettings("CartPole-v1", optimizer="rmsprop"), "sb3"),
+        (RunSettings("ALE/Pong-v5"), "sb3"),
+    ],
+)
+def test_the_compiled_engine_is_the_default_where_it_can_be(settings, engine, monkeypatch):
+    assert settings.resolved().engine == engine
+    monkeypatch.setattr(training_run, "find_spec", lambda name: None)  # the extra is not installed
+    assert settings.resolved().engine == "sb3"
 
 
 def test_the_papers_settings():

@@ -33,6 +33,7 @@ def study(
     ] = None,
     lr: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")] = None,
     eval_episodes: int = 20,
+    engine: Literal["auto", "fast", "sb3"] = "auto",
     snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
     minutes: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: no limit)")] = None,
     processes: int = 2,
@@ -57,6 +58,8 @@ def study(
         optimizer: The optimiser.
         lr: Learning rate.
         eval_episodes: Episodes of the stochastic policy after each round.
+        engine: What trains: Stable-Baselines3, or fast, the compiled engine, which makes the same update several times
+            faster; auto takes it where it is installed.
         snapshots: Rounds frozen for replay.
         minutes: Stop adding seeds when the next would not end within this time.
         processes: Runs side by side, one thread each.
@@ -78,7 +81,14 @@ def study(
     check_environment(env)
     p = drop if drop is not None else settings_for(env).drop or 0.5
     base = RunSettings(
-        env, optimizer=optimizer, lr=lr, rounds=rounds, envs=envs, eval_episodes=eval_episodes, snapshots=snapshots
+        env,
+        optimizer=optimizer,
+        lr=lr,
+        rounds=rounds,
+        envs=envs,
+        eval_episodes=eval_episodes,
+        engine=engine,
+        snapshots=snapshots,
     )
     jobs = runs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
     settings = jobs[0].settings
@@ -86,8 +96,8 @@ def study(
     limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
     console.print(
         f"{env}: {', '.join(arms)} with p = {p:g}; {settings.rounds} rounds of 2048 records, {settings.optimizer} at "
-        f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, up to {seeds} seeds{limit}; "
-        f"{processes} processes",
+        f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, engine {settings.engine}, "
+        f"up to {seeds} seeds{limit}; {processes} processes",
         soft_wrap=True,
     )
     started = time.monotonic()

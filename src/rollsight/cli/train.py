@@ -33,7 +33,7 @@ def train(
     seed: int = 0,
     envs: int = 1,
     eval_episodes: int = 20,
-    engine: Literal["sb3", "fast"] = "sb3",
+    engine: Literal["auto", "fast", "sb3"] = "auto",
     snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: runs/ENV-ARM-TIME)")] = None,
     overwrite: bool = False,
@@ -58,7 +58,8 @@ def train(
         envs: Environments side by side. With the compiled engine, several in EnvPool spend one of the round's rows on
             every reset, so that a round has fewer records.
         eval_episodes: Episodes of the stochastic policy after each round, apart from training; 0 for none.
-        engine: What trains: Stable-Baselines3, or the compiled engine, which does the same several times faster.
+        engine: What trains: Stable-Baselines3, or fast, the compiled engine, which makes the same update several times
+            faster; auto takes it where it is installed (rollsight[fast]) for PPO on all but Atari.
         snapshots: Rounds frozen for replay.
         out: The run folder.
         overwrite: Replace the run folder if it is there.
@@ -92,7 +93,7 @@ def train(
     console = output.console()
     console.print(
         f"{env}: {settings.arm}, {settings.optimizer} at {settings.lr:g}, {settings.rounds} rounds, seed {seed}, "
-        f"{envs} environment{'s' if envs > 1 else ''}",
+        f"{envs} environment{'s' if envs > 1 else ''}, engine {settings.engine}",
         highlight=False,
     )
     last: Mapping[str, Any] = {}

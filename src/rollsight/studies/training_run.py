@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,7 +28,7 @@ _EVALUATED_AT_ONCE = 32  # environments of an evaluation by the fast engine
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 
 
-Engine: TypeAlias = Literal["sb3", "fast"]
+Engine: TypeAlias = Literal["auto", "sb3", "fast"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class RunSettings:
 
     selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's
     name in comparisons. `eval_episodes` of the stochastic policy follow each round; 0 switches evaluation off.
-    engine: "sb3" (Stable-Baselines3) or "fast" (compiled, the same update).
+    engine: "sb3" (Stable-Baselines3), "fast" (compiled, the same update), or "auto": fast where it is installed and has
+    the algorithm, the optimiser and the environment.
     """
 
     env: str
@@ -52,7 +54,7 @@ class RunSettings:
     envs: int = 1
     eval_episodes: int = 20
     snapshots: str = "every:10"
-    engine: Engine = "sb3"
+    engine: Engine = "auto"
     arm: str | None = None
 
     def resolved(self) -> RunSettings:
@@ -65,6 +67,7 @@ class RunSettings:
             optimizer=self.optimizer or plain[0],
             lr=plain[1] if self.lr is None else self.lr,
             rounds=paper.rounds if self.rounds is None else self.rounds,
+            engine=_engine(self) if self.engine == "auto" else self.engine,
             selection=None if isinstance(rule, selection.DropNegative) and rule.p == 0 else self.selection,
         )
         if self.arm is None:
@@ -81,6 +84,11 @@ class RunSettings:
                 f"envs={settings.envs} does not divide the {RECORDS_PER_ROUND} records of a round; give 1, 2, 4, 8, ..."
             )
         return settings
+
+
+def _engine(settings: RunSettings) -> Engine:
+    covered = settings.algo == "ppo" and settings.optimizer != "rmsprop" and observations_of(settings.env) != "atari"
+    return "fast" if covered and find_spec("jax") is not None else "sb3"
 
 
 def _arm(settings: RunSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -144,7 +145,10 @@ class Pool:
             raise RollsightError(f"EnvPool has no environment {env!r}; step it with gymnasium.")
         self.count, self.resets_next_step = len(seeds), len(seeds) > 1
         options = {"num_envs": len(seeds), "env_seed": list(seeds), "num_threads": 1}
-        self._pool = envpool.make(env, env_type="gymnasium", **options)
+        with warnings.catch_warnings():  # it states bounds in float64 for spaces in float32
+            warnings.filterwarnings("ignore", ".*precision lowered by casting")
+            self._pool = envpool.make(env, env_type="gymnasium", **options)
+            _ = self._pool.observation_space  # made when first asked for
         space, self.action_space = _spaces(env)
         self._dtype, self._see = space.dtype, channels_first(space)
         self._type = np.int32 if isinstance(self.action_space, gym.spaces.Discrete) else np.float32
