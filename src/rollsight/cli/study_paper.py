@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 def study_paper(
     *,
-    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ENV,...", help_behavior_hint="(default: all six)")] = (),
+    envs: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="ENV,...", help_behavior_hint="(default: all six, highway as highway-fast-v0)"),
+    ] = (),
     arms: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ARM,...")] = ("ppo", "iif", "random"),
     seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 20, quick: 3)")] = None,
     first_seed: int = 0,

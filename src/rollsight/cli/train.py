@@ -41,8 +41,8 @@ def train(
     """Train an agent with PPO or A2C; score every rollout, drop what hurts, and record all of it.
 
     A round is 2048 records. Settings default to the paper's for FrozenLake-v1, Acrobot-v1, MiniGrid-Empty-8x8-v0,
-    highway-v0, LunarLander-v3 and BipedalWalker-v3, and to its common ones (SGD 5e-3, nothing dropped) for any other
-    environment.
+    highway-v0 and highway-fast-v0, LunarLander-v3 and BipedalWalker-v3, and to its common ones (SGD 5e-3, nothing
+    dropped) for any other environment.
 
     Args:
         env: A gymnasium environment, such as FrozenLake-v1.

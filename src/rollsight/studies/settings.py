@@ -22,6 +22,7 @@ class EnvSettings:
     """rounds: of 2048 records; drop: the paper's p, 0 where it has none; optimizer and lr: PPO's.
 
     episodes, every: a full study's evaluations. reported: the paper's results by optimiser, as `paper.toml` has them.
+    by_default: whether a study that names no environments runs it.
     """
 
     rounds: int = 50
@@ -31,6 +32,7 @@ class EnvSettings:
     episodes: int = 100
     every: int = 1
     reported: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_default: bool = True
 
 
 @cache

@@ -36,11 +36,12 @@ def cells_of(
 
 
 def envs_of(names: Sequence[str]) -> list[str]:
-    """Environments of the study by name; all of the paper's where none is given. `RollsightError` for others."""
+    """Environments of the study by name; where none is given, the paper's six, Highway by its fast variant.
+    `RollsightError` for others."""
     unknown = [name for name in names if name not in paper()]
     if unknown:
         raise RollsightError(f"{unknown[0]} is not in the paper's study: choose from {', '.join(paper())}.")
-    return list(names) or list(paper())
+    return list(names) or [env for env, settings in paper().items() if settings.by_default]
 
 
 def named(arm: Arm, settings: EnvSettings) -> Arm:

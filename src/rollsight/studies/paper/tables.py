@@ -28,7 +28,8 @@ def _environment(result: EnvResult) -> str:
         f"{100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
         "by seed.\n\n"
     )
-    return head + "\n\n".join((_returns(result, settings), _savings(result, settings), _deeds(result)))
+    compared = [_savings(result, settings)] if any(one.contrast for one in result.arms) else []
+    return head + "\n\n".join((_returns(result, settings), *compared, _deeds(result)))
 
 
 def _returns(result: EnvResult, settings: EnvSettings) -> str:
@@ -88,7 +89,7 @@ def _t(interval: Interval) -> str:
 
 
 def _between(e: Estimate) -> str:
-    return f"{e.value:.4g} [{e.low:.4g}, {e.high:.4g}]"
+    return f"{e.value:.4g}" + ("" if np.isnan(e.low) else f" [{e.low:.4g}, {e.high:.4g}]")
 
 
 def _share(e: Estimate) -> str:
