@@ -4,7 +4,7 @@ table."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,8 +53,9 @@ class Clock:
         self.laps[name] = now - self._last
         self._last = now
 
-    def skip(self) -> None:
-        """The time since the lap before belongs to none."""
+    def measured(self, laps: Mapping[str, float]) -> None:
+        """What the time since the lap before went to, by who spent it."""
+        self.laps |= laps
         self._last = self._now()
 
 

@@ -102,10 +102,7 @@ class FastTrainer:
         clock.lap("time_collect")
         round = self._frozen(rollout, total)
         update = plan.arm(round)
-        clock.skip()
-        clock.laps |= {"time_train": update.time_train}
-        if update.time_score:
-            clock.laps |= {"time_score": update.time_score}
+        clock.measured({"time_score": update.time_score, "time_train": update.time_train})
         weights = None if update.selection is None else update.selection.weights
         found = self._record(rollout, update.scores, update.selection, round.rule.policy_term(), clock)
         if plan.snapshot_every and number % plan.snapshot_every == 0:
