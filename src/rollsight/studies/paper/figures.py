@@ -68,7 +68,10 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
                 axes.plot([100 * found.low, 100 * found.high], [place, place], color=_colour(one.arm), linewidth=2)
                 axes.plot(100 * found.value, place, "o", color=_colour(one.arm), markersize=5)
                 reported = settings.reported.get(one.arm.optimizer or settings.optimizer, {})
-                the_papers = replace(one.arm, optimizer=None) == Arm("iif", settings.drop)
+                clipping = one.arm.max_grad_norm in (0.5, float("inf"))  # the paper's text, and its code
+                the_papers = clipping and replace(one.arm, optimizer=None, max_grad_norm=0.5) == Arm(
+                    "iif", settings.drop
+                )
                 if the_papers and (value := _value(reported, measure)):
                     axes.plot(value, place, "*", color=RED, markersize=11)
             axes.set_yticks(range(len(compared)), [str(one.arm) for one in compared] if column == 0 else [])
