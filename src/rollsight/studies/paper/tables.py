@@ -89,15 +89,20 @@ def _t(interval: Interval) -> str:
 
 
 def _between(e: Estimate) -> str:
-    return f"{e.value:.4g}" + ("" if np.isnan(e.low) else f" [{e.low:.4g}, {e.high:.4g}]")
+    return _bracketed(e, ".4g", ".4g")
 
 
 def _share(e: Estimate) -> str:
-    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+    return _bracketed(e, ".2f", ".2f")
 
 
 def _percent(e: Estimate) -> str:
-    return f"{100 * e.value:.1f} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
+    return _bracketed(Estimate(100 * e.value, 100 * e.low, 100 * e.high), ".1f", ".0f")
+
+
+def _bracketed(e: Estimate, value: str, ends: str) -> str:
+    """One seed has no interval."""
+    return format(e.value, value) + ("" if np.isnan(e.low) else f" [{e.low:{ends}}, {e.high:{ends}}]")
 
 
 def _moments(found: tuple[float, float]) -> str:
