@@ -86,16 +86,17 @@ class Meter(TrainerCallback):
 
         return select
 
-    def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-        self._evaluate(0, model)
+    def on_train_begin(self, *_: Any, **given: Any) -> None:
+        self._evaluate(0, given["model"])
 
-    def on_step_begin(self, *_: Any, model: Any, **__: Any) -> None:
-        self._before = _trained(model)
+    def on_step_begin(self, *_: Any, **given: Any) -> None:
+        self._before = _trained(given["model"])
         self._clock.laps.clear()
         self._clock.skip()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._clock.lap("train")
+        model = given["model"]
         for phase, seconds in self._clock.laps.items():
             self._spent[phase] += seconds
             self._round[f"time_{phase}"] = seconds
