@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("peft", reason="language models need PEFT (pip install 'rollsight[llm]')")
 
 from rollsight import RollsightError, cli, runs
+from rollsight.studies import paired
 from rollsight.studies.curves import Curve, read_curve
 from rollsight.studies.rlhf import metrics, probe
 from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
@@ -98,13 +99,13 @@ def test_reward_at_a_kl_is_read_off_where_it_is_first_reached() -> None:
 
 def test_ends_and_differences_are_of_the_same_seeds() -> None:
     found = curve(round=[0, 10, 20], toxicity=[0.5, 0.3, 0.1])
-    assert metrics.end(found, "toxicity") == 0.1
-    both = metrics.compared([1.0, 3.0], [(0.0, 1.0), (1.0, 3.0)])
+    assert paired.end(found, "toxicity") == 0.1
+    both = paired.compared([1.0, 3.0], [(0.0, 1.0), (1.0, 3.0)])
     assert both.value.mean == 2
     assert both.difference is not None
     assert both.difference.mean == 1.5
     assert both.difference.half_width == pytest.approx(12.706 * 0.5, rel=1e-3)
-    assert metrics.compared([1.0], []).difference is None
+    assert paired.compared([1.0], []).difference is None
 
 
 def test_savings_do_not_count_the_evaluation_before_training() -> None:

@@ -314,6 +314,51 @@ def test_cross_fitting_a_target_with_its_own_records_is_an_error():
             rs.score_records(policy, records, target, cross_fit=True)
 
 
+# --- leaving a record's own part out
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize("target", [tg.Return(), tg.Objective(ob.PPO())])
+def test_without_its_own_part_a_record_is_scored_against_the_others(target, chunk_size):
+    kind = KINDS["mlp"]
+    policy = kind.policy()
+    records = kind.records(policy, 12)
+    scores = rs.score_records(policy, records, target, leave_self_out=True, chunk_size=chunk_size)
+    gradients = zoo.reference_gradients(policy, records, ob.PPO())
+    measured, valid = target.measured_on(records), records.valid_rows
+    for i in valid.nonzero().flatten().tolist():
+        others = valid.clone()
+        others[i] = False
+        part = measured.take(others.nonzero().flatten())
+        f = target.terms(policy(part), part).sum() / target.count(measured)
+        expected = gradients[i] @ zoo.flat_gradient(policy, f)
+        assert abs(scores.values[i] - expected) <= 1e-10 * scores.values.abs().max()
+    assert scores.values[~valid].abs().sum() == 0
+    assert zoo.relative_error(rs.score_records(policy, records, target).values, scores.values) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"cross_fit": True}, "go with cross_fit=True"),
+        ({"backend": "jvp"}, "go with backend='jvp'"),
+        ({"optimizer": True}, "go with optimizer="),
+        ({"target": "held-out"}, "records of its own"),
+        ({"target": tg.Objective(ob.PPO(**FULL))}, "every record's own gradient"),
+    ],
+)
+def test_where_the_own_part_cannot_be_left_out(options, named):
+    kind = KINDS["mlp"]
+    policy = kind.policy()
+    records = kind.records(policy)
+    if options.get("optimizer"):
+        options = {"optimizer": torch.optim.Adam(policy.module.parameters())}
+    if options.get("target") == "held-out":
+        options = {"target": tg.Return(held_out(kind, policy))}
+    with pytest.raises(rs.RollsightError, match=named):
+        rs.score_records(policy, records, leave_self_out=True, **options)
+
+
 # --- Scores
 
 

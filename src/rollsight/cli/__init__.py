@@ -15,6 +15,7 @@ COMMANDS = {
     "study": "Train several ways with the same seeds and compare: plain, filtered, random drop.",
     "study paper": "Run the paper's experiments and their controls: curves, tables, figures.",
     "study rlhf": "Run the language-model experiments and their controls: tables, figures, examples.",
+    "study grpo": "Run a verifiable-reward task with GRPO, filtered and not: tables, figures, examples.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",
     "intervene": "Replay rounds without some of their records and compare the policies they end in.",
     "fidelity": "Check the scores of a round against real retraining, beside a ceiling and a null band.",

@@ -58,14 +58,26 @@ class Pair:
 def one_pass(layers: Layers, pair: Pair, chunk_size: int) -> OnePass | None:
     """The pass, or None where it would take more than its chunks' memory: then records of several chunks are covered
     only as sequences whose own gradients fit (those of an adapter do)."""
-    n = len(pair.prepared)
-    if n <= chunk_size:
+    if len(pair.prepared) <= chunk_size:
         return _chunk_pass(layers, pair)
-    sequences = pair.prepared.log_probs.dim() == 2
-    size = n * sum(p.numel() for p in layers.parameters.values())
-    if sequences and size <= _MATERIALISED and all(issubclass(kind, nn.Linear) for kind in layers.kinds):
+    if pair.prepared.log_probs.dim() == 2 and _own_gradients_fit(layers, pair):
         return _Materialised(layers, pair, chunk_size)
     return None
+
+
+def along_others(layers: Layers, pair: Pair, chunk_size: int) -> Tensor | None:
+    """(n,) <grad l_i, grad f> less <grad l_i, grad f_i>, f_i being record i's own part of the target; None where the
+    records' own gradients do not fit, or target and losses pull a record's log-probabilities different ways."""
+    if not _own_gradients_fit(layers, pair):
+        return None
+    found = _Materialised(layers, pair, chunk_size)
+    own = found.own_parts()
+    return None if own is None else found.along(found.target_gradient) - own
+
+
+def _own_gradients_fit(layers: Layers, pair: Pair) -> bool:
+    size = len(pair.prepared) * sum(p.numel() for p in layers.parameters.values())
+    return size <= _MATERIALISED and all(issubclass(kind, nn.Linear) for kind in layers.kinds)
 
 
 def _chunk_pass(layers: Layers, pair: Pair) -> OnePass:
@@ -115,6 +127,7 @@ class _Materialised:
         self._parameters = layers.parameters
         self._rows: dict[str, Tensor] = {}
         self.target_gradient = {name: in_float32(torch.zeros_like(p)) for name, p in layers.parameters.items()}
+        self._a: list[Tensor] | None = []  # None once a chunk has none
         chunks = [slice(start, start + chunk_size) for start in range(0, n, chunk_size)]
         self._b = torch.cat([self._take_in(layers, pair.take(rows), rows, n) for rows in chunks])
 
@@ -126,11 +139,14 @@ class _Materialised:
             y, a, b = common
             self._fill(rows, n, layerwise.Backward(layers, calls, y))
             gradient = self._pullback(a, rows)
+            if self._a is not None:
+                self._a.append(a.detach())
         else:
+            self._a = None
             gradient = gradient_of(part.value(evaluation), layers.parameters, keep_graph=True)
             losses = part.losses(evaluation)
             self._fill(rows, n, layerwise.Backward(layers, calls, losses))
-            b = torch.ones_like(losses[:, 0])
+            b = losses.new_ones(len(losses))
         for name, g in gradient.items():
             self.target_gradient[name] += g
         return b.detach()
@@ -148,6 +164,12 @@ class _Materialised:
 
     def objective_gradient(self) -> Direction:
         return self._pullback(self._b, slice(None))
+
+    def own_parts(self) -> Tensor | None:
+        """(n,) <grad l_i, grad f_i> = a_i b_i |G_i|^2."""
+        if self._a is None:
+            return None
+        return torch.cat(self._a) * self._b * torch.stack([G.square().sum(1) for G in self._rows.values()]).sum(0)
 
     def along(self, direction: Direction) -> Tensor:
         products = [G @ direction[name].reshape(-1).to(G) for name, G in self._rows.items()]

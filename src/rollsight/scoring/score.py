@@ -18,7 +18,7 @@ from rollsight.scoring import double_backward, jvp, layerwise, oracle
 from rollsight.scoring.directions import Direction, gradient, in_float32, precondition
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
-from rollsight.scoring.one_pass import Pair, one_pass
+from rollsight.scoring.one_pass import Pair, along_others, one_pass
 from rollsight.scoring.parallel import Group, all_reduced, measured_across, prepared_across
 from rollsight.scoring.scores import Scores
 
@@ -44,6 +44,7 @@ def score_records(
     *,
     current: Direction | None = None,
     cross_fit: bool = False,
+    leave_self_out: bool = False,
     seed: int = 0,
     chunk_size: int | None = None,
     group: Group | None = None,
@@ -64,6 +65,8 @@ def score_records(
                 the records.
     cross_fit:  score each record against the gradient of the half of the buffer that does not hold it (halves by
                 episode, drawn with `seed`), so that no record's own contribution is in its score.
+    leave_self_out: score each record against the target less the record's own part of it (the target's mean keeps its
+                denominator). For policies whose trainable layers are `nn.Linear`, a LoRA adapter's for example.
     chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations, about
                 1024 tokens of sequences.
 
@@ -85,7 +88,7 @@ def score_records(
         part = only_valid(records) if group is None else records.take(valid.nonzero().flatten())
         chunk_size = chunk_size or default_chunk_size(records)
         job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size, group)
-        values, used, reason = job.run(backend)
+        values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend)
         if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
             full[valid] = values
@@ -166,6 +169,29 @@ class _Job:
         raise RollsightError(
             " ".join(failures) + " No fast backend covers this policy; backend='oracle' is exact and slow."
         )
+
+    def run_without_self(self, backend: str) -> tuple[Tensor, str, str]:
+        """(n, 1) values without the records' own parts, the backend used, and why."""
+        unlike = {
+            "cross_fit=True": self.cross_fit,
+            "optimizer=": self.optimizer is not None,
+            "group=": self.group is not None,
+            f"backend={backend!r}": backend not in ("auto", "layerwise"),
+            f"the target {self.target.name!r}, which is measured on records of its own": not self.own_records,
+        }
+        if found := next((name for name, given in unlike.items() if given), None):
+            raise RollsightError(f"leave_self_out=True does not go with {found}; use one of both.")
+        layers = Layers(self.policy)
+        layerwise.check_coverage(layers, self.prepared, self.objective)
+        pair = Pair(self.target, self.measured, self.count, self.objective, self.prepared)
+        values = along_others(layers, pair, self.chunk_size)
+        if values is None:
+            raise RollsightError(
+                f"leave_self_out=True needs every record's own gradient, which these {len(self.prepared)} records have "
+                "where all trainable layers are nn.Linear, as a LoRA adapter's are, few enough for the memory, and the "
+                f"target {self.target.name!r} depends on the log-probabilities that the loss has; use cross_fit=True."
+            )
+        return values[:, None], "layerwise", "every record's own gradient"
 
     def by(self, backend: str) -> Tensor:
         if backend == "layerwise" and len(self.prepared):

@@ -49,6 +49,7 @@ def attach(
     backend: Backend = "auto",
     precondition: bool = False,
     cross_fit: bool = False,
+    leave_self_out: bool = False,
     chunk_size: int | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Attachment:
@@ -70,7 +71,7 @@ def attach(
     every:     score every k-th generation batch, and keep everything in the others.
     run:       run folder to write; it is continued when training resumes from a checkpoint.
     overwrite: replace an existing run folder.
-    backend, cross_fit, chunk_size: of `score_records`.
+    backend, cross_fit, leave_self_out, chunk_size: of `score_records`.
     precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`).
     metadata:  further entries for the run folder's `run.json`.
 
@@ -84,7 +85,12 @@ def attach(
         raise RollsightError(f"backend={backend!r} is unknown; give {', '.join(get_args(Backend))}.")
     rule = options.rule_of(drop, selection, unit, seed=trainer.args.seed, floor=1, units=_UNITS)
     chosen = options.targets_of(target, _TARGETS)
-    scoring = {"backend": backend, "cross_fit": cross_fit, "chunk_size": chunk_size}
+    scoring = {
+        "backend": backend,
+        "cross_fit": cross_fit,
+        "leave_self_out": leave_self_out,
+        "chunk_size": chunk_size,
+    }
     described = {
         "rule": selection if drop is None else f"negative:{drop}",
         "unit": unit,

@@ -1,12 +1,12 @@
-"""The arms of the study, from plain text: `iif:0.5@lr=0.0005` is IIF with p = 50 % at a learning rate of its own."""
+"""The arms of the study, and the runs that they stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rollsight.errors import RollsightError
+from rollsight.studies import arms
 
 if TYPE_CHECKING:
     from rollsight.training.language.run import RunSettings
@@ -32,18 +32,8 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One arm. p: fraction of the negative completions; lr: None stands for the study's."""
-
-    kind: str
-    p: float = 1.0
-    lr: float | None = None
-
-    def __str__(self) -> str:
-        """As it is written; also the name of its folder."""
-        rate = "" if self.lr is None else f"@lr={self.lr:g}"
-        return self.kind + ("" if self.p == 1 else f":{self.p:g}") + rate
+class Arm(arms.Arm):
+    """One arm of this study."""
 
     @property
     def scored(self) -> bool:
@@ -62,17 +52,4 @@ def arm_of(text: str) -> Arm:
     Raises:
         RollsightError: no such kind or option, or a value that is none.
     """
-    head, _, option = text.partition("@")
-    kind, _, p = head.partition(":")
-    name, _, lr = option.partition("=")
-    if kind not in KINDS:
-        raise RollsightError(f"{text!r} is no arm: {kind!r} is unknown; choose from {', '.join(KINDS)}")
-    if p and kind == "ppo":
-        raise RollsightError(f"{text!r} is no arm: ppo takes no p; write 'ppo'")
-    try:
-        arm = Arm(kind, float(p or 1), float(lr) if option else None)
-    except ValueError:
-        arm = Arm(kind, p=0)
-    if (option and name != "lr") or not 0 < arm.p <= 1 or (arm.lr is not None and not arm.lr > 0):
-        raise RollsightError(f"{text!r} is no arm: write KIND, KIND:P with P above 0 and at most 1, or KIND@lr=X")
-    return arm
+    return Arm(*arms.parse(text, KINDS, "ppo"))

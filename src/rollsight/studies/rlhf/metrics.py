@@ -1,31 +1,17 @@
-"""What is measured of an arm's curves: ends, rewards at equal KL, and what the paper measures, each against PPO's."""
+"""What is measured of an arm's curves: ends, rewards at equal KL, and what the paper measures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from rollsight.analysis.learning_curves import Interval, final_return, t_interval
 from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.paired import after_start
 from rollsight.studies.paper import metrics
 
 ENDS = ("return", "toxicity", "kl", "distinct_1", "distinct_2", "length", "empty")
 _LEVELS = 4
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A mean over seeds, and the paired difference to PPO on common seeds; None where there is none."""
-
-    value: Interval
-    difference: Interval | None
-
-
-def end(curve: Curve, name: str) -> float:
-    """A column's mean over the evaluations of the last tenth of the rounds, at least the last one."""
-    return final_return(curve["round"].astype(np.int64), curve[name])
 
 
 def at_kl(curve: Curve, level: float) -> float:
@@ -44,16 +30,6 @@ def at_kl(curve: Curve, level: float) -> float:
 def common_levels(curves: Sequence[Curve]) -> Floats:
     """(4,) levels of KL that all these curves reach: quarters of the lowest of their highest KLs."""
     return np.linspace(0, min(curve["kl"].max() for curve in curves), _LEVELS + 1)[1:]
-
-
-def after_start(curve: Curve) -> Curve:
-    """Without the evaluation before training."""
-    return curve.at(curve["round"] > 0)
-
-
-def compared(values: Sequence[float], pairs: Sequence[tuple[float, float]]) -> Compared:
-    """values: of an arm's seeds; pairs: (PPO's, the arm's) of the common seeds."""
-    return Compared(t_interval(values), t_interval([mine - standard for standard, mine in pairs]) if pairs else None)
 
 
 def savings(standard: Sequence[Curve], other: Sequence[Curve]) -> metrics.Contrast:

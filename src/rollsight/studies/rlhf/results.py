@@ -14,11 +14,11 @@ import numpy as np
 from rollsight import runs
 from rollsight.errors import RollsightError
 from rollsight.studies.curves import Curve, Floats, files_by_seed, mean_of, read_curve, seconds_per_round
+from rollsight.studies.paired import Compared, after_start, compared, end, figures
 from rollsight.studies.paper.metrics import MEASURES, Contrast
 from rollsight.studies.rlhf import metrics, probe
 from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
 from rollsight.studies.rlhf.cell import PHASES, PROBE
-from rollsight.studies.rlhf.metrics import Compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class ArmResult:
 
     def mean(self, name: str) -> float:
         """A column's mean over evaluations after the start, and seeds."""
-        return mean_of(map(metrics.after_start, self.curves.values()), name)
+        return mean_of(map(after_start, self.curves.values()), name)
 
     def seconds(self, phase: str) -> float:
         """Processor seconds of a phase per round."""
@@ -113,9 +113,9 @@ def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats) -> 
 
     def compare(measure: Any) -> Compared:
         values = {seed: measure(curve) for seed, curve in curves.items()}
-        return metrics.compared(list(values.values()), [(measure(standard[s]), values[s]) for s in seeds])
+        return compared(list(values.values()), [(measure(standard[s]), values[s]) for s in seeds])
 
-    ends = {name: compare(lambda curve, name=name: metrics.end(curve, name)) for name in metrics.ENDS}
+    ends = {name: compare(lambda curve, name=name: end(curve, name)) for name in metrics.ENDS}
     at_kl = [compare(lambda curve, level=level: metrics.at_kl(curve, level)) for level in levels.tolist()]
     saved = metrics.savings([standard[s] for s in seeds], [curves[s] for s in seeds]) if seeds else None
     return ArmResult(arm, curves, ends, at_kl, against, saved)
@@ -138,11 +138,7 @@ def _place(arm: Arm) -> tuple[float, ...]:
 def _figures(one: ArmResult, levels: Floats) -> Iterator[tuple[str, float, float, float]]:
     named = {f"final_{name}": found for name, found in one.ends.items()}
     named |= {f"return_at_kl_{level:.3g}": found for level, found in zip(levels, one.at_kl, strict=True)}
-    for name, found in named.items():
-        yield name, found.value.mean, found.value.low, found.value.high
-        if found.difference is not None:
-            difference = found.difference
-            yield f"{name}_difference", difference.mean, difference.low, difference.high
+    yield from figures(named)
     if one.savings is not None:
         for measure in MEASURES:
             pairs, curve = one.savings.pairs[measure], one.savings.mean_curve[measure]

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from rollsight import runs
-from rollsight.analysis.learning_curves import Interval
-from rollsight.errors import RollsightError
+from rollsight.studies.completions import by_score
 from rollsight.studies.paper.metrics import Estimate
 from rollsight.studies.paper.tables import table
 from rollsight.studies.rlhf.arms import KINDS
 from rollsight.studies.rlhf.cell import PHASES
-from rollsight.studies.rlhf.metrics import ENDS, Compared
+from rollsight.studies.rlhf.metrics import ENDS
 from rollsight.studies.rlhf.results import Results
 
 _SAVED = {"se_ave": "rounds (SE_ave)", "se_peak": "rounds to PPO's best", "rt_paper": "time to PPO's best"}
@@ -46,13 +45,13 @@ def markdown(results: Results) -> str:
 def _ends(results: Results) -> str:
     columns = ["arm", "seeds", *(_NAMES.get(name, name.replace("_", "-")) for name in ENDS)]
     rows = [["before training", "", *(f"{results.start[name]:.3g}" for name in ENDS)]]
-    rows += [[f"`{one.arm}`", str(len(one.curves)), *map(_cell, one.ends.values())] for one in results.arms]
+    rows += [[f"`{one.arm}`", str(len(one.curves)), *map(str, one.ends.values())] for one in results.arms]
     return "## Held-out prompts\n\n" + table(columns, rows)
 
 
 def _at_kl(results: Results) -> str:
     columns = ["arm", *(f"KL {level:.3g}" for level in results.levels)]
-    rows = [[f"`{one.arm}`", *map(_cell, one.at_kl)] for one in results.arms]
+    rows = [[f"`{one.arm}`", *map(str, one.at_kl)] for one in results.arms]
     text = "Reward when the KL first reached a level that every run reached, linear between evaluations."
     return f"## Reward at equal KL\n\n{text}\n\n" + table(columns, rows)
 
@@ -97,44 +96,14 @@ def generations(folder: Path, results: Results, round: int | None, n: int) -> st
 
 def _sections(folder: Path, results: Results, round: int | None, n: int) -> Iterator[str]:
     for one in results.arms:
-        path = folder / str(one.arm) / str(min(one.curves))
-        if not one.arm.scored or not runs.is_run(path):
-            continue
-        opened = runs.open(path)
-        if round is not None and round not in opened.rounds:
-            raise RollsightError(f"{path} has no round {round}: its rounds are {runs.spell(opened.rounds)}")
-        chosen = max(opened.rounds) if round is None else round
-        records = opened.records(chosen)
-        target = next(name for name in records.column_names if name.startswith("score_"))
-        scores = runs.column_as_floats(records, target)
-        for lowest in (False, True):
-            found = runs.rank_records(records, scores, n, lowest=lowest)
-            rows = [
-                [f"{row['score']:.3g}", f"{row['reward']:.3g}", "yes" if row["kept"] else "no"]
-                + [_quoted(row[name]) for name in ("prompt", "completion")]
-                for row in found
-            ]
-            which = "lowest" if lowest else "highest"
-            title = f"## `{one.arm}`, seed {min(one.curves)}, round {chosen}: {which} scores ({target[6:]})"
-            yield f"{title}\n\n" + table(["score", "reward", "kept", "prompt", "completion"], rows)
-
-
-def _quoted(text: str) -> str:
-    """On one line of a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+        seed = min(one.curves)
+        path = folder / str(one.arm) / str(seed)
+        if one.arm.scored and runs.is_run(path):
+            yield from by_score(path, f"`{one.arm}`, seed {seed}", round, n)
 
 
 def _used(results: Results, kind: str) -> bool:
     return any(one.arm.kind == kind for one in results.arms)
-
-
-def _cell(found: Compared) -> str:
-    return _t(found.value) + ("" if found.difference is None else f" ({_t(found.difference, '+')})")
-
-
-def _t(interval: Interval, sign: str = "") -> str:
-    width = "" if interval.half_width is None else f" ± {interval.half_width:.2g}"
-    return f"{interval.mean:{sign}.3g}{width}"
 
 
 def _percent(e: Estimate) -> str:

@@ -1,0 +1,45 @@
+"""Arms of the language-model studies as plain text: `iif:0.5@lr=0.0005` is IIF with p = 50 % at a learning rate of its
+own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rollsight.errors import RollsightError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm. p: fraction of the negative units to leave out; lr: None stands for the study's."""
+
+    kind: str
+    p: float = 1.0
+    lr: float | None = None
+
+    def __str__(self) -> str:
+        """As it is written; also the name of its folder."""
+        rate = "" if self.lr is None else f"@lr={self.lr:g}"
+        return self.kind + ("" if self.p == 1 else f":{self.p:g}") + rate
+
+
+def parse(text: str, kinds: Mapping[str, object], plain: str) -> tuple[str, float, float | None]:
+    """kind, p and lr of KIND[:P][@lr=X]; the kind `plain` takes no p.
+
+    Raises:
+        RollsightError: no such kind or option, or a value that is none.
+    """
+    head, _, option = text.partition("@")
+    kind, _, written = head.partition(":")
+    name, _, rate = option.partition("=")
+    if kind not in kinds:
+        raise RollsightError(f"{text!r} is no arm: {kind!r} is unknown; choose from {', '.join(kinds)}")
+    if written and kind == plain:
+        raise RollsightError(f"{text!r} is no arm: {plain} takes no p; write {plain!r}")
+    try:
+        p, lr = float(written or 1), float(rate) if option else None
+    except ValueError:
+        p, lr = 0.0, None
+    if (option and name != "lr") or not 0 < p <= 1 or (lr is not None and not lr > 0):
+        raise RollsightError(f"{text!r} is no arm: write KIND, KIND:P with P above 0 and at most 1, or KIND@lr=X")
+    return kind, p, lr

@@ -1,0 +1,51 @@
+"""One figure of an arm over seeds, and how it differs from the standard arm's on the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.studies.curves import Curve
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A mean over seeds, and the paired difference to the standard on common seeds; None where there is none."""
+
+    value: Interval
+    difference: Interval | None
+
+    def __str__(self) -> str:
+        return _text(self.value) + ("" if self.difference is None else f" ({_text(self.difference, '+')})")
+
+
+def compared(values: Sequence[float], pairs: Sequence[tuple[float, float]]) -> Compared:
+    """values: of an arm's seeds; pairs: (the standard's, the arm's) of the common seeds."""
+    return Compared(t_interval(values), t_interval([mine - standard for standard, mine in pairs]) if pairs else None)
+
+
+def end(curve: Curve, name: str) -> float:
+    """A column's mean over the evaluations of the last tenth of the rounds, at least the last one."""
+    return final_return(curve["round"].astype(np.int64), curve[name])
+
+
+def after_start(curve: Curve) -> Curve:
+    """Without the evaluation before training."""
+    return curve.at(curve["round"] > 0)
+
+
+def figures(named: Mapping[str, Compared]) -> Iterator[tuple[str, float, float, float]]:
+    """Rows of a long table: measure, value, low, high; differences are named so."""
+    for name, found in named.items():
+        yield name, found.value.mean, found.value.low, found.value.high
+        if found.difference is not None:
+            difference = found.difference
+            yield f"{name}_difference", difference.mean, difference.low, difference.high
+
+
+def _text(interval: Interval, sign: str = "") -> str:
+    width = "" if interval.half_width is None else f" ± {interval.half_width:.2g}"
+    return f"{interval.mean:{sign}.3g}{width}"

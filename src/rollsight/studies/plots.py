@@ -1,0 +1,97 @@
+"""Mean curves of arms with their bands, as one picture and as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import qualitative
+
+from rollsight.analysis.drawing import new_figure, save_figure
+from rollsight.analysis.learning_curves import band
+from rollsight.analysis.page import Panel, dress, write_page
+from rollsight.studies.arms import Arm
+from rollsight.studies.curves import Curve, Floats
+
+_CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hide it, twice to see it alone."
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed."""
+
+    name: str
+    colour: str
+    x: Floats
+    mean: Floats
+    half: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """One plot: what its axes show, and its lines."""
+
+    x: str
+    y: str
+    lines: list[Line]
+
+
+def line(arm: Arm, place: int, x: Floats, rows: Sequence[Floats]) -> Line:
+    """The line of an arm, one row (n,) per seed. place: of its colour."""
+    mean, half = band(rows)
+    colour = str(qualitative.Dark24[place])
+    return Line(f"{arm} ({len(rows)} seeds)", colour, x, mean, np.nan_to_num(half))
+
+
+def by_round(arm: Arm, place: int, curves: Iterable[Curve], name: str) -> Line:
+    """A column of an arm's curves."""
+    found = list(curves)
+    return line(arm, place, found[0]["round"], [curve[name] for curve in found])
+
+
+def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, float]) -> Path:
+    """All plots as one picture. size: in inches.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    figure = new_figure(*size)
+    for index, plot in enumerate(plots):
+        axes = figure.add_subplot(-(-len(plots) // columns), columns, index + 1)
+        for one in plot.lines:
+            axes.plot(one.x, one.mean, label=one.name, color=one.colour, linewidth=1.6)
+            low, high = one.mean - one.half, one.mean + one.half
+            axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
+        axes.set(xlabel=plot.x, ylabel=plot.y)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)
+
+
+def write(plots: Sequence[Axes], path: Path, title: str, kinds: Mapping[str, str]) -> Path:
+    """The same as a page, arms switched on and off in the legends. kinds: of the arms shown, explained.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    panels = [
+        Panel(f"plot{index}", f"{plot.y} by {plot.x.partition(' ')[0]}", _CAPTION, _page(plot))
+        for index, plot in enumerate(plots)
+    ]
+    lead = "Each arm: " + "; ".join(f"{kind}: {text}" for kind, text in kinds.items()) + "."
+    return write_page(path, title, lead, panels)
+
+
+def _page(plot: Axes) -> go.Figure:
+    figure = go.Figure()
+    for one in plot.lines:
+        low, high = one.mean - one.half, one.mean + one.half
+        figure.add_scatter(
+            x=[*one.x, *one.x[::-1]], y=[*high, *low[::-1]], fill="toself", opacity=0.15, hoverinfo="skip",
+            line={"width": 0, "color": one.colour}, showlegend=False, legendgroup=one.name,
+        )  # fmt: skip
+        figure.add_scatter(x=one.x, y=one.mean, name=one.name, legendgroup=one.name, line={"color": one.colour})
+    return dress(figure, 440, xaxis_title=plot.x, yaxis_title=plot.y, hovermode="x unified")
