@@ -57,7 +57,7 @@ class Meter(TrainerCallback):
     def __init__(self, problems: Problems, settings: Settings, tokenizer: Any, report: Report) -> None:
         self.rows: list[dict[str, Any]] = []
         self._problems, self._settings, self._tokenizer, self._report = problems, settings, tokenizer, report
-        self._clock = Clock(time.process_time(), time.process_time)
+        self._clock = _clock()
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._rounds: list[dict[str, float]] = []
         self._round: dict[str, float] = {}
@@ -91,8 +91,7 @@ class Meter(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **given: Any) -> None:
         self._before = _trained(given["model"])
-        self._clock.laps.clear()
-        self._clock.skip()
+        self._clock = _clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._clock.lap("train")
@@ -115,6 +114,10 @@ class Meter(TrainerCallback):
             row[name] = sum(known) / len(known) if known else ""
         self.rows.append(row | {f"{phase}_s": seconds for phase, seconds in self._spent.items()})
         self._rounds.clear()
+
+
+def _clock() -> Clock:
+    return Clock(time.process_time(), time.process_time)
 
 
 def _trained(model: Any) -> Tensor:

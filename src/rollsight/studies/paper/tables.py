@@ -52,8 +52,8 @@ def _savings(result: EnvResult, settings: EnvSettings) -> str:
     for one in result.arms:
         if (c := one.contrast) is None:
             continue
-        cells = [_percent(c.mean_curve[name]) for name in _SHOWN]
-        cells += [_percent(c.pairs[name]) for name in ("se_ave", "se_peak")]
+        cells = [percent(c.mean_curve[name]) for name in _SHOWN]
+        cells += [percent(c.pairs[name]) for name in ("se_ave", "se_peak")]
         rows.append([f"`{one.arm}`", f"`{one.against}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
     for arm, null in result.nulls.items():
         cells = [_moments(null.mean_curve[name]) for name in _SHOWN]
@@ -96,7 +96,8 @@ def _share(e: Estimate) -> str:
     return _bracketed(e, ".2f", ".2f")
 
 
-def _percent(e: Estimate) -> str:
+def percent(e: Estimate) -> str:
+    """A share as per cent, with its interval where it has one."""
     return _bracketed(Estimate(100 * e.value, 100 * e.low, 100 * e.high), ".1f", ".0f")
 
 

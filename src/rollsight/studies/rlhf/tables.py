@@ -9,8 +9,7 @@ import numpy as np
 
 from rollsight import runs
 from rollsight.studies.completions import by_score
-from rollsight.studies.paper.metrics import Estimate
-from rollsight.studies.paper.tables import table
+from rollsight.studies.paper.tables import percent, table
 from rollsight.studies.rlhf.arms import KINDS
 from rollsight.studies.rlhf.cell import PHASES
 from rollsight.studies.rlhf.metrics import ENDS
@@ -62,8 +61,8 @@ def _savings(results: Results) -> str:
     rows = []
     for one in results.arms:
         if (c := one.savings) is not None:
-            cells = [_percent(c.mean_curve[name]) for name in _SAVED]
-            cells += [_percent(c.pairs[name]) for name in list(_SAVED)[:3]]
+            cells = [percent(c.mean_curve[name]) for name in _SAVED]
+            cells += [percent(c.pairs[name]) for name in list(_SAVED)[:3]]
             rows.append([f"`{one.arm}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
     text = (
         "To standard PPO's best held-out reward; what is never reached counts as reached one round after the last. "
@@ -104,7 +103,3 @@ def _sections(folder: Path, results: Results, round: int | None, n: int) -> Iter
 
 def _used(results: Results, kind: str) -> bool:
     return any(one.arm.kind == kind for one in results.arms)
-
-
-def _percent(e: Estimate) -> str:
-    return f"{100 * e.value:.1f} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
