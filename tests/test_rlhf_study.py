@@ -233,6 +233,11 @@ def test_a_study_goes_on_where_it_was(
     )
     assert charged[2]["score_s"] > free[2]["score_s"] == 0
     assert charged[2]["train_s"] == free[2]["train_s"]
+    copied = tmp_path / "copied" / "ppo"
+    copied.mkdir(parents=True)
+    (copied / "0.csv").write_bytes((out / "ppo" / "0.csv").read_bytes())
+    with pytest.raises(RollsightError, match="curves without their run folders"):
+        read_results(copied.parent)
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,10 @@ def read_results(folder: Path) -> Results:
     everyone = [curve for curves in found.values() for curve in curves.values()]
     levels = metrics.common_levels(everyone)
     start = {name: float(np.mean([curve[name][0] for curve in everyone])) for name in metrics.ENDS}
-    settings = next(
-        runs.open(path.with_suffix("")).metadata["run_settings"]
-        for path in sorted(folder.glob("*/*.csv"))
-        if runs.is_run(path.with_suffix(""))
-    )
+    started = [path.with_suffix("") for path in sorted(folder.glob("*/*.csv")) if runs.is_run(path.with_suffix(""))]
+    if not started:
+        raise RollsightError(f"{folder} holds curves without their run folders: give the folder that the study wrote")
+    settings = runs.open(started[0]).metadata["run_settings"]
     arms = [_arm(arm, found, levels) for arm in found]
     return Results(arms, levels, start, probe.load(folder / PROBE).quality, settings)
 
