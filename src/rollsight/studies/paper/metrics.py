@@ -166,13 +166,14 @@ def _reached(curve: Curve, level: float) -> int:
     return int(above[0]) if len(above) else len(curve["return"])
 
 
-def _iqm(values: Floats, axis: int = -1) -> Any:
-    return stats.trim_mean(values, 0.25, axis=axis)
+def _iqm(values: Floats) -> Any:
+    """Over the last axis."""
+    return stats.trim_mean(values, 0.25, axis=-1)
 
 
-def _superiority(one: Floats, other: Floats) -> float:
-    """Share of the pairs in which `one` is above, ties counting half."""
-    return float((np.sign(one[:, None] - other) / 2 + 0.5).mean())
+def _superiority(one: Floats, other: Floats) -> Any:
+    """Share of the pairs over the last axes in which `one` is above, ties counting half."""
+    return (np.sign(one[..., :, None] - other[..., None, :]) / 2 + 0.5).mean((-2, -1))
 
 
 def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
@@ -181,8 +182,7 @@ def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
     if min(map(len, samples)) < 2:
         return Estimate(value, np.nan, np.nan)
     rng = np.random.default_rng(0)
-    drawn = [float(statistic(*(rng.choice(s, len(s)) for s in samples))) for _ in range(_RESAMPLES)]
-    return _quantiles(value, drawn)
+    return _quantiles(value, statistic(*(rng.choice(s, (_RESAMPLES, len(s))) for s in samples)))
 
 
 def _quantiles(value: float, drawn: Sequence[float]) -> Estimate:
