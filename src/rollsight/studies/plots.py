@@ -43,7 +43,7 @@ def line(arm: Arm, place: int, x: Floats, rows: Sequence[Floats]) -> Line:
     """The line of an arm, one row (n,) per seed. place: of its colour."""
     mean, half = band(rows)
     colour = str(qualitative.Dark24[place])
-    return Line(f"{arm} ({len(rows)} seeds)", colour, x, mean, np.nan_to_num(half))
+    return Line(f"{arm} ({len(rows)} seed{'s' if len(rows) > 1 else ''})", colour, x, mean, np.nan_to_num(half))
 
 
 def by_round(arm: Arm, place: int, curves: Iterable[Curve], name: str) -> Line:

@@ -75,7 +75,7 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
                 if the_papers and (value := _value(reported, measure)):
                     axes.plot(value, place, "*", color=RED, markersize=11)
             axes.set_yticks(range(len(compared)), [str(one.arm) for one in compared] if column == 0 else [])
-            axes.invert_yaxis()
+            axes.set_ylim(len(compared) - 0.5, -0.5)
             axes.set_xlim(-105, 105)
             axes.grid(axis="x", alpha=0.3)
             if row == 0:
@@ -145,7 +145,7 @@ def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:
 
 
 def _label(one: ArmResult) -> str:
-    return f"{str(one.arm).partition('@')[0]} ({one.summary.seeds} seeds)"
+    return f"{str(one.arm).partition('@')[0]} ({one.summary.seeds} seed{'s' if one.summary.seeds > 1 else ''})"
 
 
 def _plain(arm: Arm) -> bool:
