@@ -130,6 +130,17 @@ def test_bad_input_is_one_sentence_and_exit_code_1(arguments, said, capsys, tmp_
     assert not any(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.parametrize("engine", ["fast", "sb3"])
+def test_a_run_that_diverges_says_so(engine, capsys, tmp_path):
+    if engine == "fast":
+        pytest.importorskip("jax", reason="the fast engine needs JAX")
+    arguments = ["--rounds", "3", "--lr", "1e30", "--engine", engine, "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "CartPole-v1", *arguments]) == 1
+    assert "training diverged: the update of round 1" in capsys.readouterr().err
+    if engine == "fast":  # the records that did it can be looked at
+        assert len(runs.open(tmp_path / "run").rounds) == 1
+
+
 def test_a_run_folder_that_exists_is_refused_unless_overwritten(tmp_path, capsys):
     out = tmp_path / "run"
     train = ["train", "CartPole-v1", "--rounds", "1", "--eval-episodes", "0", "--out", str(out)]

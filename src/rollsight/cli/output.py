@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ def figure_files(figure: Path | None, out: Path | None, name: str) -> list[Path]
     """The files to draw: the one asked for, and in the folder a picture and an interactive page."""
     inside = [] if out is None else [out / f"{name}.png", out / f"{name}.html"]
     return inside if figure is None else [figure, *inside]
+
+
+def print_text(target: Console, text: str) -> None:
+    """Print a text as it stands, Markdown tables above all."""
+    target.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files by name; each appears whole or not at all."""
+    for name, text in texts.items():
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(text, "utf-8")
 
 
 def print_files(target: Console, files: Sequence[Path]) -> None:

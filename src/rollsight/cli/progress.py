@@ -50,6 +50,11 @@ def round_bars(console: Console, phases: str = PHASES) -> rich.progress.Progress
     )
 
 
+def say_jobs(console: Console, total: int, left: int, processes: int) -> None:
+    """How many runs there are, and how many of them a former call has done."""
+    console.print(f"{total} runs, {total - left} of them done; {processes} at once", highlight=False)
+
+
 def follow_jobs(
     console: Console,
     events: Iterable[Progress[AJob]],

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from rollsight.cli import output
-from rollsight.cli.progress import cores, follow_jobs
+from rollsight.cli.progress import cores, follow_jobs, say_jobs
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _run(console: Console, cells: Sequence[Cell], processes: int) -> None:
     from rollsight.studies.runner import run_jobs
 
     left = [cell for cell in cells if not cell.done]
-    console.print(f"{len(cells)} runs, {len(cells) - len(left)} of them done; {processes} at once", highlight=False)
+    say_jobs(console, len(cells), len(left), processes)
     for _ in follow_jobs(console, run_jobs(left, processes), _describe, total=len(left), phases=_PHASES):
         pass  # each run keeps its own curve
 
@@ -141,17 +141,15 @@ def _describe(summary: Mapping[str, Any]) -> str:
 
 
 def _report(console: Console, out: Path, show_round: int | None) -> None:
-    from rollsight.runs import whole_file
     from rollsight.studies.grpo import figures, tables
     from rollsight.studies.grpo.results import read_results, write_csv
 
     results = read_results(out)
     text = tables.markdown(results)
-    pages = {"results.md": text, "completions.md": tables.completions(out, results, show_round, _SHOWN)}
-    for name, content in pages.items():
-        with whole_file(out / name) as temporary:
-            temporary.write_text(content, "utf-8")
+    output.write_texts(
+        out, {"results.md": text, "completions.md": tables.completions(out, results, show_round, _SHOWN)}
+    )
     write_csv(results, out / "results.csv")
     pictures = [figures.draw(results, out / "curves.png"), figures.write(results, out / "index.html")]
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    output.print_text(console, text)
     output.print_files(console, pictures)

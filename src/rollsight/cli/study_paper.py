@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from rollsight.cli import output
-from rollsight.cli.progress import cores, follow_jobs
+from rollsight.cli.progress import cores, follow_jobs, say_jobs
 from rollsight.cli.train import describe
 from rollsight.errors import RollsightError
 
@@ -72,13 +72,13 @@ def study_paper(
             raise RollsightError(f"--{name} is {value}: give at least 1")
     console = output.console()
     if against is not None:
-        _print(console, tables.markdown(read_results(out, arm_of(against))))
+        output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
         return
     if not only_report:
         chosen = [arm_of(arm) for arm in _listed(arms)]
         cells = cells_of(envs_of(_listed(envs)), chosen, range(first_seed, first_seed + count), budget, out)
         left = [cell for cell in cells if not cell.path.exists()]
-        console.print(f"{len(cells)} runs, {len(cells) - len(left)} of them done; {at_once} at once", highlight=False)
+        say_jobs(console, len(cells), len(left), at_once)
         _run(console, left, at_once, ray)
     results = read_results(out)
     write_csv(results, out / "results.csv")
@@ -98,21 +98,15 @@ def _run(console: Console, cells: Sequence[Cell], processes: int, ray: str | Non
 
 
 def _report(console: Console, results: Sequence[EnvResult], out: Path) -> None:
-    from rollsight.runs import whole_file
     from rollsight.studies.paper import figures, tables
 
     text = tables.markdown(results)
-    with whole_file(out / "results.md") as temporary:
-        temporary.write_text(text, "utf-8")
+    output.write_texts(out, {"results.md": text})
     pictures = [figures.draw_curves(result, out / f"{result.env}.png") for result in results]
     pictures.append(figures.draw_savings(results, out / "savings.png"))
     pictures.append(figures.write(results, out / "index.html"))
-    _print(console, text)
+    output.print_text(console, text)
     output.print_files(console, pictures)
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _listed(given: Sequence[str]) -> list[str]:

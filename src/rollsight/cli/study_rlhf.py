@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from rollsight.cli import output
-from rollsight.cli.progress import cores, follow_jobs
+from rollsight.cli.progress import cores, follow_jobs, say_jobs
 from rollsight.cli.rlhf import PHASES, describe
 from rollsight.errors import RollsightError
 
@@ -123,7 +123,7 @@ def _run(console: Console, cells: Sequence[Cell], processes: int) -> None:
     for cell in cells:
         cell.check()
     left = [cell for cell in cells if not cell.done]
-    console.print(f"{len(cells)} runs, {len(cells) - len(left)} of them done; {processes} at once", highlight=False)
+    say_jobs(console, len(cells), len(left), processes)
     if not left:
         return
     path = left[0].folder / PROBE
@@ -135,17 +135,15 @@ def _run(console: Console, cells: Sequence[Cell], processes: int) -> None:
 
 
 def _report(console: Console, out: Path, show_round: int | None) -> None:
-    from rollsight.runs import whole_file
     from rollsight.studies.rlhf import figures, tables
     from rollsight.studies.rlhf.results import read_results, write_csv
 
     results = read_results(out)
     text = tables.markdown(results)
-    pages = {"results.md": text, "generations.md": tables.generations(out, results, show_round, _SHOWN)}
-    for name, content in pages.items():
-        with whole_file(out / name) as temporary:
-            temporary.write_text(content, "utf-8")
+    output.write_texts(
+        out, {"results.md": text, "generations.md": tables.generations(out, results, show_round, _SHOWN)}
+    )
     write_csv(results, out / "results.csv")
     pictures = [figures.draw(results, out / "curves.png"), figures.write(results, out / "index.html")]
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    output.print_text(console, text)
     output.print_files(console, pictures)

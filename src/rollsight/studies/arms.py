@@ -3,8 +3,9 @@ own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from rollsight.errors import RollsightError
 
@@ -43,3 +44,18 @@ def parse(text: str, kinds: Mapping[str, object], plain: str) -> tuple[str, floa
     if (option and name != "lr") or not 0 < p <= 1 or (lr is not None and not lr > 0):
         raise RollsightError(f"{text!r} is no arm: write KIND, KIND:P with P above 0 and at most 1, or KIND@lr=X")
     return kind, p, lr
+
+
+AnArm = TypeVar("AnArm", bound=Arm)
+
+
+def standard_of(arm: AnArm, found: Container[AnArm], plain: str) -> AnArm | None:
+    """What it is compared with: the plain arm of its learning rate, else of the study's; None where there is none."""
+    same_rate = replace(arm, kind=plain, p=1.0)
+    choices = (same_rate, replace(same_rate, lr=None))
+    return next((one for one in choices if one in found and one != arm), None)
+
+
+def place(arm: Arm, kinds: Sequence[str]) -> tuple[float, ...]:
+    """To sort by: arms of one learning rate together, the study's first, and the kinds in their order."""
+    return arm.lr or 0.0, kinds.index(arm.kind), -arm.p

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from rollsight.runs import whole_file
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -33,6 +36,30 @@ def read_curve(path: Path, phases: Sequence[str]) -> Curve:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
     return Curve({**columns, "seconds": np.sum([columns[f"{phase}_s"] for phase in phases], axis=0)})
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as the text of a curve's file, with the last row's columns.
+
+    Floats have five significant digits: the curves of a study are kept with its tables.
+    """
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[-1]), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def write_curve(path: Path, text: str) -> None:
+    """Keep a curve; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def after_start(curve: Curve) -> Curve:
+    """Without the evaluation before training."""
+    return curve.at(curve["round"] > 0)
 
 
 def files_by_seed(folder: Path) -> dict[int, Path]:

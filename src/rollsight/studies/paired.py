@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
 from rollsight.studies.curves import Curve
+from rollsight.studies.results import row
+
+Measure: TypeAlias = Callable[[Curve], float]
 
 
 @dataclass(frozen=True)
@@ -27,23 +31,24 @@ def compared(values: Sequence[float], pairs: Sequence[tuple[float, float]]) -> C
     return Compared(t_interval(values), t_interval([mine - standard for standard, mine in pairs]) if pairs else None)
 
 
+def compare(measure: Measure, curves: Mapping[int, Curve], standard: Mapping[int, Curve]) -> Compared:
+    """What is measured of an arm's curves, by seed, against the standard's; empty where there is none."""
+    values = {seed: measure(curve) for seed, curve in curves.items()}
+    pairs = [(measure(standard[seed]), value) for seed, value in values.items() if seed in standard]
+    return compared(list(values.values()), pairs)
+
+
 def end(curve: Curve, name: str) -> float:
     """A column's mean over the evaluations of the last tenth of the rounds, at least the last one."""
     return final_return(curve["round"].astype(np.int64), curve[name])
 
 
-def after_start(curve: Curve) -> Curve:
-    """Without the evaluation before training."""
-    return curve.at(curve["round"] > 0)
-
-
-def figures(named: Mapping[str, Compared]) -> Iterator[tuple[str, float, float, float]]:
+def figures(named: Mapping[str, Compared]) -> Iterator[dict[str, object]]:
     """Rows of a long table: measure, value, low, high; differences are named so."""
     for name, found in named.items():
-        yield name, found.value.mean, found.value.low, found.value.high
-        if found.difference is not None:
-            difference = found.difference
-            yield f"{name}_difference", difference.mean, difference.low, difference.high
+        yield row(name, found.value.mean, found.value.low, found.value.high)
+        if (difference := found.difference) is not None:
+            yield row(f"{name}_difference", difference.mean, difference.low, difference.high)
 
 
 def _text(interval: Interval, sign: str = "") -> str:

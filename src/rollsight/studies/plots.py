@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,7 +14,6 @@ from plotly.colors import qualitative
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.analysis.learning_curves import band
 from rollsight.analysis.page import Panel, dress, write_page
-from rollsight.studies.arms import Arm
 from rollsight.studies.curves import Curve, Floats
 
 _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hide it, twice to see it alone."
@@ -21,13 +21,17 @@ _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hi
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed."""
+    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed.
+
+    shown: whether a page shows it before it is asked for; dashed where not.
+    """
 
     name: str
     colour: str
     x: Floats
     mean: Floats
     half: Floats
+    shown: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +41,25 @@ class Axes:
     x: str
     y: str
     lines: list[Line]
+    title: str = ""
 
 
-def line(arm: Arm, place: int, x: Floats, rows: Sequence[Floats]) -> Line:
+def colour(place: int) -> str:
+    """Of the kind of arms at this place."""
+    return str(qualitative.Dark24[place])
+
+
+def line(arm: object, place: int, x: Floats, rows: Sequence[Floats], shown: bool = True) -> Line:
     """The line of an arm, one row (n,) per seed. place: of its colour."""
     mean, half = band(rows)
-    colour = str(qualitative.Dark24[place])
-    return Line(f"{arm} ({len(rows)} seed{'s' if len(rows) > 1 else ''})", colour, x, mean, np.nan_to_num(half))
+    name = f"{arm} ({len(rows)} seed{'s' if len(rows) > 1 else ''})"
+    return Line(name, colour(place), x, mean, np.nan_to_num(half), shown)
 
 
-def by_round(arm: Arm, place: int, curves: Iterable[Curve], name: str) -> Line:
+def by_round(arm: object, place: int, curves: Iterable[Curve], name: str, shown: bool = True) -> Line:
     """A column of an arm's curves."""
     found = list(curves)
-    return line(arm, place, found[0]["round"], [curve[name] for curve in found])
+    return line(arm, place, found[0]["round"], [curve[name] for curve in found], shown)
 
 
 def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, float]) -> Path:
@@ -65,9 +75,10 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
             axes.plot(one.x, one.mean, label=one.name, color=one.colour, linewidth=1.6)
             low, high = one.mean - one.half, one.mean + one.half
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel=plot.x, ylabel=plot.y)
+        axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+        if index == 0 or plot.title:  # plots with titles differ in their arms, others in what they show
+            axes.legend(frameon=False, fontsize=8)
     return save_figure(figure, path)
 
 
@@ -78,7 +89,7 @@ def write(plots: Sequence[Axes], path: Path, title: str, kinds: Mapping[str, str
         RollsightError: the file cannot be written.
     """
     panels = [
-        Panel(f"plot{index}", f"{plot.y} by {plot.x.partition(' ')[0]}", _CAPTION, _page(plot))
+        Panel(f"plot{index}", plot.title or f"{plot.y} by {plot.x.partition(' ')[0]}", _CAPTION, _page(plot))
         for index, plot in enumerate(plots)
     ]
     lead = "Each arm: " + "; ".join(f"{kind}: {text}" for kind, text in kinds.items()) + "."
@@ -89,9 +100,11 @@ def _page(plot: Axes) -> go.Figure:
     figure = go.Figure()
     for one in plot.lines:
         low, high = one.mean - one.half, one.mean + one.half
+        shared: dict[str, Any] = {"legendgroup": one.name, "visible": True if one.shown else "legendonly"}
         figure.add_scatter(
             x=[*one.x, *one.x[::-1]], y=[*high, *low[::-1]], fill="toself", opacity=0.15, hoverinfo="skip",
-            line={"width": 0, "color": one.colour}, showlegend=False, legendgroup=one.name,
+            line={"width": 0, "color": one.colour}, showlegend=False, **shared,
         )  # fmt: skip
-        figure.add_scatter(x=one.x, y=one.mean, name=one.name, legendgroup=one.name, line={"color": one.colour})
+        line = {"color": one.colour, "dash": "solid" if one.shown else "dash"}
+        figure.add_scatter(x=one.x, y=one.mean, name=one.name, line=line, **shared)
     return dress(figure, 440, xaxis_title=plot.x, yaxis_title=plot.y, hovermode="x unified")

@@ -19,7 +19,7 @@ from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.environments import make_environments, observations_of
 from rollsight.adapters.sb3.metadata import describe
-from rollsight.errors import RollsightError
+from rollsight.errors import Diverged, RollsightError
 from rollsight.studies.evaluation import Evaluation
 from rollsight.studies.networks import MiniGridFeatures
 from rollsight.studies.settings import RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
@@ -130,7 +130,12 @@ def run_training(
         on_round=None if on_progress is None else lambda summary: on_progress(summary["round"], summary),
     )
     callbacks: list[BaseCallback] = [callback] if on_progress is None else [_Ticks(on_progress), callback]
-    model.learn(settings.rounds * RECORDS_PER_ROUND, callback=callbacks)
+    try:
+        model.learn(settings.rounds * RECORDS_PER_ROUND, callback=callbacks)
+    except ValueError as error:
+        if all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters()):
+            raise
+        raise Diverged.in_round(model.num_timesteps // RECORDS_PER_ROUND) from error
     environments.close()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rollsight.studies import plots
+from rollsight.studies.curves import after_start
 from rollsight.studies.grpo.arms import KINDS
 from rollsight.studies.grpo.results import Results
-from rollsight.studies.paired import after_start
 
 _EVALUATED = {"accuracy": "accuracy of sampled answers", "greedy": "accuracy without sampling"}
 _SINCE = {"train_reward": "mean reward of training completions", "kept": "share of the completions kept"}

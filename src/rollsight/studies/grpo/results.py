@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.studies.curves import Curve, files_by_seed, mean_of, read_curve, seconds_per_round
+from rollsight.studies.arms import standard_of
+from rollsight.studies.curves import Curve, after_start
 from rollsight.studies.grpo.arms import KINDS, Arm, arm_of
 from rollsight.studies.grpo.cell import settings_of
 from rollsight.studies.grpo.training import PHASES, Settings
-from rollsight.studies.paired import Compared, after_start, compared, end, figures
+from rollsight.studies.paired import Compared, Measure, compare, end, figures
+from rollsight.studies.results import ArmCurves, read_arms, write_table
 
 
 def _area(curve: Curve, name: str) -> float:
@@ -23,7 +23,7 @@ def _area(curve: Curve, name: str) -> float:
 
 
 # What is measured of an arm's curves. The area is the mean over the evaluations after the start.
-MEASURES: Mapping[str, Callable[[Curve], float]] = {
+MEASURES: Mapping[str, Measure] = {
     "final_accuracy": lambda curve: end(curve, "accuracy"),
     "area_accuracy": lambda curve: _area(curve, "accuracy"),
     "final_greedy": lambda curve: end(curve, "greedy"),
@@ -32,21 +32,10 @@ MEASURES: Mapping[str, Callable[[Curve], float]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ArmResult:
-    """One arm: its curves by seed, and each of `MEASURES` against GRPO with the same learning rate, else plain GRPO."""
+class ArmResult(ArmCurves[Arm]):
+    """One arm: each of `MEASURES` against GRPO with the same learning rate, else plain GRPO."""
 
-    arm: Arm
-    curves: Mapping[int, Curve]
-    against: Arm | None
     measures: Mapping[str, Compared]
-
-    def mean(self, name: str) -> float:
-        """A column's mean over evaluations after the start, and seeds."""
-        return mean_of(map(after_start, self.curves.values()), name)
-
-    def seconds(self, phase: str) -> float:
-        """Processor seconds of a phase per round."""
-        return seconds_per_round(self.curves.values(), phase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +54,7 @@ def read_results(folder: Path) -> Results:
         RollsightError: there is no study in it, or no curve yet.
     """
     settings = settings_of(folder)
-    names = sorted({path.parent.name for path in folder.glob("*/*.csv")})
-    found = {arm: _curves(folder / str(arm)) for arm in sorted(map(arm_of, names), key=_place)}
+    found = read_arms(folder, arm_of, list(KINDS), PHASES)
     if not found:
         raise RollsightError(f"{folder} holds no finished run: run `rollsight study grpo --out {folder}` first")
     starts = {seed: curve for curves in found.values() for seed, curve in curves.items()}.values()
@@ -75,36 +63,19 @@ def read_results(folder: Path) -> Results:
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """Every figure in one long table: arm, seeds, against, measure, value, low, high."""
-    with runs.whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("arm", "seeds", "against", "measure", "value", "low", "high"))
-        for one in results.arms:
-            for measure, *numbers in figures(one.measures):
-                row = ["" if np.isnan(number) else f"{number:.5g}" for number in numbers]
-                writer.writerow((one.arm, len(one.curves), one.against or "", measure, *row))
+    """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
+    write_table(
+        path,
+        [
+            {"arm": one.arm, "seeds": len(one.curves), "against": one.against, **figure}
+            for one in results.arms
+            for figure in figures(one.measures)
+        ],
+    )
 
 
 def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]]) -> ArmResult:
-    curves = found[arm]
-    choices = (Arm("grpo", lr=arm.lr), Arm("grpo"))
-    against = next((one for one in choices if one in found and one != arm), None)
+    against = standard_of(arm, found, "grpo")
     standard = found[against] if against is not None else {}
-    seeds = [seed for seed in curves if seed in standard]
-    measures = {
-        name: compared(
-            [measure(curve) for curve in curves.values()],
-            [(measure(standard[seed]), measure(curves[seed])) for seed in seeds],
-        )
-        for name, measure in MEASURES.items()
-    }
-    return ArmResult(arm, curves, against, measures)
-
-
-def _curves(folder: Path) -> dict[int, Curve]:
-    return {seed: read_curve(path, PHASES) for seed, path in files_by_seed(folder).items()}
-
-
-def _place(arm: Arm) -> tuple[float, ...]:
-    """Arms of one learning rate together, the study's first, GRPO before the others."""
-    return arm.lr or 0.0, list(KINDS).index(arm.kind), -arm.p
+    measures = {name: compare(measure, found[arm], standard) for name, measure in MEASURES.items()}
+    return ArmResult(arm, found[arm], against, measures)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments
-from rollsight.runs import whole_file
+from rollsight.errors import Diverged
+from rollsight.studies.curves import as_text, write_curve
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.runner import Report
 from rollsight.studies.settings import settings_for
@@ -67,6 +66,7 @@ class Cell:
     def run(self, report: Report) -> str:
         """Train, and return the curve as the text of its CSV file: a row for each evaluated round.
 
+        A run that diverges counts, from there to its end, with its lowest return: leaving it out would favour the arm.
         Nothing is written: the machine that trains may not be the one with the folder.
         """
         from rollsight.training.classic import environments
@@ -108,15 +108,23 @@ class Cell:
 
         model = model_of(settings, host)
         assert isinstance(model, PPO)
-        FastTrainer(model, training, plan).train(self.rounds, follow)
+        try:
+            FastTrainer(model, training, plan).train(self.rounds, follow)
+        except Diverged:
+            rows.extend(_lost(rows, range(rows[-1]["round"] + every, self.rounds + 1, every)))
         host.close()
-        return _text(rows)
+        return as_text(rows)
 
     def write(self, curve: str) -> None:
         """Keep a curve; it appears whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path) as temporary:
-            temporary.write_text(curve, "utf-8")
+        write_curve(self.path, curve)
+
+
+def _lost(rows: Sequence[Mapping[str, Any]], rounds: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Rows for the evaluations that a diverged run does not have; without an update, and at the last row's seconds."""
+    lowest = min(row["return"] for row in rows)
+    for round in rounds:
+        yield {**rows[-1], **dict.fromkeys(_MEANS, ""), "round": round, "return": lowest}
 
 
 def _row(
@@ -127,13 +135,3 @@ def _row(
         known = [value for one in pending if (value := one.get(name)) is not None and np.isfinite(value)]
         row[column] = float(np.mean(known)) if known else ""
     return {**row, **seconds}
-
-
-def _text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Five significant digits: the curves of a study are kept with its tables."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-    return out.getvalue()

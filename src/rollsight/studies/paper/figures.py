@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
-from plotly.colors import qualitative
-
 from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
-from rollsight.analysis.learning_curves import band
-from rollsight.analysis.page import Panel, dress, write_page
-from rollsight.studies.curves import Floats
+from rollsight.studies import plots
 from rollsight.studies.paper.arms import KINDS, Arm
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.settings import settings_for
@@ -29,17 +23,8 @@ def draw_curves(result: EnvResult, path: Path) -> Path:
         RollsightError: the file cannot be written.
     """
     panels = _panels(result)
-    figure = new_figure(6.4 * len(panels), 4.4)
-    for index, (options, arms) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
-        for one in arms:
-            rounds, mean, half = _curve(one)
-            (line,) = axes.plot(rounds, mean, label=_label(one), linewidth=1.6, color=_colour(one.arm))
-            axes.fill_between(rounds, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(title=f"{result.env}{options}", xlabel="round", ylabel="mean evaluation return")
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
-    return save_figure(figure, path)
+    drawn = [_axes(arms, f"{result.env}{options}", _kind) for options, arms in panels.items()]
+    return plots.draw(drawn, path, len(drawn), (6.4 * len(drawn), 4.4))
 
 
 def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
@@ -64,9 +49,9 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
                 axes.axvspan(100 * (mean - 2 * sd), 100 * (mean + 2 * sd), color=GREY, alpha=0.15, linewidth=0)
             for place, one in enumerate(compared):
                 assert one.contrast is not None
-                found = one.contrast.mean_curve[measure]
-                axes.plot([100 * found.low, 100 * found.high], [place, place], color=_colour(one.arm), linewidth=2)
-                axes.plot(100 * found.value, place, "o", color=_colour(one.arm), markersize=5)
+                found, colour = one.contrast.mean_curve[measure], plots.colour(_place(one.arm))
+                axes.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2)
+                axes.plot(100 * found.value, place, "o", color=colour, markersize=5)
                 reported = settings.reported.get(one.arm.optimizer or settings.optimizer, {})
                 clipping = one.arm.max_grad_norm in (0.5, float("inf"))  # the paper's text, and its code
                 the_papers = clipping and replace(one.arm, optimizer=None, max_grad_norm=0.5) == Arm(
@@ -94,46 +79,16 @@ def write(results: Sequence[EnvResult], path: Path) -> Path:
     Raises:
         RollsightError: the file cannot be written.
     """
-    panels = [
-        Panel(
-            f"curves{index}",
-            result.env,
-            "Mean evaluation return over seeds with its 95 % band; click an arm in the legend to hide it, twice to see "
-            "it alone.",
-            _interactive(result),
-        )
-        for index, result in enumerate(results)
+    kinds = {kind: text for kind, text in KINDS.items() if _used(results, kind)}
+    drawn = [_axes(result.arms, result.env, str) for result in results]
+    return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
+
+
+def _axes(arms: Sequence[ArmResult], title: str, name: Callable[[Arm], str]) -> plots.Axes:
+    lines = [
+        plots.by_round(name(one.arm), _place(one.arm), one.curves.values(), "return", _plain(one.arm)) for one in arms
     ]
-    lead = "Each arm: " + "; ".join(f"{kind}: {text}" for kind, text in KINDS.items() if _used(results, kind)) + "."
-    return write_page(path, "Iterative influence-based filtering: the paper's study, repeated", lead, panels)
-
-
-def _interactive(result: EnvResult) -> go.Figure:
-    figure = go.Figure()
-    for one in result.arms:
-        rounds, mean, half = _curve(one)
-        name, colour = str(one.arm), _colour(one.arm)
-        outline = {"x": [*rounds, *rounds[::-1]], "y": [*(mean + half), *(mean - half)[::-1]]}
-        shared: dict[str, Any] = {"legendgroup": name, "visible": True if _plain(one.arm) else "legendonly"}
-        line = {"color": colour, "dash": "solid" if _plain(one.arm) else "dash"}
-        figure.add_scatter(
-            **outline,
-            fill="toself",
-            opacity=0.15,
-            line={"width": 0, "color": colour},
-            hoverinfo="skip",
-            showlegend=False,
-            **shared,
-        )
-        figure.add_scatter(x=rounds, y=mean, name=f"{name} ({one.summary.seeds})", line=line, **shared)
-    return dress(figure, 480, xaxis_title="round", yaxis_title="mean evaluation return", hovermode="x unified")
-
-
-def _curve(one: ArmResult) -> tuple[Floats, Floats, Floats]:
-    """Rounds, means and half-widths, each (R,); the half-width of one seed is 0."""
-    curves = list(one.curves.values())
-    mean, half = band([curve["return"] for curve in curves])
-    return curves[0]["round"], mean, np.nan_to_num(half)
+    return plots.Axes("round", "mean evaluation return", lines, title)
 
 
 def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:
@@ -144,16 +99,17 @@ def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:
     return panels
 
 
-def _label(one: ArmResult) -> str:
-    return f"{str(one.arm).partition('@')[0]} ({one.summary.seeds} seed{'s' if one.summary.seeds > 1 else ''})"
+def _kind(arm: Arm) -> str:
+    """Without its options."""
+    return str(arm).partition("@")[0]
 
 
 def _plain(arm: Arm) -> bool:
     return "@" not in str(arm)
 
 
-def _colour(arm: Arm) -> str:
-    return str(qualitative.Dark24[list(KINDS).index(arm.kind)])
+def _place(arm: Arm) -> int:
+    return list(KINDS).index(arm.kind)
 
 
 def _value(reported: Any, measure: str) -> float | None:

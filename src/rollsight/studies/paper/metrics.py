@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from scipy import stats
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
 from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.results import row
 
 _RESAMPLES = 2000
 _HALVINGS = 200
@@ -90,6 +91,12 @@ class Contrast:
     final: Interval
     area: Interval
     probability: Estimate
+
+    def savings(self) -> Iterator[dict[str, object]]:
+        """Rows of a long table, two for each measure."""
+        for measure in MEASURES:
+            for kind, found in (("pairs", self.pairs[measure]), ("mean_curve", self.mean_curve[measure])):
+                yield row(f"{measure}_{kind}", found.value, found.low, found.high)
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from rollsight.errors import RollsightError
-from rollsight.runs import whole_file
-from rollsight.studies.curves import Curve, files_by_seed, mean_of, read_curve, seconds_per_round
+from rollsight.studies.curves import Curve, after_start
 from rollsight.studies.paper.arms import KINDS, Arm, arm_in
 from rollsight.studies.paper.metrics import (
-    MEASURES,
     Contrast,
-    Estimate,
     Null,
     Summary,
     contrast,
@@ -23,32 +21,27 @@ from rollsight.studies.paper.metrics import (
     summarise,
 )
 from rollsight.studies.paper.study import named
+from rollsight.studies.results import ArmCurves, read_curves, row, write_table
 from rollsight.studies.settings import paper, settings_for
 
 _CHARGED = ("collect", "score", "train")  # phases that count as training time
 
 
 @dataclass(frozen=True, eq=False)
-class ArmResult:
-    """One arm on one environment: its curves by seed, over the rounds that all of them have.
+class ArmResult(ArmCurves[Arm]):
+    """One arm on one environment, over the rounds that all its curves have.
 
     against: the arm it is compared with, by default plain PPO with the same options; None where there is none, or it is
         that arm.
     """
 
-    arm: Arm
-    curves: Mapping[int, Curve]
     summary: Summary
-    against: Arm | None
     contrast: Contrast | None
 
-    def mean(self, name: str) -> float:
-        """A column's mean over rounds and seeds."""
-        return mean_of(self.curves.values(), name)
-
-    def seconds(self, phase: str) -> float:
-        """Processor seconds of a phase per round."""
-        return seconds_per_round(self.curves.values(), phase)
+    @property
+    def diverged(self) -> int:
+        """Runs that ended in parameters that are not finite."""
+        return sum(bool(np.isnan(curve["update_norm"][-1])) for curve in self.curves.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +74,15 @@ def read_results(folder: Path, against: Arm | None = None) -> list[EnvResult]:
 
 def write_csv(results: list[EnvResult], path: Path) -> None:
     """Every figure in one long table: env, arm, seeds, against, measure, value, low, high."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("env", "arm", "seeds", "against", "measure", "value", "low", "high"))
-        for result in results:
-            for one in result.arms:
-                for measure, found in _figures(one):
-                    row = [f"{number:.5g}" for number in (found.value, found.low, found.high)]
-                    writer.writerow((result.env, one.arm, one.summary.seeds, one.against or "", measure, *row))
+    write_table(
+        path,
+        [
+            {"env": result.env, "arm": one.arm, "seeds": one.summary.seeds, "against": one.against, **figure}
+            for result in results
+            for one in result.arms
+            for figure in _figures(one)
+        ],
+    )
 
 
 def _environment(folder: Path, env: str, reference: Arm | None) -> EnvResult:
@@ -111,14 +105,13 @@ def _environment(folder: Path, env: str, reference: Arm | None) -> EnvResult:
                 compared = contrast([found[against][s] for s in common], [curves[s] for s in common])
             if against not in nulls and (null := null_of(list(found[against].values()))) is not None:
                 nulls[against] = null
-        arms.append(ArmResult(arm, curves, summarise(list(curves.values())), against, compared))
+        arms.append(ArmResult(arm, curves, against, summarise(list(curves.values())), compared))
     return EnvResult(env, arms, nulls)
 
 
 def _curves(folder: Path) -> dict[int, Curve]:
     """The curves of an arm, without the evaluation before training."""
-    found = {seed: read_curve(path, _CHARGED) for seed, path in files_by_seed(folder).items()}
-    return {seed: curve.at(curve["round"] > 0) for seed, curve in found.items()}
+    return {seed: after_start(curve) for seed, curve in read_curves(folder, _CHARGED).items()}
 
 
 def _standards(arm: Arm) -> list[Arm]:
@@ -132,16 +125,14 @@ def _place(arm: Arm) -> tuple[object, ...]:
     return options, str(replace(arm, kind="ppo", p=None)), list(KINDS).index(arm.kind), arm.p or 0.0
 
 
-def _figures(one: ArmResult) -> Iterator[tuple[str, Estimate]]:
-    summary = one.summary
-    yield "final", estimate_of(summary.final)
-    yield "area", estimate_of(summary.area)
-    yield "final_iqm", summary.final_iqm
-    yield "area_iqm", summary.area_iqm
-    if (compared := one.contrast) is not None:
-        yield "final_gain", estimate_of(compared.final)
-        yield "area_gain", estimate_of(compared.area)
-        yield "probability", compared.probability
-        for measure in MEASURES:
-            yield f"{measure}_pairs", compared.pairs[measure]
-            yield f"{measure}_mean_curve", compared.mean_curve[measure]
+def _figures(one: ArmResult) -> Iterator[dict[str, object]]:
+    summary, compared = one.summary, one.contrast
+    found = {"final": estimate_of(summary.final), "area": estimate_of(summary.area)}
+    found |= {"final_iqm": summary.final_iqm, "area_iqm": summary.area_iqm}
+    if compared is not None:
+        found |= {"final_gain": estimate_of(compared.final), "area_gain": estimate_of(compared.area)}
+        found["probability"] = compared.probability
+    for measure, estimate in found.items():
+        yield row(measure, estimate.value, estimate.low, estimate.high)
+    if compared is not None:
+        yield from compared.savings()

@@ -26,7 +26,7 @@ def _environment(result: EnvResult) -> str:
     head = (
         f"## {result.env}\n\n{rounds} rounds of 2048 records, {settings.optimizer} at {settings.lr:g}, paper's p "
         f"{100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
-        "by seed.\n\n"
+        "by seed. A diverged run counts, from there to its end, with its lowest return.\n\n"
     )
     compared = [_savings(result, settings)] if any(one.contrast for one in result.arms) else []
     return head + "\n\n".join((_returns(result, settings), *compared, _deeds(result)))
@@ -38,7 +38,8 @@ def _returns(result: EnvResult, settings: EnvSettings) -> str:
     for one in result.arms:
         s, c = one.summary, one.contrast
         gains = ["", "", ""] if c is None else [_t(c.final), _t(c.area), _share(c.probability)]
-        rows.append([f"`{one.arm}`", str(s.seeds), _t(s.final), _between(s.final_iqm), _t(s.area), *gains])
+        seeds = f"{s.seeds}, {one.diverged} diverged" if one.diverged else str(s.seeds)
+        rows.append([f"`{one.arm}`", seeds, _t(s.final), _between(s.final_iqm), _t(s.area), *gains])
     for optimizer, reported in settings.reported.items():
         if gain := reported.get("final_gain"):
             rows.append([f"the paper, {optimizer}", "", "", "", "", f"{gain[0]:g} to {gain[1]:g}", "", ""])

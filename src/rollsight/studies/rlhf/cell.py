@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.studies.curves import read_curve
+from rollsight.studies.cells import StudyCell, silence_transformers
 from rollsight.studies.rlhf import probe
 from rollsight.studies.rlhf.arms import Arm
 from rollsight.studies.runner import Report
@@ -36,35 +34,10 @@ _MEANS = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run. study: settings that all share; folder: of the study."""
+class Cell(StudyCell[Arm, run.RunSettings]):
+    """One run."""
 
-    arm: Arm
-    seed: int
-    study: run.RunSettings
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm} {self.seed}"
-
-    @property
-    def rounds(self) -> int:
-        return self.study.rounds
-
-    @property
-    def path(self) -> Path:
-        """Its curve."""
-        return self.folder / str(self.arm) / f"{self.seed}.csv"
-
-    @property
-    def run_folder(self) -> Path:
-        return self.path.with_suffix("")
-
-    @property
-    def done(self) -> bool:
-        """Whether its curve goes as far as it should."""
-        return self.path.exists() and read_curve(self.path, PHASES)["round"][-1] >= self.rounds
+    phases = PHASES
 
     def check(self) -> None:
         """`RollsightError` where the run folder is of other settings, apart from the number of rounds."""
@@ -81,10 +54,7 @@ class Cell:
 
     def run(self, report: Report) -> None:
         """Train, or go on training, and write the curve. Seconds are of processor time: runs share their machine."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        silence_transformers()
 
         def follow(summary: Mapping[str, Any]) -> None:
             report(summary["round"], summary)
@@ -95,12 +65,7 @@ class Cell:
             settings = self.arm.settings(self.study, self.seed)
             run.train(settings, self.run_folder, on_round=follow, clock=time.process_time)
         judge = probe.load(self.folder / PROBE)
-        rows = list(curve_rows(runs.open(self.run_folder), judge, charged=self.arm.scored))
-        with runs.whole_file(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[-1]), restval="", lineterminator="\n")
-            writer.writeheader()
-            # Five significant digits: the curves of a study are kept with its tables.
-            writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        self.keep(list(curve_rows(runs.open(self.run_folder), judge, charged=self.arm.scored)))
 
 
 def curve_rows(opened: runs.Run, judge: Judge, charged: bool) -> Iterator[dict[str, Any]]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollsight.studies.curves import Curve, Floats
-from rollsight.studies.paired import after_start
+from rollsight.studies.curves import Curve, Floats, after_start
 from rollsight.studies.paper import metrics
 
 ENDS = ("return", "toxicity", "kl", "distinct_1", "distinct_2", "length", "empty")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +12,33 @@ import numpy as np
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.studies.curves import Curve, Floats, files_by_seed, mean_of, read_curve, seconds_per_round
-from rollsight.studies.paired import Compared, after_start, compared, end, figures
-from rollsight.studies.paper.metrics import MEASURES, Contrast
+from rollsight.studies.arms import standard_of
+from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.paired import Compared, compare, end, figures
+from rollsight.studies.paper.metrics import Contrast
+from rollsight.studies.results import ArmCurves, read_arms, write_table
 from rollsight.studies.rlhf import metrics, probe
 from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
 from rollsight.studies.rlhf.cell import PHASES, PROBE
 
 
 @dataclass(frozen=True, eq=False)
-class ArmResult:
-    """One arm: its curves by seed, over the rounds that all curves of the study have.
+class ArmResult(ArmCurves[Arm]):
+    """One arm, over the rounds that all curves of the study have, against PPO with the same learning rate, else plain
+    PPO.
 
-    ends: by name of a column; at_kl: one for each of the study's levels; against: PPO with the same learning rate, else
-    plain PPO, None for PPO itself and where there is none; savings: rounds and time against it.
+    ends: by name of a column; at_kl: one for each of the study's levels; savings: rounds and time against PPO, None for
+    PPO itself and where there is none.
     """
 
-    arm: Arm
-    curves: Mapping[int, Curve]
     ends: Mapping[str, Compared]
     at_kl: Sequence[Compared]
-    against: Arm | None
     savings: Contrast | None
 
     @property
     def rounds(self) -> int:
         """Of training, at the last common evaluation."""
         return int(next(iter(self.curves.values()))["round"][-1])
-
-    def mean(self, name: str) -> float:
-        """A column's mean over evaluations after the start, and seeds."""
-        return mean_of(map(after_start, self.curves.values()), name)
-
-    def seconds(self, phase: str) -> float:
-        """Processor seconds of a phase per round."""
-        return seconds_per_round(self.curves.values(), phase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +61,7 @@ def read_results(folder: Path) -> Results:
     Raises:
         RollsightError: there is no curve in it, or its curves share no rounds.
     """
-    names = sorted(path.parent.name for path in folder.glob("*/*.csv"))
-    found = {arm: _curves(folder / str(arm)) for arm in sorted(map(arm_of, dict.fromkeys(names)), key=_place)}
+    found = read_arms(folder, arm_of, list(KINDS), PHASES)
     if not found:
         raise RollsightError(f"{folder} holds no curves of a study: run `rollsight study rlhf --out {folder}` first")
     everyone = [curve for curves in found.values() for curve in curves.values()]
@@ -94,52 +84,31 @@ def read_results(folder: Path) -> Results:
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """Every figure in one long table: arm, seeds, measure, value, low, high; differences are named so."""
-    with runs.whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("arm", "seeds", "against", "measure", "value", "low", "high"))
-        for one in results.arms:
-            for measure, *numbers in _figures(one, results.levels):
-                row = ["" if np.isnan(number) else f"{number:.5g}" for number in numbers]
-                writer.writerow((one.arm, len(one.curves), one.against or "", measure, *row))
+    """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
+    write_table(
+        path,
+        [
+            {"arm": one.arm, "seeds": len(one.curves), "against": one.against, **figure}
+            for one in results.arms
+            for figure in _figures(one, results.levels)
+        ],
+    )
 
 
 def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats) -> ArmResult:
     curves = found[arm]
-    against = _standard_of(arm, found)
+    against = standard_of(arm, found, "ppo")
     standard = found[against] if against is not None else {}
-    seeds = [seed for seed in curves if seed in standard]
-
-    def compare(measure: Any) -> Compared:
-        values = {seed: measure(curve) for seed, curve in curves.items()}
-        return compared(list(values.values()), [(measure(standard[s]), values[s]) for s in seeds])
-
-    ends = {name: compare(lambda curve, name=name: end(curve, name)) for name in metrics.ENDS}
-    at_kl = [compare(lambda curve, level=level: metrics.at_kl(curve, level)) for level in levels.tolist()]
-    saved = metrics.savings([standard[s] for s in seeds], [curves[s] for s in seeds]) if seeds else None
-    return ArmResult(arm, curves, ends, at_kl, against, saved)
+    ends = {name: compare(partial(end, name=name), curves, standard) for name in metrics.ENDS}
+    at_kl = [compare(partial(metrics.at_kl, level=level), curves, standard) for level in levels.tolist()]
+    common = [seed for seed in curves if seed in standard]
+    saved = metrics.savings([standard[s] for s in common], [curves[s] for s in common]) if common else None
+    return ArmResult(arm, curves, against, ends, at_kl, saved)
 
 
-def _curves(folder: Path) -> dict[int, Curve]:
-    return {seed: read_curve(path, PHASES) for seed, path in files_by_seed(folder).items()}
-
-
-def _standard_of(arm: Arm, found: Mapping[Arm, object]) -> Arm | None:
-    choices = (Arm("ppo", lr=arm.lr), Arm("ppo"))
-    return next((one for one in choices if one in found and one != arm), None)
-
-
-def _place(arm: Arm) -> tuple[float, ...]:
-    """Arms of one learning rate together, the study's first, PPO before the others."""
-    return arm.lr or 0.0, list(KINDS).index(arm.kind), -arm.p
-
-
-def _figures(one: ArmResult, levels: Floats) -> Iterator[tuple[str, float, float, float]]:
+def _figures(one: ArmResult, levels: Floats) -> Iterator[dict[str, object]]:
     named = {f"final_{name}": found for name, found in one.ends.items()}
     named |= {f"return_at_kl_{level:.3g}": found for level, found in zip(levels, one.at_kl, strict=True)}
     yield from figures(named)
     if one.savings is not None:
-        for measure in MEASURES:
-            pairs, curve = one.savings.pairs[measure], one.savings.mean_curve[measure]
-            yield f"{measure}_pairs", pairs.value, pairs.low, pairs.high
-            yield f"{measure}_mean_curve", curve.value, curve.low, curve.high
+        yield from one.savings.savings()

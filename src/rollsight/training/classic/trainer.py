@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 
 from rollsight import objectives, runs
 from rollsight.adapters import summary
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.translate import Translated, evaluate_actions, update_rule
-from rollsight.errors import RollsightError
+from rollsight.errors import Diverged, RollsightError
 from rollsight.policy import Policy
 from rollsight.scoring import Scores, trust_line
 from rollsight.selection import Selection
@@ -62,7 +63,8 @@ class FastTrainer:
     The model gives the initial parameters, the optimiser and every hyper-parameter, schedules included, and is the
     torch twin: after each round it holds the trained numbers again. Its own environment is not stepped.
 
-    Raises `RollsightError` for what the compiled code does not cover.
+    Raises `RollsightError` for what the compiled code does not cover, and `Diverged` from `train`; the model then has
+    the parameters before that round's update.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class FastTrainer:
         rng = np.random.default_rng((self._seed, number, _ACTION))
         rollout = self._collector.collect(self._parameters, model.n_steps, rng, number)
         clock.lap("time_collect")
+        if not torch.isfinite(rollout.records.log_probs).all():  # finite parameters can be too large to act by
+            raise Diverged.in_round(number - 1)
         round = self._frozen(rollout, total)
         update = plan.arm(round)
         clock.measured({"time_score": update.time_score, "time_train": update.time_train})
@@ -112,19 +116,23 @@ class FastTrainer:
                 before = round.order().get_state()
                 self._writer.write_snapshot(number, replace(snapshot, numpy_state=before).save)
         moved = update.trained.parameters
-        length = sum(float(np.sum((np.asarray(p) - self._parameters[n]) ** 2)) for n, p in moved.items())
-        self._parameters, self._state = moved, update.trained.state
-        twin.copy_into(model.policy, self._parameters)
+        length = sum(float(np.sum(np.square(p - self._parameters[n], dtype=np.float64))) for n, p in moved.items())
+        diverged = not np.isfinite(length)
+        if not diverged:
+            self._parameters, self._state = moved, update.trained.state
+            twin.copy_into(model.policy, self._parameters)
         found |= {
             "update_norm": length**0.5,
             "approx_kl": float(update.trained.approx_kl),
             "optimizer_steps": update.steps,
             "learning_rate": round.learning_rate,
         }
-        if number % plan.evaluate_every == 0:
+        if number % plan.evaluate_every == 0 and not diverged:
             found |= self._evaluate(number)
         if self._writer is not None:
             self._writer.write_round(number, found)
+        if diverged:  # after its records are kept: they are what one looks at then
+            raise Diverged.in_round(number)
         return found
 
     def _frozen(self, rollout: Rollout, total: int) -> Round:
