@@ -11,6 +11,8 @@ pytest.importorskip("peft", reason="language models need PEFT (pip install 'roll
 
 from language_trainer import assert_same, parameters, trainer
 
+from rollsight import language
+from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.training.language import parallel, ppo
 
@@ -132,6 +134,31 @@ def test_scoring_without_dropping_changes_no_bit():
         update = scored.train_round()[1]
     assert not update.scores.isnan().any()
     assert_same(parameters(plain), parameters(scored))
+
+
+@pytest.mark.parametrize("target", ["sequence", "return"])
+def test_a_shared_forward_changes_nothing_but_the_work(target, monkeypatch):
+    made = []
+    evaluate = language.Completions.__call__
+    monkeypatch.setattr(language.Completions, "__call__", lambda *given: made.append(1) or evaluate(*given))
+    counts, ended = [], []
+    for share in (False, True):
+        ours = trainer(target=target, share_forward=share)
+        ours.train_round()  # the first round looks at the module, with one record
+        made.clear()
+        ours.train_round()
+        counts.append(len(made))
+        ended.append(parameters(ours))
+        assert ours._forward is None
+    assert counts[0] - counts[1] == 2  # 8 completions in micro-batches of 4
+    for name in ended[0]:
+        torch.testing.assert_close(ended[1][name], ended[0][name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [{"target": None}, {"cross_fit": True}, {"rescore": "minibatch"}])
+def test_a_forward_is_shared_only_where_it_can_be(changed):
+    with pytest.raises(RollsightError, match="nothing to share"):
+        trainer(share_forward=True, **changed)
 
 
 @pytest.mark.parametrize("target", ["sequence", "return", "reward"])

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import rollsight as rs
 from rollsight import objectives as ob
 from rollsight import targets as tg
-from rollsight.scoring import layerwise, one_pass
+from rollsight.scoring import Forward, layerwise, one_pass
 from rollsight.scoring.ranks import spearman
 
 
@@ -232,6 +232,58 @@ def test_sequences_of_another_length_need_no_second_look(passes, chunk_size):
     finally:
         layerwise._probe = probe
     assert not calls
+
+
+@pytest.mark.parametrize("sizes", [[6], [2, 4]])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_forward_that_is_there_is_not_made_again(passes, per_token, sizes):
+    case = lz.language("llama-lora")
+    records = lz.completions(case.policy, 6, 3, shift=0.0, empty=False)
+    records = records if per_token else records.with_advantages(torch.randn(6))
+    expected = rs.score_records(case.policy, records, tg.Sequence(), backend="oracle").values
+    rs.score_records(case.policy, records)  # the first call looks at the module, with one record
+    forwards = []
+
+    def evaluate(*arguments):
+        forwards.append(len(arguments[2]))
+        return case.policy.evaluate(*arguments)
+
+    policy = rs.Policy(case.policy.module, evaluate)
+    forward = Forward(policy)
+    parts = [forward.extend(records.take(rows)) for rows in torch.arange(6).split(sizes)]
+    assert torch.equal(torch.cat([part.log_prob for part in parts]), records.log_probs)
+    assert not any(part.log_prob.requires_grad for part in parts)
+    scores = rs.score_records(policy, records, tg.Sequence(), forward=forward)
+    assert forwards == sizes
+    assert zoo.relative_error(scores.values, expected) < 1e-5
+    with pytest.raises(rs.RollsightError, match="used up"):
+        rs.score_records(policy, records, tg.Sequence(), forward=forward)
+
+
+def test_a_forward_of_something_else_is_refused():
+    case, other = lz.language("llama-lora"), lz.language("llama-lora")
+    records = lz.completions(case.policy, 6, 3, shift=0.0, empty=False)
+    forward = Forward(case.policy)
+    forward.extend(records.take(slice(0, 4)))
+    with pytest.raises(rs.RollsightError, match="of 4 records and the buffer has 6"):
+        rs.score_records(case.policy, records, forward=forward)
+    forward.extend(records.take(slice(4, 6)))
+    with pytest.raises(rs.RollsightError, match="another one"):
+        rs.score_records(other.policy, records, forward=forward)
+    with torch.no_grad():
+        next(iter(case.policy.trainable().values())).mul_(1.5)
+    with pytest.raises(rs.RollsightError, match="trained since"):
+        rs.score_records(case.policy, records, forward=forward)
+
+
+def test_a_forward_plays_no_part_where_rows_are_left_out():
+    case = lz.language("llama-lora")
+    records = lz.completions(case.policy, 6, 3, shift=0.0, empty=True)
+    assert not records.valid_rows.all()
+    forward = Forward(case.policy)
+    forward.extend(records)
+    expected = rs.score_records(case.policy, records)
+    assert torch.equal(rs.score_records(case.policy, records, forward=forward).values, expected.values)
 
 
 @pytest.mark.parametrize("name", ["llama-lora", "gpt2"])

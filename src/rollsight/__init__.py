@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rollsight.policy import Evaluation as Evaluation
     from rollsight.policy import Policy as Policy
     from rollsight.records import Records as Records
+    from rollsight.scoring import Forward as Forward
     from rollsight.scoring import Scores as Scores
     from rollsight.scoring import TrustLine as TrustLine
     from rollsight.scoring import score_records as score_records
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Evaluation": "policy",
+    "Forward": "scoring",
     "Policy": "policy",
     "Records": "records",
     "RollsightError": "errors",

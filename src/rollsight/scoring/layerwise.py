@@ -42,6 +42,12 @@ def forward(layers: Layers, records: Records, objective: Objective) -> tuple[Eva
     """The evaluation of the records and its calls, after `check_coverage`."""
     check_coverage(layers, records, objective)
     evaluation, calls = layers.forward(records)
+    check_calls(layers, calls, records, objective)
+    return evaluation, calls
+
+
+def check_calls(layers: Layers, calls: list[Call], records: Records, objective: Objective) -> None:
+    """Raise `NotCovered` unless a forward of the records made the calls that `check_coverage` has seen."""
     made = _described(calls)
     if made != _covered[layers.policy.module]:
         _probe(layers, records, objective)
@@ -50,7 +56,6 @@ def forward(layers: Layers, records: Records, objective: Objective) -> tuple[Eva
                 "backend 'layerwise' does not cover this policy: it calls its layers otherwise for one record than for "
                 f"{len(records)}; use backend='jvp'."
             )
-    return evaluation, calls
 
 
 def _probe(layers: Layers, records: Records, objective: Objective) -> None:

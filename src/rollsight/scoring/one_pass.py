@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from rollsight.policy import Evaluation
 from rollsight.records import Records
 from rollsight.scoring import layerwise
 from rollsight.scoring.directions import Direction, gradient_of, in_float32
+from rollsight.scoring.forward import Chunk, Evaluated, Forward
 from rollsight.scoring.layers import Call, Layers
 from rollsight.targets import Target
 
@@ -55,13 +57,14 @@ class Pair:
         return Pair(self.target, self.measured.take(rows), self.count, self.objective, self.prepared.take(rows))
 
 
-def one_pass(layers: Layers, pair: Pair, chunk_size: int) -> OnePass | None:
+def one_pass(layers: Layers, pair: Pair, chunk_size: int, forward: Forward | None) -> OnePass | None:
     """The pass, or None where it would take more than its chunks' memory: then records of several chunks are covered
-    only as sequences whose own gradients fit (those of an adapter do)."""
-    if len(pair.prepared) <= chunk_size:
-        return _chunk_pass(layers, pair)
+    only as sequences whose own gradients fit (those of an adapter do). forward: of these records, if there is one."""
+    chunks = _chunks(layers, pair, chunk_size, forward)
+    if len(chunks) == 1:
+        return _chunk_pass(layers, pair, chunks[0][1]())
     if pair.prepared.log_probs.dim() == 2 and _own_gradients_fit(layers, pair):
-        return _Materialised(layers, pair, chunk_size)
+        return _Materialised(layers, pair, chunks)
     return None
 
 
@@ -70,7 +73,7 @@ def along_others(layers: Layers, pair: Pair, chunk_size: int) -> Tensor | None:
     records' own gradients do not fit, or target and losses pull a record's log-probabilities different ways."""
     if not _own_gradients_fit(layers, pair):
         return None
-    found = _Materialised(layers, pair, chunk_size)
+    found = _Materialised(layers, pair, _chunks(layers, pair, chunk_size, None))
     own = found.own_parts()
     return None if own is None else found.along(found.target_gradient) - own
 
@@ -80,8 +83,28 @@ def _own_gradients_fit(layers: Layers, pair: Pair) -> bool:
     return size <= _MATERIALISED and all(issubclass(kind, nn.Linear) for kind in layers.kinds)
 
 
-def _chunk_pass(layers: Layers, pair: Pair) -> OnePass:
-    evaluation, calls = layerwise.forward(layers, pair.prepared, pair.objective)
+def _chunks(layers: Layers, pair: Pair, chunk_size: int, forward: Forward | None) -> list[Chunk]:
+    """The records' rows, and what evaluates each part."""
+    if forward is not None:
+        return [
+            (rows, partial(_checked, layers, pair.prepared.take(rows), pair.objective, evaluated))
+            for rows, evaluated in forward.chunks(layers.policy, len(pair.prepared))
+        ]
+    starts = range(0, len(pair.prepared), chunk_size)
+    return [
+        (rows, partial(layerwise.forward, layers, pair.prepared.take(rows), pair.objective))
+        for rows in (slice(start, start + chunk_size) for start in starts)
+    ]
+
+
+def _checked(layers: Layers, part: Records, objective: Objective, evaluated: Callable[[], Evaluated]) -> Evaluated:
+    evaluation, calls = evaluated()
+    layerwise.check_calls(layers, calls, part, objective)
+    return evaluation, calls
+
+
+def _chunk_pass(layers: Layers, pair: Pair, evaluated: Evaluated) -> OnePass:
+    evaluation, calls = evaluated
     common = _common(layers, evaluation, pair)
     return (
         _OneBackward(layers, evaluation, calls, *common) if common else _TwoBackwards(layers, evaluation, calls, pair)
@@ -122,18 +145,17 @@ class _Materialised:
     """Every record's own gradient (of y as above, or of its loss), chunk by chunk: G, (n, P). The target's gradient is
     G^T a, the scores b * (G v)."""
 
-    def __init__(self, layers: Layers, pair: Pair, chunk_size: int) -> None:
+    def __init__(self, layers: Layers, pair: Pair, chunks: list[Chunk]) -> None:
         n = len(pair.prepared)
         self._parameters = layers.parameters
         self._rows: dict[str, Tensor] = {}
         self.target_gradient = {name: in_float32(torch.zeros_like(p)) for name, p in layers.parameters.items()}
         self._a: list[Tensor] | None = []  # None once a chunk has none
-        chunks = [slice(start, start + chunk_size) for start in range(0, n, chunk_size)]
-        self._b = torch.cat([self._take_in(layers, pair.take(rows), rows, n) for rows in chunks])
+        self._b = torch.cat([self._take_in(layers, pair.take(rows), rows, n, given) for rows, given in chunks])
 
-    def _take_in(self, layers: Layers, part: Pair, rows: slice, n: int) -> Tensor:
+    def _take_in(self, layers: Layers, part: Pair, rows: slice, n: int, evaluate: Callable[[], Evaluated]) -> Tensor:
         """A chunk's gradients; its b. (A method, so that one chunk's graph is gone before the next.)"""
-        evaluation, calls = layerwise.forward(layers, part.prepared, part.objective)
+        evaluation, calls = evaluate()
         common = _common(layers, evaluation, part)
         if common:
             y, a, b = common

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollsight import objectives, targets
 from rollsight.errors import RollsightError
@@ -16,8 +14,10 @@ from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
 from rollsight.scoring.directions import Direction, gradient, in_float32, precondition
+from rollsight.scoring.forward import Forward
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
+from rollsight.scoring.modes import untouched
 from rollsight.scoring.one_pass import Pair, along_others, one_pass
 from rollsight.scoring.parallel import Group, all_reduced, measured_across, prepared_across
 from rollsight.scoring.scores import Scores
@@ -47,6 +47,7 @@ def score_records(
     leave_self_out: bool = False,
     seed: int = 0,
     chunk_size: int | None = None,
+    forward: Forward | None = None,
     group: Group | None = None,
 ) -> Scores:
     """Score every record: `s_i = <grad l_i(theta), grad f(theta)>` at the module's present parameters.
@@ -69,7 +70,9 @@ def score_records(
                 denominator). For policies whose trainable layers are `nn.Linear`, a LoRA adapter's for example.
     chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations, about
                 1024 tokens of sequences.
-
+    forward:    a `scoring.Forward` of these records, made when the trainer computed their log-probabilities. The
+                layerwise backend then needs a backward only, where target and objective are of the same records and,
+                for a forward in several parts, the trainable layers are an adapter's; otherwise it evaluates anew.
     group:      a `torch.distributed` group, each of whose ranks makes this call with its own records of one buffer and
                 gets their scores: normalisation, direction and second moments are those of all ranks' records. A
                 target's own records are its rank's too; a rank may have no valid record.
@@ -87,7 +90,9 @@ def score_records(
         valid = records.valid_rows
         part = only_valid(records) if group is None else records.take(valid.nonzero().flatten())
         chunk_size = chunk_size or default_chunk_size(records)
-        job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size, group)
+        if part is not records:
+            forward = None  # it has rows that are not scored
+        job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size, forward, group)
         values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend)
         if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
@@ -127,12 +132,13 @@ class _Job:
         cross_fit: bool,
         seed: int,
         chunk_size: int,
+        forward: Forward | None,
         group: Group | None,
     ) -> None:
         self.policy, self.records, self.target, self.objective = policy, records, target, objective
         self.optimizer, self.current = optimizer, current
         self.cross_fit, self.seed, self.chunk_size = cross_fit, seed, chunk_size
-        self.group = group
+        self.forward, self.group = forward, group
         self.whole: Direction | None = None  # the one direction, once it is known: its all-reduce happens once
         if group is None:
             self.prepared, self.measured = objective.prepare(records), target.measured_on(records)
@@ -199,7 +205,7 @@ class _Job:
             layerwise.check_coverage(layers, self.prepared, self.objective)
             if self.own_records and not self.cross_fit:
                 pair = Pair(self.target, self.measured, self.count, self.objective, self.prepared)
-                found = one_pass(layers, pair, self.chunk_size)
+                found = one_pass(layers, pair, self.chunk_size, self.forward)
                 if found is not None:
                     self.whole = self.finished(found.target_gradient, found.objective_gradient)
                     return found.along(self.whole)[:, None]
@@ -279,29 +285,3 @@ def default_chunk_size(records: Records) -> int:
         words = [entry.shape[1] for entry in entries if entry.dim() == 2 and not entry.is_floating_point()]
         rows = 1024 // max(records.log_probs.shape[1], *words, 1)
     return max(1, min(rows, 2**23 // max(numbers, 1)))
-
-
-@contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on; modes and random states afterwards as before."""
-    modules = list(module.modules())
-    for part in modules:
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
-            name = next(name for name, one in module.named_modules() if one is part)
-            mode = "is in training mode" if part.training else "has no running statistics"
-            mend = "call module.eval() before scoring" if part.running_mean is not None else "track_running_stats=True"
-            raise RollsightError(
-                f"BatchNorm layer {name!r} {mode}, where a record's loss depends on the other records; {mend}."
-            )
-    training = [part for part in modules if part.training]
-    devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
-    numpy_state = np.random.get_state(legacy=False)
-    with torch.random.fork_rng(devices), torch.enable_grad():
-        for part in training:
-            part.training = False
-        try:
-            yield
-        finally:
-            for part in training:
-                part.training = True
-            np.random.set_state(numpy_state)

@@ -17,8 +17,9 @@ from rollsight.scoring import jvp, layerwise
 from rollsight.scoring.directions import Direction, norm
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
+from rollsight.scoring.modes import untouched
 from rollsight.scoring.ranks import spearman
-from rollsight.scoring.score import default_chunk_size, only_valid, untouched
+from rollsight.scoring.score import default_chunk_size, only_valid
 
 
 @dataclass(frozen=True)

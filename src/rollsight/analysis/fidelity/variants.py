@@ -18,7 +18,7 @@ from rollsight.records import Records
 from rollsight.scoring import score_records
 from rollsight.scoring.directions import gradient_of
 from rollsight.scoring.jvp import substituted
-from rollsight.scoring.score import untouched
+from rollsight.scoring.modes import untouched
 from rollsight.snapshot import Snapshot
 from rollsight.targets import Target
 

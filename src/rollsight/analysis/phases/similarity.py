@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
-from rollsight.scoring.score import default_chunk_size, untouched
+from rollsight.scoring.modes import untouched
+from rollsight.scoring.score import default_chunk_size
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]

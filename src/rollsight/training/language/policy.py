@@ -45,6 +45,11 @@ class ActorCritic(nn.Module):
         """The actor alone, as scores see it: the value head is no part of log pi."""
         return Policy(self.language_model, language.Completions())
 
+    @property
+    def actor_with_values(self) -> Policy:
+        """The same, with the values beside the log-probabilities."""
+        return Policy(self.language_model, lambda _, obs, completions: self(obs, completions))
+
     def to(self, *args: Any, **kwargs: Any) -> ActorCritic:
         super().to(*args, **kwargs)
         self._copy = tuple(model.to(*args, **kwargs) for model in self._copy)

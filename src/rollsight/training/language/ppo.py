@@ -28,7 +28,7 @@ from rollsight import advantages, language, objectives, targets
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring import Scores, score_records
+from rollsight.scoring import Forward, Scores, score_records
 from rollsight.scoring.parallel import gathered_scores
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.training.language import parallel, rewards
@@ -68,6 +68,7 @@ class Options:
     drop: float = 1.0  # fraction of the negative sequences that are left out
     random: bool = False  # leave out as many random ones instead
     rescore: Literal["round", "epoch", "minibatch"] = "round"
+    share_forward: bool = False  # score from the forward that gave the log-probabilities; holds a round's activations
     cross_fit: bool = False  # score each half against the other's gradient: no sequence's own part is in its score
     as_many_steps: bool = False  # further epochs over what is kept, up to the steps that all sequences would take
 
@@ -86,6 +87,11 @@ class Options:
         DropNegative(self.drop)  # refuses what is no fraction
         if self.target is None and self.random:
             raise RollsightError("random drops as many sequences as scores would: give a target")
+        if self.share_forward and (self.target is None or self.cross_fit or self.rescore == "minibatch"):
+            raise RollsightError(
+                f"share_forward is for scores of whole rounds against one target; with target {self.target}, cross_fit "
+                f"{self.cross_fit} and rescore {self.rescore} there is nothing to share: leave it out"
+            )
         if self.as_many_steps and self.rescore != "round":
             raise RollsightError(f"as_many_steps repeats a round's selection and rescore is {self.rescore}: give round")
 
@@ -127,6 +133,7 @@ class LanguagePPO:
         self.kl_coefficient, self.round = options.kl, 0
         self.times: dict[str, float] = {}  # seconds of each phase of the round
         self.clock: Callable[[], float] = time.perf_counter
+        self._forward: Forward | None = None  # of the round's sequences, until they are scored
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
@@ -138,6 +145,7 @@ class LanguagePPO:
         rollout = self._collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
         update = self._optimise(rollout)
+        self._forward = None  # where nothing was scored
         moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in self.policy.trainable().items())
         update.statistics.update(update_norm=moved**0.5, kl_coefficient=self.kl_coefficient)
         if self.options.kl_target is not None:  # Ziegler et al. 2019, section 2.2
@@ -172,7 +180,9 @@ class LanguagePPO:
         if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
             torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
         with self._timed("log_probs"):
-            records, reference = self._evaluate(tokens)
+            if options.share_forward and parallel.size() == 1:
+                self._forward = Forward(self.policy.actor_with_values)
+            records, reference = self._evaluate(tokens, self._forward)
         kl = torch.where(records.valid, records.log_probs - reference, 0.0)
         paid = torch.as_tensor(reward, dtype=kl.dtype, device=kl.device)
         rows = torch.arange(len(records), device=kl.device)
@@ -198,8 +208,11 @@ class LanguagePPO:
         return [stack(column, fill, left).to(self.policy.device) for column, fill, left in sides]
 
     @torch.no_grad()
-    def _evaluate(self, tokens: Sequence[Tensor]) -> tuple[Records, Tensor]:
-        """The sequences as records with log-probabilities and values, and the reference's log-probabilities (N, T)."""
+    def _evaluate(self, tokens: Sequence[Tensor], forward: Forward | None = None) -> tuple[Records, Tensor]:
+        """The sequences as records with log-probabilities and values, and the reference's log-probabilities (N, T).
+
+        forward: what keeps the policy's for the scores.
+        """
         ids, mask, completions, completion_mask = tokens
         nothing = torch.zeros(completions.shape, device=ids.device)
         records = language.completion_records(ids, mask, completions, completion_mask, nothing, nothing)
@@ -207,7 +220,7 @@ class LanguagePPO:
 
         def evaluate(i: int) -> tuple[Tensor, ...]:
             part = trimmed(records.take(rows[i]))
-            ours = self.policy.evaluate(part)
+            ours = self.policy.evaluate(part) if forward is None else forward.extend(part)
             with self.policy.reference() as model:
                 theirs = Policy(model, language.Completions())(part)
             assert ours.value is not None
@@ -281,6 +294,7 @@ class LanguagePPO:
                 cross_fit=self.options.cross_fit,
                 seed=halves,
                 chunk_size=width,
+                forward=self._forward if when == (0,) else None,
             )
         mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
         scores = score_records(actor, trimmed(records.take(mine)), target, objective, chunk_size=width, group=group)
