@@ -14,10 +14,11 @@ pytest.importorskip("reasoning_gym", reason="the study needs reasoning-gym")
 
 from rollsight import RollsightError, cli, runs
 from rollsight.scoring import Scores
+from rollsight.studies.cells import keep_settings
 from rollsight.studies.curves import read_curve
 from rollsight.studies.grpo import miniature, problems
 from rollsight.studies.grpo.arms import KINDS, Arm, arm_of
-from rollsight.studies.grpo.cell import Cell, keep_settings
+from rollsight.studies.grpo.cell import Cell
 from rollsight.studies.grpo.problems import Problem, Problems
 from rollsight.studies.grpo.results import read_results
 from rollsight.studies.grpo.training import PHASES, Settings, train
@@ -174,6 +175,8 @@ def test_a_study_goes_on_where_it_was(
     assert float(rows["iif-held-out", "area_accuracy"]["value"]) == pytest.approx(found["accuracy"][1:].mean(), 1e-3)
     assert "seed 0, round 2: lowest scores (held_out)" in (out / "completions.md").read_text()
     capsys.readouterr()
+    assert cli.main(arguments(out, "--against", "iif-held-out")) == 0
+    assert "the difference to `iif-held-out`, paired by seed" in capsys.readouterr().out
     for more, said in {
         ("--lr", "0.5"): "was started with lr 0.003, not 0.5",
         ("--generations", "1"): "--generations is 1: give at least 2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def test_a_study_goes_on_where_it_was(
     assert "| `iif` | 1 |" in shown
     assert "rank correlation with Perspective is 0.40 (9 texts" in shown
     names = {path.name for path in out.iterdir()}
-    files = {"results.md", "results.csv", "generations.md", "curves.png", "index.html", "probe.npz"}
+    files = {"results.md", "results.csv", "generations.md", "curves.png", "index.html", "probe.npz", "settings.json"}
     assert names == {"ppo", "iif", *files}
     with (out / "results.csv").open() as file:
         rows = {(row["arm"], row["measure"]): row for row in csv.DictReader(file)}
@@ -233,11 +234,25 @@ def test_a_study_goes_on_where_it_was(
     )
     assert charged[2]["score_s"] > free[2]["score_s"] == 0
     assert charged[2]["train_s"] == free[2]["train_s"]
-    copied = tmp_path / "copied" / "ppo"
-    copied.mkdir(parents=True)
-    (copied / "0.csv").write_bytes((out / "ppo" / "0.csv").read_bytes())
-    with pytest.raises(RollsightError, match="curves without their run folders"):
-        read_results(copied.parent)
+    copied = tmp_path / "copied"  # what is kept of a study: no run folders
+    for name in ("ppo/0.csv", "iif/0.csv", "probe.npz"):
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(out / name, copied / name)
+    with pytest.raises(RollsightError, match="holds no study with its settings"):
+        read_results(copied)
+    shutil.copy(out / "settings.json", copied)
+    assert cli.main(arguments(copied, "--only-report")) == 0
+    assert (copied / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+    assert not (copied / "generations.md").exists()
+    capsys.readouterr()
+    assert cli.main(arguments(copied, "--against", "iif")) == 0
+    shown = capsys.readouterr().out
+    assert "the difference to `iif`, paired by seed" in shown
+    against = read_results(copied, arm_of("iif")).arms[0].ends["return"].difference
+    assert against is not None
+    assert against.mean == pytest.approx(-difference.mean)
+    assert cli.main(arguments(copied, "--against", "random")) == 1
+    assert "holds no runs of random: compare with one of its arms, ppo, iif" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def print_text(target: Console, text: str) -> None:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files by name; each appears whole or not at all."""
-    for name, text in texts.items():
+    """Write files by name, those that are not empty; each appears whole or not at all."""
+    for name, text in ((name, text) for name, text in texts.items() if text):
         with whole_file(folder / name) as temporary:
             temporary.write_text(text, "utf-8")
 

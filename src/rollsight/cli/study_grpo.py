@@ -43,6 +43,7 @@ def study_grpo(
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/study-grpo"),
     show_round: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last)")] = None,
     only_report: bool = False,
+    against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: GRPO)")] = None,
 ) -> None:
     """Train a language model on one-digit problems with TRL's GRPO in several ways with the same seeds; write tables,
     figures, a page and examples.
@@ -77,6 +78,7 @@ def study_grpo(
         out: Folder of the study: run folders, curves, results.md, results.csv, completions.md, figures, index.html.
         show_round: Round whose completions of highest and lowest scores go into completions.md.
         only_report: Run nothing; write tables and figures of what the folder holds.
+        against: Run and write nothing; print the tables with every arm compared with this one.
     """
     at_once = processes if processes is not None else cores()
     chosen = {"seeds": seeds, "rounds": rounds, "shots": shots, "prompts": prompts, "generations": generations}
@@ -92,11 +94,17 @@ def study_grpo(
         from rollsight.studies.grpo.training import Settings
     except ModuleNotFoundError as error:
         raise RollsightError(f"this needs the package {error.name}: pip install 'rollsight[llm]'") from error
+    from rollsight.studies.cells import keep_settings
+    from rollsight.studies.grpo import tables
     from rollsight.studies.grpo.arms import arm_of
-    from rollsight.studies.grpo.cell import Cell, keep_settings
+    from rollsight.studies.grpo.cell import Cell
     from rollsight.studies.grpo.problems import draw
+    from rollsight.studies.grpo.results import read_results
 
     console = output.console()
+    if against is not None:
+        output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
+        return
     if not only_report:
         study = Settings(
             model,

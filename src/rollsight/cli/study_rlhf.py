@@ -44,6 +44,7 @@ def study_rlhf(
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/study-rlhf"),
     show_round: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last)")] = None,
     only_report: bool = False,
+    against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: PPO)")] = None,
 ) -> None:
     """Detoxify a language model in several ways with the same seeds; write tables, figures, a page and examples.
 
@@ -78,6 +79,7 @@ def study_rlhf(
         out: Folder of the study: run folders, curves, results.md, results.csv, generations.md, figures, index.html.
         show_round: Round whose completions of highest and lowest scores go into generations.md.
         only_report: Run nothing; write tables and figures of what the folder holds.
+        against: Run and write nothing; print the tables with every arm compared with this one.
     """
     at_once = processes if processes is not None else cores()
     chosen = {"seeds": seeds, "processes": at_once, "eval-prompts": eval_prompts, "eval-every": eval_every}
@@ -88,12 +90,18 @@ def study_rlhf(
         from rollsight.training import language  # noqa: F401
     except ModuleNotFoundError as error:
         raise RollsightError(str(error)) from error
+    from rollsight.studies.cells import keep_settings
+    from rollsight.studies.rlhf import tables
     from rollsight.studies.rlhf.arms import arm_of
     from rollsight.studies.rlhf.cell import Cell
+    from rollsight.studies.rlhf.results import read_results
     from rollsight.training.language.ppo import Options
     from rollsight.training.language.run import RunSettings
 
     console = output.console()
+    if against is not None:
+        output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
+        return
     if not only_report:
         options = Options(prompts_per_round, max_new_tokens, epochs, minibatch, lr=lr, kl=kl)
         study = RunSettings(
@@ -110,6 +118,7 @@ def study_rlhf(
         wanted = list(dict.fromkeys(arm_of(word) for word in ",".join(arms).split(",") if word))
         # All arms of a seed before the next, so that what there is of an unfinished study can be compared.
         cells = [Cell(arm, seed, study, out) for seed in range(first_seed, first_seed + seeds) for arm in wanted]
+        keep_settings(out, study, growing=["rounds"])  # more rounds continue finished runs
         _run(console, cells, at_once)
     _report(console, out, show_round)
 
@@ -120,8 +129,6 @@ def _run(console: Console, cells: Sequence[Cell], processes: int) -> None:
     from rollsight.studies.rlhf.cell import PROBE
     from rollsight.studies.runner import run_jobs
 
-    for cell in cells:
-        cell.check()
     left = [cell for cell in cells if not cell.done]
     say_jobs(console, len(cells), len(left), processes)
     if not left:

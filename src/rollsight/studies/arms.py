@@ -49,8 +49,11 @@ def parse(text: str, kinds: Mapping[str, object], plain: str) -> tuple[str, floa
 AnArm = TypeVar("AnArm", bound=Arm)
 
 
-def standard_of(arm: AnArm, found: Container[AnArm], plain: str) -> AnArm | None:
-    """What it is compared with: the plain arm of its learning rate, else of the study's; None where there is none."""
+def standard_of(arm: AnArm, found: Container[AnArm], plain: str, against: AnArm | None) -> AnArm | None:
+    """What it is compared with: `against`, else the plain arm of its learning rate, else of the study's; None where
+    there is none, or it is that arm."""
+    if against is not None:
+        return against if arm != against else None
     same_rate = replace(arm, kind=plain, p=1.0)
     choices = (same_rate, replace(same_rate, lr=None))
     return next((one for one in choices if one in found and one != arm), None)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from rollsight.errors import RollsightError
+from rollsight.runs import whole_file
 from rollsight.studies.arms import Arm
 from rollsight.studies.curves import as_text, read_curve, write_curve
+
+_SETTINGS = "settings.json"  # in the study's folder
 
 
 class Rounds(Protocol):
@@ -66,3 +71,47 @@ def silence_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def keep_settings(folder: Path, settings: Any, *, growing: Collection[str] = ()) -> None:
+    """Write a study's settings, a dataclass, into its folder. growing: names of those that may change later.
+
+    Raises:
+        RollsightError: the folder is a study with others.
+    """
+    path, mine = folder / _SETTINGS, asdict(settings)
+    if path.exists():
+        stored = _flat(json.loads(path.read_text("utf-8")))
+        for name, value in _flat(mine).items():
+            if name not in growing and stored.get(name, value) != value:
+                raise RollsightError(
+                    f"{folder} was started with {name} {stored[name]}, not {value}: give the same settings, or another "
+                    "--out"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(mine, indent=2) + "\n", "utf-8")
+
+
+def stored_settings(folder: Path, study: str) -> dict[str, Any]:
+    """What `keep_settings` wrote. study: its name on the command line.
+
+    Raises:
+        RollsightError: the folder holds none.
+    """
+    path = folder / _SETTINGS
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RollsightError(
+            f"{folder} holds no study with its {_SETTINGS}: run `rollsight study {study} --out {folder}` first"
+        ) from error
+    return found
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, those of a group beside the others."""
+    groups = [value for value in settings.values() if isinstance(value, dict)]
+    return {
+        name: value for group in (settings, *groups) for name, value in group.items() if not isinstance(value, dict)
+    }

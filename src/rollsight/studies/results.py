@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
 from rollsight.studies import arms
 from rollsight.studies.curves import Curve, after_start, files_by_seed, mean_of, read_curve, seconds_per_round
@@ -41,11 +42,22 @@ def read_curves(folder: Path, phases: Sequence[str]) -> dict[int, Curve]:
 
 
 def read_arms(
-    folder: Path, arm_of: Callable[[str], LanguageArm], kinds: Sequence[str], phases: Sequence[str]
+    folder: Path,
+    arm_of: Callable[[str], LanguageArm],
+    kinds: Sequence[str],
+    phases: Sequence[str],
+    against: LanguageArm | None,
 ) -> dict[LanguageArm, dict[int, Curve]]:
-    """The arms in the folder of a language-model study that have a curve, in the order of tables."""
+    """The arms in the folder of a language-model study that have a curve, in the order of tables.
+
+    Raises:
+        RollsightError: `against` is none of them.
+    """
     found = {arm_of(name) for name in {path.parent.name for path in folder.glob("*/*.csv")}}
     order = sorted(found, key=lambda arm: arms.place(arm, kinds))
+    if against is not None and against not in found:
+        held = ", ".join(map(str, order)) or "none"
+        raise RollsightError(f"{folder} holds no runs of {against}: compare with one of its arms, {held}")
     return {arm: read_curves(folder / str(arm), phases) for arm in order}
 
 

@@ -33,33 +33,36 @@ MEASURES: Mapping[str, Measure] = {
 
 @dataclass(frozen=True, eq=False)
 class ArmResult(ArmCurves[Arm]):
-    """One arm: each of `MEASURES` against GRPO with the same learning rate, else plain GRPO."""
+    """One arm: each of `MEASURES` against GRPO with the same learning rate, else plain GRPO, or against a given arm."""
 
     measures: Mapping[str, Compared]
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The study: its arms, its settings, and accuracy and greedy accuracy before training."""
+    """The study: its arms, its settings, and accuracy and greedy accuracy before training. standard: what differences
+    are to."""
 
     arms: list[ArmResult]
     settings: Settings
     start: tuple[float, float]
+    standard: str
 
 
-def read_results(folder: Path) -> Results:
-    """The study in a folder, as far as its runs are done.
+def read_results(folder: Path, against: Arm | None = None) -> Results:
+    """The study in a folder, as far as its runs are done. Arms are compared with their own GRPO, or all `against` one.
 
     Raises:
-        RollsightError: there is no study in it, or no curve yet.
+        RollsightError: there is no study in it, or no curve yet, or none of `against`.
     """
     settings = settings_of(folder)
-    found = read_arms(folder, arm_of, list(KINDS), PHASES)
+    found = read_arms(folder, arm_of, list(KINDS), PHASES, against)
     if not found:
         raise RollsightError(f"{folder} holds no finished run: run `rollsight study grpo --out {folder}` first")
     starts = {seed: curve for curves in found.values() for seed, curve in curves.items()}.values()
     start = tuple(float(np.mean([curve[name][0] for curve in starts])) for name in ("accuracy", "greedy"))
-    return Results([_arm(arm, found) for arm in found], settings, (start[0], start[1]))
+    arms = [_arm(arm, found, against) for arm in found]
+    return Results(arms, settings, (start[0], start[1]), "GRPO" if against is None else f"`{against}`")
 
 
 def write_csv(results: Results, path: Path) -> None:
@@ -74,8 +77,8 @@ def write_csv(results: Results, path: Path) -> None:
     )
 
 
-def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]]) -> ArmResult:
-    against = standard_of(arm, found, "grpo")
+def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], reference: Arm | None) -> ArmResult:
+    against = standard_of(arm, found, "grpo", reference)
     standard = found[against] if against is not None else {}
     measures = {name: compare(measure, found[arm], standard) for name, measure in MEASURES.items()}
     return ArmResult(arm, found[arm], against, measures)

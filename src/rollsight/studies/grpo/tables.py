@@ -25,7 +25,7 @@ def markdown(results: Results) -> str:
         f"rounds; Adam at {s.lr:g}, LoRA of rank {s.lora_rank} on the last {s.lora_layers} layers. Reward: 1 for a "
         "right answer. Accuracy is the probability of a right answer to a sample, greedy the share of right ones "
         f"without sampling, on {s.evaluation} problems that are neither trained nor scored on, others for each seed. "
-        "Mean ± 95 % t-interval over seeds; in brackets the difference to GRPO, paired by seed."
+        f"Mean ± 95 % t-interval over seeds; in brackets the difference to {results.standard}, paired by seed."
     )
     used = {one.arm.kind for one in results.arms}
     legend = "\n".join(f"- `{kind}`: {text}" for kind, text in KINDS.items() if kind in used)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from rollsight import runs
-from rollsight.errors import RollsightError
 from rollsight.studies.cells import StudyCell, silence_transformers
 from rollsight.studies.rlhf import probe
 from rollsight.studies.rlhf.arms import Arm
@@ -38,19 +37,6 @@ class Cell(StudyCell[Arm, run.RunSettings]):
     """One run."""
 
     phases = PHASES
-
-    def check(self) -> None:
-        """`RollsightError` where the run folder is of other settings, apart from the number of rounds."""
-        if not runs.is_run(self.run_folder):
-            return
-        stored, mine = run.settings_of(self.run_folder), self.arm.settings(self.study, self.seed)
-        for there, here in ((stored, mine), (stored.options, mine.options)):
-            for name in (f.name for f in fields(there) if f.name not in ("rounds", "options")):
-                if getattr(there, name) != getattr(here, name):
-                    raise RollsightError(
-                        f"{self.run_folder} was started with {name} {getattr(there, name)}, not {getattr(here, name)}: "
-                        "give the same settings, or another --out"
-                    )
 
     def run(self, report: Report) -> None:
         """Train, or go on training, and write the curve. Seconds are of processor time: runs share their machine."""

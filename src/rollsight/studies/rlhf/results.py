@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rollsight import runs
 from rollsight.errors import RollsightError
 from rollsight.studies.arms import standard_of
+from rollsight.studies.cells import stored_settings
 from rollsight.studies.curves import Curve, Floats
 from rollsight.studies.paired import Compared, compare, end, figures
 from rollsight.studies.paper.metrics import Contrast
@@ -25,10 +25,10 @@ from rollsight.studies.rlhf.cell import PHASES, PROBE
 @dataclass(frozen=True, eq=False)
 class ArmResult(ArmCurves[Arm]):
     """One arm, over the rounds that all curves of the study have, against PPO with the same learning rate, else plain
-    PPO.
+    PPO, or against a given arm.
 
-    ends: by name of a column; at_kl: one for each of the study's levels; savings: rounds and time against PPO, None for
-    PPO itself and where there is none.
+    ends: by name of a column; at_kl: one for each of the study's levels; savings: rounds and time, None where there is
+    nothing to compare with.
     """
 
     ends: Mapping[str, Compared]
@@ -45,7 +45,7 @@ class ArmResult(ArmCurves[Arm]):
 class Results:
     """The study: arms, levels (L,) of KL that every run reaches, ends before training, and the probe's quality.
 
-    settings: of the runs, as their folder has them, without what belongs to an arm.
+    settings: that the runs share. standard: what differences are to.
     """
 
     arms: list[ArmResult]
@@ -53,15 +53,16 @@ class Results:
     start: Mapping[str, float]
     quality: Mapping[str, float]
     settings: Mapping[str, Any]
+    standard: str
 
 
-def read_results(folder: Path) -> Results:
-    """The study in a folder, as far as its runs are done.
+def read_results(folder: Path, against: Arm | None = None) -> Results:
+    """The study in a folder, as far as its runs are done. Arms are compared with their own PPO, or all `against` one.
 
     Raises:
-        RollsightError: there is no curve in it, or its curves share no rounds.
+        RollsightError: there is no curve in it, or none of `against`, or its curves share no rounds.
     """
-    found = read_arms(folder, arm_of, list(KINDS), PHASES)
+    found = read_arms(folder, arm_of, list(KINDS), PHASES, against)
     if not found:
         raise RollsightError(f"{folder} holds no curves of a study: run `rollsight study rlhf --out {folder}` first")
     everyone = [curve for curves in found.values() for curve in curves.values()]
@@ -75,12 +76,9 @@ def read_results(folder: Path) -> Results:
     everyone = [curve for curves in found.values() for curve in curves.values()]
     levels = metrics.common_levels(everyone)
     start = {name: float(np.mean([curve[name][0] for curve in everyone])) for name in metrics.ENDS}
-    started = [path.with_suffix("") for path in sorted(folder.glob("*/*.csv")) if runs.is_run(path.with_suffix(""))]
-    if not started:
-        raise RollsightError(f"{folder} holds curves without their run folders: give the folder that the study wrote")
-    settings = runs.open(started[0]).metadata["run_settings"]
-    arms = [_arm(arm, found, levels) for arm in found]
-    return Results(arms, levels, start, probe.load(folder / PROBE).quality, settings)
+    arms = [_arm(arm, found, levels, against) for arm in found]
+    standard = "PPO" if against is None else f"`{against}`"
+    return Results(arms, levels, start, probe.load(folder / PROBE).quality, stored_settings(folder, "rlhf"), standard)
 
 
 def write_csv(results: Results, path: Path) -> None:
@@ -95,9 +93,9 @@ def write_csv(results: Results, path: Path) -> None:
     )
 
 
-def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats) -> ArmResult:
+def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats, reference: Arm | None) -> ArmResult:
     curves = found[arm]
-    against = standard_of(arm, found, "ppo")
+    against = standard_of(arm, found, "ppo", reference)
     standard = found[against] if against is not None else {}
     ends = {name: compare(partial(end, name=name), curves, standard) for name in metrics.ENDS}
     at_kl = [compare(partial(metrics.at_kl, level=level), curves, standard) for level in levels.tolist()]

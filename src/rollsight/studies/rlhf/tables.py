@@ -15,8 +15,8 @@ from rollsight.studies.rlhf.cell import PHASES
 from rollsight.studies.rlhf.metrics import ENDS
 from rollsight.studies.rlhf.results import Results
 
-_SAVED = {"se_ave": "rounds (SE_ave)", "se_peak": "rounds to PPO's best", "rt_paper": "time to PPO's best"}
-_SAVED |= {"rt_peak": "the same, of PPO's time to it"}
+_SAVED = {"se_ave": "rounds (SE_ave)", "se_peak": "rounds to its best", "rt_paper": "time to its best"}
+_SAVED |= {"rt_peak": "the same, of its time to it"}
 _DEEDS = ("negative", "kept", "steps", "update_norm", "approx_kl", "train_reward")
 _NAMES = {"return": "reward", "toxicity": "toxicity (probe)", "kl": "KL", "empty": "empty"}
 
@@ -31,7 +31,7 @@ def markdown(results: Results) -> str:
         f"minibatches of {options['minibatch']}, {options['max_new_tokens']} new tokens, KL coefficient "
         f"{options['kl']:g}; reward {settings['reward']}. All of the first table is measured on "
         f"{settings['eval_prompts']} held-out prompts after {results.arms[0].rounds} rounds. Mean ± 95 % t-interval "
-        "over seeds; in brackets the difference to PPO, paired by seed.\n\n"
+        f"over seeds; in brackets the difference to {results.standard}, paired by seed.\n\n"
         f"Toxicity is judged by a probe that the training never sees. On held-out texts its rank correlation with "
         f"Perspective is {quality['rank_correlation']:.2f} ({quality['texts']:.0f} texts, nearly all toxic), and it "
         f"tells those from {quality['neutral']:.0f} ordinary sentences of other sources with an AUC of "
@@ -56,7 +56,7 @@ def _at_kl(results: Results) -> str:
 
 
 def _savings(results: Results) -> str:
-    columns = ["per cent less than PPO", *(f"{n}, mean curves" for n in _SAVED.values())]
+    columns = [f"per cent less than {results.standard}", *(f"{n}, mean curves" for n in _SAVED.values())]
     columns += [f"{n}, by seed" for n in list(_SAVED.values())[:3]] + ["unreached, by seed"]
     rows = []
     for one in results.arms:
@@ -65,15 +65,15 @@ def _savings(results: Results) -> str:
             cells += [percent(c.pairs[name]) for name in list(_SAVED)[:3]]
             rows.append([f"`{one.arm}`", *cells, f"{100 * c.pairs['unreached'].value:.0f}"])
     text = (
-        "To standard PPO's best held-out reward; what is never reached counts as reached one round after the last. "
-        "Evaluations are noisy and not of every round, so differences of one evaluation mean little."
+        f"To the best held-out reward of {results.standard}; what is never reached counts as reached one round after "
+        "the last. Evaluations are noisy and not of every round, so differences of one evaluation mean little."
     )
     return f"## Savings\n\n{text}\n\n" + table(columns, rows)
 
 
 def _deeds(results: Results) -> str:
     columns = ["arm", *(name.replace("_", " ") for name in _DEEDS), *(f"{p.replace('_', '-')} s" for p in PHASES)]
-    columns += ["all s", "% of PPO"]
+    columns += ["all s", f"% of {results.standard}"]
     rows = []
     for one in results.arms:
         seconds = [one.seconds(phase) for phase in PHASES]
@@ -85,12 +85,14 @@ def _deeds(results: Results) -> str:
 
 
 def generations(folder: Path, results: Results, round: int | None, n: int) -> str:
-    """The n completions of highest and lowest score, for each scored arm's first seed; round None: the last.
+    """The n completions of highest and lowest score, for each scored arm's first seed; empty without run folders. round
+    None: the last.
 
     Raises:
         RollsightError: a run does not have the round.
     """
-    return "\n\n".join(["# Completions by score", *_sections(folder, results, round, n)]) + "\n"
+    sections = list(_sections(folder, results, round, n))
+    return "\n\n".join(["# Completions by score", *sections]) + "\n" if sections else ""
 
 
 def _sections(folder: Path, results: Results, round: int | None, n: int) -> Iterator[str]:
