@@ -149,7 +149,7 @@ def test_a_study_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
     out = tmp_path / "study"
-    keep_settings(out, SMALL)
+    keep_settings(out, SMALL, "grpo")
     Cell(arm_of("grpo"), 0, SMALL, out).run(lambda *_: None)
     first = (out / "grpo" / "0.csv").read_bytes()
     capsys.readouterr()
@@ -185,6 +185,11 @@ def test_a_study_goes_on_where_it_was(
         ("--arms", "ppo"): "'ppo' is unknown",
     }.items():
         assert cli.main(arguments(out, *more)) == 1
+        assert said in capsys.readouterr().err
+    settings = out / "settings.json"
+    for text, said in {'{"reward": "profanity"}': "holds another study", "{": "holds no study"}.items():
+        settings.write_text(text)
+        assert cli.main(arguments(out, "--only-report")) == 1
         assert said in capsys.readouterr().err
     assert cli.main(["study", "grpo", "--only-report", "--out", str(tmp_path / "none")]) == 1
     assert "holds no study" in capsys.readouterr().err

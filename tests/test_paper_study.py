@@ -13,9 +13,9 @@ pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rolls
 
 from rollsight import RollsightError, cli
 from rollsight.studies.curves import Curve, read_curve
-from rollsight.studies.paper import metrics
+from rollsight.studies.paper import metrics, tables
 from rollsight.studies.paper.arms import KINDS, arm_in, arm_of
-from rollsight.studies.paper.cell import Cell, Evaluations
+from rollsight.studies.paper.cell import Cell, Evaluations, lost_rows
 from rollsight.studies.paper.results import read_results
 from rollsight.studies.paper.study import cells_of
 from rollsight.studies.ray_cluster import run_on_ray
@@ -190,9 +190,21 @@ def _silent(rounds: float, summary: Any) -> None: ...
 
 
 def test_a_run_that_diverges_counts_with_its_lowest_return(tmp_path: Path) -> None:
-    cell = Cell("CartPole-v1", arm_of("ppo@lr=1e30,clip=off"), 0, 6, Evaluations(20, 2), tmp_path)
+    cell = Cell(LAKE, arm_of("ppo@lr=1e30,clip=off"), 0, 6, Evaluations(20, 2), tmp_path)
     cell.write(cell.run(lambda *_: None))
     found = read_curve(cell.path, ("collect", "score", "train"))
     assert found["round"].tolist() == [0, 2, 4, 6]
     assert np.isnan(found["update_norm"][1:]).all()
     assert set(found["return"][1:]) == {found["return"][0]}
+    (result,) = read_results(tmp_path)
+    assert [one.diverged for one in result.arms] == [1]
+    assert "| 1, 1 diverged |" in tables.markdown([result])
+
+
+def test_a_diverged_run_is_filled_up_with_the_lowest_not_the_last() -> None:
+    rows = [{"round": i, "return": value, "kept": 1.0, "train_s": float(i)} for i, value in enumerate((2.0, -3.0, 1.0))]
+    lost = list(lost_rows(rows, range(3, 5)))
+    assert [(row["round"], row["return"], row["kept"], row["train_s"]) for row in lost] == [
+        (3, -3.0, "", 2.0),
+        (4, -3.0, "", 2.0),
+    ]

@@ -123,7 +123,7 @@ def study_grpo(
         )
         wanted = list(dict.fromkeys(arm_of(word) for word in ",".join(arms).split(",") if word))
         draw(task, shots, held_out, evaluation, first_seed)  # fails here rather than in a run
-        keep_settings(out, study)
+        keep_settings(out, study, "grpo")
         # All arms of a seed before the next, so that what there is of an unfinished study can be compared.
         cells = [Cell(arm, seed, study, out) for seed in range(first_seed, first_seed + seeds) for arm in wanted]
         _run(console, cells, at_once)

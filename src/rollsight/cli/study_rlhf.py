@@ -118,7 +118,7 @@ def study_rlhf(
         wanted = list(dict.fromkeys(arm_of(word) for word in ",".join(arms).split(",") if word))
         # All arms of a seed before the next, so that what there is of an unfinished study can be compared.
         cells = [Cell(arm, seed, study, out) for seed in range(first_seed, first_seed + seeds) for arm in wanted]
-        keep_settings(out, study, growing=["rounds"])  # more rounds continue finished runs
+        keep_settings(out, study, "rlhf", growing=["rounds"])  # more rounds continue finished runs
         _run(console, cells, at_once)
     _report(console, out, show_round)
 

@@ -73,15 +73,17 @@ def silence_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def keep_settings(folder: Path, settings: Any, *, growing: Collection[str] = ()) -> None:
-    """Write a study's settings, a dataclass, into its folder. growing: names of those that may change later.
+def keep_settings(folder: Path, settings: Any, study: str, *, growing: Collection[str] = ()) -> None:
+    """Write a study's settings, a dataclass, into its folder.
+
+    study: its name on the command line; growing: names of settings that may change later.
 
     Raises:
         RollsightError: the folder is a study with others.
     """
     path, mine = folder / _SETTINGS, asdict(settings)
     if path.exists():
-        stored = _flat(json.loads(path.read_text("utf-8")))
+        stored = _flat(stored_settings(folder, study))
         for name, value in _flat(mine).items():
             if name not in growing and stored.get(name, value) != value:
                 raise RollsightError(

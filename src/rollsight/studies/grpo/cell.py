@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollsight.errors import RollsightError
 from rollsight.studies.cells import StudyCell, silence_transformers, stored_settings
 from rollsight.studies.grpo.arms import Arm
 from rollsight.studies.grpo.training import PHASES, Settings, train
@@ -28,6 +29,9 @@ def settings_of(folder: Path) -> Settings:
     """The study's.
 
     Raises:
-        RollsightError: the folder holds none.
+        RollsightError: the folder holds none, or those of another study.
     """
-    return Settings(**stored_settings(folder, "grpo"))
+    try:
+        return Settings(**stored_settings(folder, "grpo"))
+    except TypeError as error:
+        raise RollsightError(f"{folder} holds another study than `rollsight study grpo`: give its folder") from error

@@ -111,7 +111,7 @@ class Cell:
         try:
             FastTrainer(model, training, plan).train(self.rounds, follow)
         except Diverged:
-            rows.extend(_lost(rows, range(rows[-1]["round"] + every, self.rounds + 1, every)))
+            rows.extend(lost_rows(rows, range(rows[-1]["round"] + every, self.rounds + 1, every)))
         host.close()
         return as_text(rows)
 
@@ -120,7 +120,7 @@ class Cell:
         write_curve(self.path, curve)
 
 
-def _lost(rows: Sequence[Mapping[str, Any]], rounds: Iterable[int]) -> Iterator[dict[str, Any]]:
+def lost_rows(rows: Sequence[Mapping[str, Any]], rounds: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Rows for the evaluations that a diverged run does not have; without an update, and at the last row's seconds."""
     lowest = min(row["return"] for row in rows)
     for round in rounds:

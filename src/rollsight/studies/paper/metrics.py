@@ -92,7 +92,7 @@ class Contrast:
     area: Interval
     probability: Estimate
 
-    def savings(self) -> Iterator[dict[str, object]]:
+    def rows(self) -> Iterator[dict[str, object]]:
         """Rows of a long table, two for each measure."""
         for measure in MEASURES:
             for kind, found in (("pairs", self.pairs[measure]), ("mean_curve", self.mean_curve[measure])):

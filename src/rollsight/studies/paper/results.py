@@ -135,4 +135,4 @@ def _figures(one: ArmResult) -> Iterator[dict[str, object]]:
     for measure, estimate in found.items():
         yield row(measure, estimate.value, estimate.low, estimate.high)
     if compared is not None:
-        yield from compared.savings()
+        yield from compared.rows()

@@ -109,4 +109,4 @@ def _figures(one: ArmResult, levels: Floats) -> Iterator[dict[str, object]]:
     named |= {f"return_at_kl_{level:.3g}": found for level, found in zip(levels, one.at_kl, strict=True)}
     yield from figures(named)
     if one.savings is not None:
-        yield from one.savings.savings()
+        yield from one.savings.rows()
