@@ -19,6 +19,7 @@ from rollsight.training.classic import collect
 from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.collect import Collector, Rollout
 from rollsight.training.classic.environments import Outcome, make
+from rollsight.training.classic.evaluation import play
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.twin import parameters_of
 
@@ -143,6 +144,18 @@ def test_an_episode_over_two_rounds_is_counted_once() -> None:
         assert lengths[:-1].tolist() == [4] * (len(lengths) - 1)
         finished = np.concatenate([r.episodes.finished_returns for r in many])
         assert (finished == 4).sum() == (36 // 4 if not resets_next_step else 36 // 5)
+
+
+@pytest.mark.parametrize("resets_next_step", [True, False])
+@pytest.mark.parametrize(("episodes", "of_three", "of_four"), [(1, 1, 0), (2, 1, 1), (3, 2, 1), (6, 3, 3), (7, 4, 3)])
+def test_an_evaluation_counts_every_episode_that_it_begins(
+    resets_next_step: bool, episodes: int, of_three: int, of_four: int
+) -> None:
+    policy, environments = make_model().policy, Counting(resets_next_step)
+    actor = Actor(network_of(policy), parameters_of(policy), (3,))
+    returns, lengths = play(actor, environments, episodes, np.random.default_rng(0))
+    assert sorted(lengths) == [3] * of_three + [4] * of_four
+    assert returns == lengths
 
 
 @pytest.mark.parametrize("settings", [{}, {"action": "multidiscrete"}, {"action": "box"}, {"obs": "discrete"}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -24,7 +25,6 @@ from rollsight.studies.evaluation import Evaluation
 from rollsight.studies.networks import MiniGridFeatures
 from rollsight.studies.settings import RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
 
-_EVALUATED_AT_ONCE = 32  # environments of an evaluation by the fast engine
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 
 
@@ -160,11 +160,10 @@ def run_fast(
     model = model_of(settings, host)
     assert isinstance(model, PPO)
     rule = options.rule_of(None, settings.selection, settings.unit, seed=settings.seed, floor=model.batch_size)
-    side_by_side = min(settings.eval_episodes, _EVALUATED_AT_ONCE)
     plan = Plan(
         arm=Filtered(rule, settings.every),
         snapshot_every=options.interval_of(settings.snapshots),
-        evaluation=(lambda key: environments.make(settings.env, side_by_side, key)) if side_by_side else None,
+        evaluation=partial(environments.make, settings.env) if settings.eval_episodes else None,
         episodes=settings.eval_episodes,
     )
     described = describe(model, rule=settings.selection, unit=settings.unit, targets=["return"], every=settings.every)

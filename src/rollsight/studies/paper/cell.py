@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ _MEANS = {
 }
 # Column -> seconds of processor time since the start of training.
 _SECONDS = {"collect_s": "time_collect", "score_s": "time_score", "train_s": "time_train", "evaluate_s": "time_eval"}
-_AT_ONCE = 50  # environments of an evaluation
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Cell:
         episodes, every = self.evaluations.episodes, self.evaluations.every
         plan = Plan(
             arm.training(self.seed),
-            evaluation=lambda key: environments.make(env, min(episodes, _AT_ONCE), key),
+            evaluation=partial(environments.make, env),
             episodes=episodes,
             evaluate_every=every,
             clock=time.process_time,  # the runs of a study share their machine

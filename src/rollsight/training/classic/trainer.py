@@ -25,7 +25,7 @@ from rollsight.training.classic.acting import Actor
 from rollsight.training.classic.arms import Arm, Filtered
 from rollsight.training.classic.collect import Collector, Rollout
 from rollsight.training.classic.environments import Environments
-from rollsight.training.classic.evaluation import play
+from rollsight.training.classic.evaluation import play, side_by_side
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.round import Round
 
@@ -44,14 +44,14 @@ class Plan:
 
     arm: how each round trains. A round's snapshot replays the arms that are one selection (`arms.Filtered`).
     snapshot_every: rounds between snapshots, 0 for none.
-    evaluation: makes the evaluation's environments from a key; None for no evaluation. episodes: how many, before
-    training and after every `evaluate_every`-th round.
+    evaluation: makes the evaluation's environments, from how many and their key; None for no evaluation. episodes: of
+    the evaluation before training and after every `evaluate_every`-th round.
     clock: what phases are timed with; `time.process_time` does not see what else the machine does.
     """
 
     arm: Arm = field(default_factory=Filtered)
     snapshot_every: int = 0
-    evaluation: Callable[[tuple[int, ...]], Environments] | None = None
+    evaluation: Callable[[int, tuple[int, ...]], Environments] | None = None
     episodes: int = 0
     evaluate_every: int = 1
     clock: Callable[[], float] = time.perf_counter
@@ -201,7 +201,8 @@ class FastTrainer:
             return {}
         started = plan.clock()
         actor = Actor(self._network, self._parameters, self._model.observation_space.shape or ())
-        returns, lengths = play(actor, plan.evaluation(key), plan.episodes, np.random.default_rng(key))
+        environments = plan.evaluation(side_by_side(plan.episodes), key)
+        returns, lengths = play(actor, environments, plan.episodes, np.random.default_rng(key))
         if self._writer is not None:
             self._writer.write_evaluation(round, returns, lengths)
         return {"evaluation_return": float(np.mean(returns)), "time_eval": plan.clock() - started}
