@@ -42,18 +42,19 @@ class Counting:
     def reset(self) -> Outcome:
         return Outcome(self._see(), None, None, None)
 
-    def step(self, actions: Any) -> Outcome:
-        assert actions.shape == (2,)
-        resetting = self._over
-        self._steps = np.where(resetting, 0, self._steps + 1)
-        self._over = self._steps == np.array([3, 4])
-        cut = self._over & np.array([False, True])
-        rewards, finals, over = np.where(resetting, 0.0, 1.0), [], self._over
-        if not self.resets_next_step:
-            finals = [(i, self._see()[i]) for i in np.flatnonzero(cut)]
-            self._steps = np.where(over, 0, self._steps)
-            self._over = np.zeros(2, dtype=bool)
-        return Outcome(self._see(), rewards, over & ~cut, cut, finals)
+    def step(self, actions: Any, only: Any = None) -> Outcome:
+        rows = np.arange(2) if only is None else only
+        assert actions.shape == rows.shape
+        resetting = self._over[rows]
+        self._steps[rows] = np.where(resetting, 0, self._steps[rows] + 1)
+        over = self._steps[rows] == rows + 3
+        rewards, cut, finals = np.where(resetting, 0.0, 1.0), over & (rows == 1), []
+        if self.resets_next_step:
+            self._over[rows] = over
+        else:
+            finals = [(i, self._see()[rows[i]]) for i in np.flatnonzero(cut)]
+            self._steps[rows[over]] = 0
+        return Outcome(self._see()[rows], rewards, over & ~cut, cut, finals)
 
     def close(self) -> None:
         pass

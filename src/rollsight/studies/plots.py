@@ -77,8 +77,10 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
         axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title)
         axes.grid(alpha=0.3)
-        if index == 0 or plot.title:  # plots with titles differ in their arms, others in what they show
+        if plot.title:  # plots with titles differ in their arms, others in what they show
             axes.legend(frameon=False, fontsize=8)
+    if plots and not plots[0].title:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     return save_figure(figure, path)
 
 

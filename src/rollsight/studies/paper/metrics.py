@@ -23,7 +23,7 @@ class Reduction:
 
     se_ave, se_peak: rounds, over the strictly increasing levels that the standard reached, and at its best level.
     rt_paper: time to the standard's best level, of the standard's whole time (what the published values equal).
-    rt_peak: the same of the standard's time to that level.
+    rt_peak: the same of the standard's time to that level. Both nan where the standard took none: it diverged at once.
     unreached: share of the levels never reached, which count as reached one round after the last (censored).
     """
 
@@ -51,8 +51,8 @@ def reduction(standard: Curve, other: Curve) -> Reduction:
     return Reduction(
         float(saved.mean()),
         float(saved[-1]),
-        float(1 - time / standard["seconds"][-1]),
-        float(1 - time / standard["seconds"][peak]),
+        _less(time, standard["seconds"][-1]),
+        _less(time, standard["seconds"][peak]),
         float(np.mean([i == len(rounds) for i in mine])),
     )
 
@@ -145,8 +145,8 @@ def contrast(standard: Sequence[Curve], other: Sequence[Curve]) -> Contrast:
     whole = reduction(mean_curve(standard), mean_curve(other))
     one, two = finals(standard), finals(other)
     return Contrast(
-        {name: estimate_of(t_interval([getattr(pair, name) for pair in pairs])) for name in MEASURES},
-        {name: _quantiles(getattr(whole, name), [getattr(r, name) for r in resampled]) for name in MEASURES},
+        {name: _mean(_known(pairs, name)) for name in MEASURES},
+        {name: _quantiles(getattr(whole, name), _known(resampled, name)) for name in MEASURES},
         t_interval(two - one),
         t_interval(areas(other) - areas(standard)),
         _bootstrap(_superiority, two, one),
@@ -164,13 +164,26 @@ def null_of(standard: Sequence[Curve]) -> Null | None:
         order = rng.permutation(n).tolist()
         one, two = (mean_curve([standard[i] for i in part]) for part in (order[: n // 2], order[n // 2 :]))
         halves.append(reduction(one, two))
-    return Null(*({name: _moments([getattr(r, name) for r in many]) for name in MEASURES} for many in (pairs, halves)))
+    return Null(*({name: _moments(_known(many, name)) for name in MEASURES} for many in (pairs, halves)))
 
 
 def _reached(curve: Curve, level: float) -> int:
     """Index of the first evaluation at or above the level; their number where there is none."""
     above = np.flatnonzero(curve["return"] >= level)
     return int(above[0]) if len(above) else len(curve["return"])
+
+
+def _less(time: float, standard: float) -> float:
+    return float(1 - time / standard) if standard > 0 else float("nan")
+
+
+def _mean(values: Floats) -> Estimate:
+    return estimate_of(t_interval(values)) if len(values) else Estimate(np.nan, np.nan, np.nan)
+
+
+def _known(reductions: Sequence[Reduction], name: str) -> Floats:
+    values = np.array([getattr(one, name) for one in reductions])
+    return values[~np.isnan(values)]
 
 
 def _iqm(values: Floats) -> Any:
@@ -192,10 +205,12 @@ def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
     return _quantiles(value, statistic(*(rng.choice(s, (_RESAMPLES, len(s))) for s in samples)))
 
 
-def _quantiles(value: float, drawn: Sequence[float]) -> Estimate:
+def _quantiles(value: float, drawn: Floats) -> Estimate:
     low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
     return Estimate(value, float(low), float(high))
 
 
-def _moments(values: Sequence[float]) -> tuple[float, float]:
+def _moments(values: Floats) -> tuple[float, float]:
+    if len(values) < 2:
+        return np.nan, np.nan
     return float(np.mean(values)), float(np.std(values, ddof=1))

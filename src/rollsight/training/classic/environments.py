@@ -36,8 +36,8 @@ class Outcome(NamedTuple):
 
     obs:    (E, ...) what the policy sees next: after the reset, where an episode ended and the reset comes at once.
     rewards, terminated, truncated: E each.
-    finals: (environment, last observation) of episodes that were cut off and have been reset already.
-    starts: (environment, how its episode began) of resets that were noted (`rollsight.adapters.gymnasium`).
+    finals: (row, last observation) of episodes that were cut off and have been reset already.
+    starts: (row, how its episode began) of resets that were noted (`rollsight.adapters.gymnasium`).
     """
 
     obs: Array
@@ -63,8 +63,11 @@ class Environments(Protocol):
         """Begin; only `obs` and `starts` mean something."""
         ...
 
-    def step(self, actions: Array) -> Outcome:
-        """Step every environment, with actions (E, ...) as they take them."""
+    def step(self, actions: Array, only: Array | None = None) -> Outcome:
+        """Step every environment, with actions (E, ...) as they take them.
+
+        only: (K,) rising numbers of the environments that are stepped, None for all; actions and outcome have K rows.
+        """
         ...
 
     def close(self) -> None:
@@ -108,22 +111,22 @@ class Copies:
         self._obs = np.stack([np.asarray(self._see(obs)) for obs, _ in begun])
         return Outcome(self._obs.copy(), None, None, None, starts=starts)
 
-    def step(self, actions: Array) -> Outcome:
+    def step(self, actions: Array, only: Array | None = None) -> Outcome:
         rewards, ended, cut = [], [], []
         finals, starts = list[tuple[int, Array]](), list[tuple[int, str | None]]()
         taken = actions.tolist() if self._plain else actions
-        for i, env in enumerate(self._envs):
-            obs, reward, terminated, truncated, _ = env.step(taken[i])
+        for row, i in enumerate(range(self.count) if only is None else only.tolist()):
+            obs, reward, terminated, truncated, _ = self._envs[i].step(taken[row])
             if terminated or truncated:
                 if not terminated:
-                    finals.append((i, np.asarray(self._see(obs))))
-                obs, info = env.reset()
-                starts.append((i, info.get(START)))
+                    finals.append((row, np.asarray(self._see(obs))))
+                obs, info = self._envs[i].reset()
+                starts.append((row, info.get(START)))
             self._obs[i] = self._see(obs)
             rewards.append(float(reward))
             ended.append(terminated)
             cut.append(truncated)
-        return Outcome(self._obs, rewards, ended, cut, finals, starts)
+        return Outcome(self._obs if only is None else self._obs[only], rewards, ended, cut, finals, starts)
 
     def close(self) -> None:
         for env in self._envs:
@@ -156,9 +159,10 @@ class Pool:
     def reset(self) -> Outcome:
         return Outcome(self._shown(self._pool.reset()[0]).astype(self._dtype), None, None, None)
 
-    def step(self, actions: Array) -> Outcome:
+    def step(self, actions: Array, only: Array | None = None) -> Outcome:
         actions = actions.astype(self._type)
-        obs, rewards, terminated, truncated, _ = self._pool.step(actions)
+        ids = None if only is None else only.astype(np.int32)
+        obs, rewards, terminated, truncated, _ = self._pool.step(actions, ids)
         seen, finals = self._shown(obs).astype(self._dtype), list[tuple[int, Array]]()
         if not self.resets_next_step and (terminated[0] or truncated[0]):
             finals = [(0, seen[0])] if truncated[0] else []
