@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError, cli
-from rollsight.studies.curves import Curve, read_curve
-from rollsight.studies.paper import metrics, tables
+from rollsight.studies.curves import Curve, as_text, read_curve, write_curve
+from rollsight.studies.paper import figures, metrics, tables
 from rollsight.studies.paper.arms import KINDS, arm_in, arm_of
 from rollsight.studies.paper.cell import Cell, Evaluations, lost_rows
 from rollsight.studies.paper.results import read_results
@@ -212,6 +212,36 @@ def test_a_run_that_diverges_counts_with_its_lowest_return(tmp_path: Path) -> No
     (result,) = read_results(tmp_path)
     assert [one.diverged for one in result.arms] == [1]
     assert "| 1, 1 diverged |" in tables.markdown([result])
+
+
+def write_arm(out: Path, arm: str, *finals: float) -> None:
+    """A curve for each final return."""
+    phases = {"collect_s": 1, "score_s": 0, "train_s": 1, "evaluate_s": 1, "update_norm": 1, "kept": 1}
+    for seed, final in enumerate(finals):
+        rows = [{"round": i, "return": final * i / 10, **phases} for i in range(11)]
+        write_curve(out / LAKE / arm_of(arm).folder / f"{seed}.csv", as_text(rows))
+
+
+def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path) -> None:
+    for arm in ("ppo", "ppo@clip=off", "iif:0.25", "iif:0.5", "random:0.5", "crossfit:0.5@clip=off"):
+        write_arm(tmp_path, arm, 1, 2)
+    assert figures.draw_sweeps(read_results(tmp_path), tmp_path / "sweeps.png") is None
+    assert not (tmp_path / "sweeps.png").exists()
+    write_arm(tmp_path, "iif:0.125", 3, 4)
+    for lr in ("0.1", "0.001"):
+        write_arm(tmp_path, f"ppo@lr={lr}", 5, 7)
+    (result,) = read_results(tmp_path)
+    final, area, by_rate, _ = figures.sweeps(result)
+    assert [line.name for line in final.lines] == ["ppo", "iif"]
+    assert final.lines[0].x.tolist() == [0.125, 0.5]
+    assert final.lines[1].x.tolist() == [0.125, 0.25, 0.5]
+    assert final.lines[1].mean.tolist() == pytest.approx([3.5, 1.5, 1.5])
+    assert area.lines[1].mean.tolist() == pytest.approx([3.5 * 0.55, 1.5 * 0.55, 1.5 * 0.55])
+    (line,) = by_rate.lines
+    assert line.x.tolist() == [0.001, settings_for(LAKE).lr, 0.1]
+    assert line.mean.tolist() == pytest.approx([6, 1.5, 6])
+    assert figures.draw_sweeps([result], tmp_path / "sweeps.png") == tmp_path / "sweeps.png"
+    assert "learning rate" in figures.write([result], tmp_path / "index.html").read_text("utf-8")
 
 
 def test_a_diverged_run_is_filled_up_with_the_lowest_not_the_last() -> None:

@@ -36,12 +36,13 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """One plot: what its axes show, and its lines."""
+    """One plot: what its axes show, and its lines. log: x by its logarithm, each point marked."""
 
     x: str
     y: str
     lines: list[Line]
     title: str = ""
+    log: bool = False
 
 
 def colour(place: int) -> str:
@@ -72,10 +73,16 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
     for index, plot in enumerate(plots):
         axes = figure.add_subplot(-(-len(plots) // columns), columns, index + 1)
         for one in plot.lines:
-            axes.plot(one.x, one.mean, label=one.name, color=one.colour, linewidth=1.6)
+            axes.plot(
+                one.x, one.mean, "o-"[not plot.log :], label=one.name, color=one.colour, linewidth=1.6, markersize=4
+            )
             low, high = one.mean - one.half, one.mean + one.half
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title)
+        axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title, xscale="log" if plot.log else "linear")
+        if plot.log:
+            values = sorted({value for one in plot.lines for value in one.x.tolist()})
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
         axes.grid(alpha=0.3)
         if plot.title:  # plots with titles differ in their arms, others in what they show
             axes.legend(frameon=False, fontsize=8)
@@ -108,5 +115,7 @@ def _page(plot: Axes) -> go.Figure:
             line={"width": 0, "color": one.colour}, showlegend=False, **shared,
         )  # fmt: skip
         line = {"color": one.colour, "dash": "solid" if one.shown else "dash"}
-        figure.add_scatter(x=one.x, y=one.mean, name=one.name, line=line, **shared)
+        mode = "lines+markers" if plot.log else "lines"
+        figure.add_scatter(x=one.x, y=one.mean, name=one.name, line=line, mode=mode, **shared)
+    figure.update_xaxes(type="log" if plot.log else "linear")
     return dress(figure, 440, xaxis_title=plot.x, yaxis_title=plot.y, hovermode="x unified")

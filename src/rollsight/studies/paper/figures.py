@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
 from rollsight.studies import plots
 from rollsight.studies.paper.arms import KINDS, Arm
 from rollsight.studies.paper.results import ArmResult, EnvResult
+from rollsight.studies.paper.study import named
 from rollsight.studies.settings import settings_for
 
+_SWEPT: tuple[tuple[str, Callable[[Arm], float], Callable[[Arm], Arm]], ...] = (
+    ("p, share of the negative records that is dropped", lambda arm: arm.p or 0.0, lambda arm: replace(arm, p=None)),
+    ("learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
+)
 _SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 
 
@@ -73,14 +80,25 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def draw_sweeps(results: Sequence[EnvResult], path: Path) -> Path | None:
+    """Final return and area by p and by learning rate, for arms with three values or more; None where there are none.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    drawn = [axes for result in results for axes in sweeps(result)]
+    return plots.draw(drawn, path, 2, (12.8, 2.1 * len(drawn))) if drawn else None
+
+
 def write(results: Sequence[EnvResult], path: Path) -> Path:
-    """The page: learning curves of every environment, arms switched on and off in the legend.
+    """The page: learning curves of every environment and sweeps, arms switched on and off in the legend.
 
     Raises:
         RollsightError: the file cannot be written.
     """
     kinds = {kind: text for kind, text in KINDS.items() if _used(results, kind)}
     drawn = [_axes(result.arms, result.env, str) for result in results]
+    drawn += [axes for result in results for axes in sweeps(result)]
     return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
 
 
@@ -89,6 +107,49 @@ def _axes(arms: Sequence[ArmResult], title: str, name: Callable[[Arm], str]) -> 
         plots.by_round(name(one.arm), _place(one.arm), one.curves.values(), "return", _plain(one.arm)) for one in arms
     ]
     return plots.Axes("round", "mean evaluation return", lines, title)
+
+
+def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
+    """Two plots, final return and area, for each setting that takes three values or more while the others stay."""
+    settings = settings_for(result.env)
+    for label, value, without in _SWEPT:
+        swept: dict[Arm, list[ArmResult]] = {}
+        for one in result.arms:
+            swept.setdefault(without(one.arm.resolved(settings)), []).append(one)
+        plotted: dict[Arm, dict[Arm, list[ArmResult]]] = {}
+        for arm, ones in swept.items():
+            if len(ones) > 2:
+                plotted.setdefault(replace(arm, kind="ppo", p=None), {})[arm] = ones
+        for standard, arms in plotted.items():
+            values = [value(one.arm.resolved(settings)) for ones in arms.values() for one in ones]
+            beside = swept.get(standard, []) if standard not in arms else []  # no value of its own: a level line
+            options = str(named(standard, settings)).partition("@")[2]
+            for measure, meaning in (("final", "final return"), ("area", "area: mean return of all rounds")):
+                lines = [_level(one, values, measure) for one in beside]
+                for arm, ones in arms.items():
+                    lines.append(_swept(_kind(arm), ones, [value(one.arm.resolved(settings)) for one in ones], measure))
+                title = f"{result.env}{options and ', '}{options}"
+                yield plots.Axes(label, meaning, lines, title, log=True)
+
+
+def _swept(name: str, ones: Sequence[ArmResult], values: Sequence[float], measure: str) -> plots.Line:
+    """An arm at several values, with 95 % intervals over seeds."""
+    order = np.argsort(values)
+    found = [_interval(ones[i], measure) for i in order]
+    x, mean, half = np.array(values)[order], *(np.array(column) for column in zip(*found, strict=True))
+    return plots.Line(name, plots.colour(_place(ones[0].arm)), x, mean, half)
+
+
+def _level(one: ArmResult, values: Sequence[float], measure: str) -> plots.Line:
+    """An arm without such a value, beside those that have one."""
+    mean, half = _interval(one, measure)
+    ends = np.array([min(values), max(values)])
+    return plots.Line(one.arm.kind, plots.colour(_place(one.arm)), ends, np.full(2, mean), np.full(2, half))
+
+
+def _interval(one: ArmResult, measure: str) -> tuple[float, float]:
+    found = one.summary.final if measure == "final" else one.summary.area
+    return found.mean, found.half_width or 0.0
 
 
 def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:
