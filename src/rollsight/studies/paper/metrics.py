@@ -182,8 +182,9 @@ def _mean(values: Floats) -> Estimate:
 
 
 def _known(reductions: Sequence[Reduction], name: str) -> Floats:
-    values = np.array([getattr(one, name) for one in reductions])
-    return values[~np.isnan(values)]
+    values: Floats = np.array([getattr(one, name) for one in reductions])
+    known: Floats = values[~np.isnan(values)]
+    return known
 
 
 def _iqm(values: Floats) -> Any:
