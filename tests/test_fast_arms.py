@@ -233,8 +233,37 @@ def test_p_follows_the_agreement_of_the_halves(monkeypatch: pytest.MonkeyPatch) 
 
     for agreement, p in ((1.0, 1.0), (-1.0, 0.0)):
         monkeypatch.setattr(rankings, "against_halves", halves(agreement))
-        assert arms.Adaptive().p(round) == pytest.approx(p)
-        selection = arms.Adaptive()(round).selection
+        assert arms.by_agreement(round) == pytest.approx(p)
+        selection = arms.Adaptive(arms.by_agreement)(round).selection
         assert selection is not None
         scores = rankings.f_return(round).values
         assert selection.reached == int(p * int((scores < 0).sum()))
+
+
+def test_p_stops_where_the_other_half_gains_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, round = frozen()
+    n = len(round.records)
+    own, held_out = np.arange(n, dtype=float) - 10, np.ones(n)  # ten negative records
+    first = np.arange(n) % 2 == 0
+    monkeypatch.setattr(
+        rankings, "against_halves", lambda _: (first, np.where(first, own, held_out), np.where(first, held_out, own))
+    )
+    assert arms.by_held_out_gain(round) == 0
+    held_out[[0, 1, 2]] = -2, 1, -3
+    selection = arms.Adaptive(arms.by_held_out_gain)(round).selection
+    assert selection is not None
+    assert selection.reached == int(int((rankings.f_return(round).values < 0).sum()) * 0.35)
+    assert arms.by_held_out_gain(round) == pytest.approx(0.35)
+    held_out[9] = -100
+    assert arms.by_held_out_gain(round) == 1
+
+
+def test_p_leaves_out_half_of_the_harm_with_the_fewest_records() -> None:
+    _, round = frozen()
+    scores = rankings.f_return(round).values
+    selection = arms.Adaptive(arms.by_half_the_harm)(round).selection
+    assert selection is not None
+    negative = scores[scores < 0].sum()
+    dropped = scores[selection.dropped]
+    assert 0 < len(dropped) < int((scores < 0).sum())
+    assert dropped.sum() <= negative / 2 < dropped[:-1].sum()

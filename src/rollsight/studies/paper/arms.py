@@ -30,6 +30,8 @@ KINDS = {
     "preconditioned": "IIF along Adam's direction",
     "rescored": "IIF that scores and drops anew in every epoch",
     "adaptive": "IIF that sets p from the agreement of its scores between halves",
+    "held-out": "IIF that sets p where one half's choice gains most by the other half's gradient",
+    "half-harm": "IIF that drops the fewest records that carry half of the negative scores' sum",
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
 _WITH_P |= {"preconditioned", "rescored"}
@@ -93,7 +95,9 @@ class Arm:
             "dtv-loo": lambda: arms.Filtered(episodes, ranking=rankings.objective_without_own_episode),
             "preconditioned": lambda: arms.Filtered(drop, ranking=rankings.preconditioned),
             "rescored": lambda: arms.Rescored(drop),
-            "adaptive": lambda: arms.Adaptive(_FLOOR),
+            "adaptive": lambda: arms.Adaptive(arms.by_agreement, _FLOOR),
+            "held-out": lambda: arms.Adaptive(arms.by_held_out_gain, _FLOOR),
+            "half-harm": lambda: arms.Adaptive(arms.by_half_the_harm, _FLOOR),
         }
         return made[self.kind]()
 

@@ -96,9 +96,9 @@ class Rescored:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """IIF whose p is how far its scores can be believed: their correlation between the gradients of two halves of the
-    buffer, stepped up to the whole buffer (Spearman-Brown); nothing is dropped where the halves do not agree."""
+    """IIF whose p, the fraction of the negative records to drop, is set in each round by its records."""
 
+    p: Callable[[Round], float]
     min_keep: int = 0
 
     def __call__(self, round: Round) -> Update:
@@ -108,12 +108,37 @@ class Adaptive:
         update = Filtered(DropNegative(p, min_keep=self.min_keep))(round)
         return replace(update, time_score=update.time_score + spent)
 
-    def p(self, round: Round) -> float:
-        """The fraction of the negative records to drop in this round."""
-        _, one, other = rankings.against_halves(round)
-        valid = round.batch.valid
-        agreement = spearman(one[valid], other[valid])
-        return 2 * agreement / (1 + agreement) if agreement > 0 else 0.0
+
+def by_agreement(round: Round) -> float:
+    """How far the scores can be believed: their correlation between the gradients of two halves of the buffer, stepped
+    up to the whole buffer (Spearman-Brown); 0 where the halves do not agree."""
+    _, one, other = rankings.against_halves(round)
+    valid = round.batch.valid
+    agreement = spearman(one[valid], other[valid])
+    return 2 * agreement / (1 + agreement) if agreement > 0 else 0.0
+
+
+def by_held_out_gain(round: Round) -> float:
+    """What would raise the return most by the half of the buffer that did not choose: records are put in order by their
+    scores against their own half, and dropped while they oppose the other half's gradient; 0 where they never do."""
+    first, one, other = rankings.against_halves(round)
+    valid = round.batch.valid
+    own, held_out = np.where(first, one, other)[valid], np.where(first, other, one)[valid]
+    lowest = np.argsort(own, kind="stable")[: int((own < 0).sum())]
+    opposed = -np.cumsum(held_out[lowest], dtype=np.float64)
+    return _fraction(int(opposed.argmax()) + 1, len(lowest)) if len(lowest) and opposed.max() > 0 else 0.0
+
+
+def by_half_the_harm(round: Round) -> float:
+    """The fewest records that carry half of the negative scores' sum: few where the scores have a long tail."""
+    scores = rankings.f_return(round).values.numpy()
+    harm = -np.cumsum(np.sort(scores[scores < 0]), dtype=np.float64)
+    return _fraction(int(np.searchsorted(harm, harm[-1] / 2)) + 1, len(harm)) if len(harm) else 0.0
+
+
+def _fraction(count: int, among: int) -> float:
+    """One that rounds down to this count, whatever floats do."""
+    return min(1.0, (count + 0.5) / among)
 
 
 @dataclass(frozen=True)
