@@ -267,3 +267,12 @@ def test_p_leaves_out_half_of_the_harm_with_the_fewest_records() -> None:
     dropped = scores[selection.dropped]
     assert 0 < len(dropped) < int((scores < 0).sum())
     assert dropped.sum() <= negative / 2 < dropped[:-1].sum()
+
+
+@pytest.mark.parametrize(("returns", "p"), [([], 0.5), ([-500.0, -500.0], 0.0), ([-500.0, -499.0], 0.5)])
+def test_nothing_is_dropped_while_no_episode_is_better_than_another(returns: list[float], p: float) -> None:
+    _, round = frozen()
+    now = replace(round, returns=np.array(returns))
+    selection = arms.Adaptive(lambda _: 0.5)(now).selection
+    assert selection is not None
+    assert selection.reached == int(p * int((rankings.f_return(round).values < 0).sum()))

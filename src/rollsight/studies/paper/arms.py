@@ -30,11 +30,12 @@ KINDS = {
     "preconditioned": "IIF along Adam's direction",
     "rescored": "IIF that scores and drops anew in every epoch",
     "adaptive": "IIF that sets p from the agreement of its scores between halves",
+    "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "held-out": "IIF that sets p where one half's choice gains most by the other half's gradient",
     "half-harm": "IIF that drops the fewest records that carry half of the negative scores' sum",
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
-_WITH_P |= {"preconditioned", "rescored"}
+_WITH_P |= {"preconditioned", "rescored", "paused"}
 _FLOOR = 64  # one minibatch stays
 
 
@@ -96,6 +97,7 @@ class Arm:
             "preconditioned": lambda: arms.Filtered(drop, ranking=rankings.preconditioned),
             "rescored": lambda: arms.Rescored(drop),
             "adaptive": lambda: arms.Adaptive(arms.by_agreement, _FLOOR),
+            "paused": lambda: arms.Adaptive(lambda _: self.p or 0.0, _FLOOR),
             "held-out": lambda: arms.Adaptive(arms.by_held_out_gain, _FLOOR),
             "half-harm": lambda: arms.Adaptive(arms.by_half_the_harm, _FLOOR),
         }

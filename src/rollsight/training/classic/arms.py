@@ -96,14 +96,18 @@ class Rescored:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """IIF whose p, the fraction of the negative records to drop, is set in each round by its records."""
+    """IIF whose p, the fraction of the negative records to drop, is set in each round by its records.
+
+    It pauses, dropping nothing, where all episodes that ended in the round have the same return: nothing says then
+    which records helped, the scores are noise of the value function, and dropping by them makes that noise longer.
+    """
 
     p: Callable[[Round], float]
     min_keep: int = 0
 
     def __call__(self, round: Round) -> Update:
         started = round.clock()
-        p = self.p(round)
+        p = 0.0 if len(round.returns) and np.ptp(round.returns) == 0 else self.p(round)
         spent = round.clock() - started
         update = Filtered(DropNegative(p, min_keep=self.min_keep))(round)
         return replace(update, time_score=update.time_score + spent)

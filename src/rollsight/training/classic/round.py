@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from rollsight.training.classic.networks import Network, Parameters
 from rollsight.training.classic.optimizers import Optimizer, State
 from rollsight.update import Indices, UpdateRule
 
+Floats: TypeAlias = np.ndarray[Any, Any]
+
 _ORDER = 0x0DE5  # the purpose in the key of the minibatch order's stream, (seed, round, purpose)
 
 
@@ -24,6 +27,7 @@ _ORDER = 0x0DE5  # the purpose in the key of the minibatch order's stream, (seed
 class Round:
     """Everything that the update of round `number` depends on. gamma, gae_lambda: of its records' advantages.
 
+    returns: of the episodes that ended in it.
     clock: what an arm's phases are timed with.
     """
 
@@ -38,6 +42,7 @@ class Round:
     learning_rate: float
     gamma: float
     gae_lambda: float
+    returns: Floats = field(default_factory=lambda: np.empty(0))
     clock: Callable[[], float] = time.perf_counter
 
     @cached_property

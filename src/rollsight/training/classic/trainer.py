@@ -155,6 +155,7 @@ class FastTrainer:
             self._learning_rate,
             model.gamma,
             model.gae_lambda,
+            rollout.episodes.finished_returns,
             self._plan.clock,
         )
 
