@@ -224,55 +224,11 @@ def test_rescoring_goes_by_the_parameters_of_each_epoch() -> None:
     assert moved(round, update, set(round.parameters)) != moved(round, once, set(round.parameters))
 
 
-def test_p_follows_the_agreement_of_the_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, round = frozen()
-    one = np.random.default_rng(0).normal(size=len(round.records))
-
-    def halves(agreement: float) -> Callable[[Round], Any]:
-        return lambda _: (None, one, agreement * one)
-
-    for agreement, p in ((1.0, 1.0), (-1.0, 0.0)):
-        monkeypatch.setattr(rankings, "against_halves", halves(agreement))
-        assert arms.by_agreement(round) == pytest.approx(p)
-        selection = arms.Adaptive(arms.by_agreement)(round).selection
-        assert selection is not None
-        scores = rankings.f_return(round).values
-        assert selection.reached == int(p * int((scores < 0).sum()))
-
-
-def test_p_stops_where_the_other_half_gains_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, round = frozen()
-    n = len(round.records)
-    own, held_out = np.arange(n, dtype=float) - 10, np.ones(n)  # ten negative records
-    first = np.arange(n) % 2 == 0
-    monkeypatch.setattr(
-        rankings, "against_halves", lambda _: (first, np.where(first, own, held_out), np.where(first, held_out, own))
-    )
-    assert arms.by_held_out_gain(round) == 0
-    held_out[[0, 1, 2]] = -2, 1, -3
-    selection = arms.Adaptive(arms.by_held_out_gain)(round).selection
-    assert selection is not None
-    assert selection.reached == int(int((rankings.f_return(round).values < 0).sum()) * 0.35)
-    assert arms.by_held_out_gain(round) == pytest.approx(0.35)
-    held_out[9] = -100
-    assert arms.by_held_out_gain(round) == 1
-
-
-def test_p_leaves_out_half_of_the_harm_with_the_fewest_records() -> None:
-    _, round = frozen()
-    scores = rankings.f_return(round).values
-    selection = arms.Adaptive(arms.by_half_the_harm)(round).selection
-    assert selection is not None
-    negative = scores[scores < 0].sum()
-    dropped = scores[selection.dropped]
-    assert 0 < len(dropped) < int((scores < 0).sum())
-    assert dropped.sum() <= negative / 2 < dropped[:-1].sum()
-
-
-@pytest.mark.parametrize(("returns", "p"), [([], 0.5), ([-500.0, -500.0], 0.0), ([-500.0, -499.0], 0.5)])
-def test_nothing_is_dropped_while_no_episode_is_better_than_another(returns: list[float], p: float) -> None:
+@pytest.mark.parametrize(("returns", "paused"), [([], False), ([-500.0, -500.0], True), ([-500.0, -499.0], False)])
+def test_nothing_is_dropped_while_no_episode_is_better_than_another(returns: list[float], paused: bool) -> None:
     _, round = frozen()
     now = replace(round, returns=np.array(returns))
-    selection = arms.Adaptive(lambda _: 0.5)(now).selection
-    assert selection is not None
-    assert selection.reached == int(p * int((rankings.f_return(round).values < 0).sum()))
+    update = arms.Filtered(DROP, pause=True)(now)
+    assert update.scores is not None
+    assert (update.selection is None) == paused
+    assert arms.Filtered(DROP)(now).selection is not None

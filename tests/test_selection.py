@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rollsight as rs
-from rollsight.selection import DropNegative, DropRandom, from_text, with_floor
+from rollsight.selection import DropHarm, DropNegative, DropRandom, from_text, with_floor
 
 NAN = float("nan")
 
@@ -194,12 +194,51 @@ def test_drop_random_says_where_the_floor_stops_it_or_its_model():
     assert all(bool(result.message) == (result.reached < 2) for result in results)
 
 
+def harm_by_hand(scores: rs.Scores, p: float, unit: str) -> list[int]:
+    """Dropped records in order, one unit after the other until they carry enough."""
+    order, _, _ = by_hand(scores, 1.0, unit, 0)
+    names = range(len(scores)) if unit == "record" else scores.ids[unit].tolist()
+    wanted = p * sum(-min(0.0, total) for total in scores.sum_by(unit).tolist())
+    carried, dropped, last = 0.0, list[int](), None
+    for row in order:
+        if names[row] != last and carried >= wanted - 1e-6:
+            break
+        last = names[row]
+        carried -= float(scores.values[row])
+        dropped.append(row)
+    return dropped
+
+
+@pytest.mark.parametrize("unit", ["record", "episode"])
+@pytest.mark.parametrize("p", [0, 0.1, 0.5, 0.9, 1])
+def test_drop_harm_drops_the_fewest_that_carry_enough(p, unit):
+    for seed in range(6):
+        scores = random_scores(seed)
+        selection = DropHarm(p, unit=unit)(scores)
+        assert selection.dropped.tolist() == (harm_by_hand(scores, p, unit) if p else [])
+        assert selection.requested == selection.reached
+    assert DropHarm(1, unit=unit)(scores).dropped.tolist() == DropNegative(1, unit=unit)(scores).dropped.tolist()
+
+
+def test_drop_harm_leaves_scores_without_harm_alone_and_keeps_the_floor():
+    assert len(DropHarm(1)(rs.Scores([0.0, 1.0, 2.0])).dropped) == 0
+    even = rs.Scores([-1.0] * 10)
+    assert DropHarm(0.5)(even).dropped.tolist() == [0, 1, 2, 3, 4]
+    assert DropHarm(0.5)(rs.Scores([-1.0, -1.0, -9.0, 3.0])).dropped.tolist() == [2]
+    short = DropHarm(1, min_keep=7)(even)
+    assert (short.requested, short.reached) == (10, 3)
+    assert "3 of 10 record units" in short.message
+    with pytest.raises(rs.RollsightError, match=r"p=1.5 is outside"):
+        DropHarm(1.5)
+
+
 # --- text and floors
 
 
 def test_rules_from_text():
     assert from_text("negative:0.5") == DropNegative(0.5)
     assert from_text("negative:1", unit="episode", min_keep=3) == DropNegative(1.0, unit="episode", min_keep=3)
+    assert from_text("harm:0.5", unit="episode", min_keep=3) == DropHarm(0.5, unit="episode", min_keep=3)
     assert from_text("random:0.125", seed=7) == DropRandom(DropNegative(0.125), seed=7)
 
 
@@ -221,6 +260,7 @@ def test_text_that_is_no_rule_is_an_error(text, message):
 
 def test_a_floor_is_only_ever_raised():
     assert with_floor(DropNegative(0.5), 64) == DropNegative(0.5, min_keep=64)
+    assert with_floor(DropHarm(0.5), 64) == DropHarm(0.5, min_keep=64)
     assert with_floor(DropNegative(0.5, min_keep=100), 64) == DropNegative(0.5, min_keep=100)
     assert with_floor(DropRandom(DropNegative(0.5), seed=2), 64) == DropRandom(DropNegative(0.5, min_keep=64), seed=2)
 

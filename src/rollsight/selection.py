@@ -62,6 +62,28 @@ class DropNegative:
 
 
 @dataclass(frozen=True)
+class DropHarm:
+    """Drop the fewest valid units that carry the fraction p of the negative scores' sum, lowest first, ties by index.
+
+    How many that are is up to the scores: few where their distribution has a long tail, as gradients' products do.
+    unit, min_keep: as in `DropNegative`.
+    """
+
+    p: float
+    unit: str = "record"
+    min_keep: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fraction(self.p, self.min_keep)
+
+    def __call__(self, scores: Scores) -> Selection:
+        totals, order = torch.sort(_unit_totals(scores, self.unit), stable=True)
+        harm = totals[totals < 0].double().neg().cumsum(0)
+        wanted = int(torch.searchsorted(harm, self.p * harm[-1])) + 1 if self.p and len(harm) else 0
+        return _drop(scores, self.unit, order, wanted, self.min_keep)
+
+
+@dataclass(frozen=True)
 class DropRandom:
     """Drop as many random valid units as the rule `like` would drop on the same scores: the control of every
     comparison.
@@ -69,7 +91,7 @@ class DropRandom:
     Its generator is keyed by (seed, round) and touches no other random stream.
     """
 
-    like: DropNegative
+    like: DropNegative | DropHarm
     seed: int = 0
 
     def __call__(self, scores: Scores) -> Selection:
@@ -82,20 +104,25 @@ class DropRandom:
         return replace(mine, requested=like.requested, message=mine.message or like.message)
 
 
-def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
-    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones."""
+def from_text(
+    text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0
+) -> DropNegative | DropHarm | DropRandom:
+    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones,
+    "harm:0.5" the fewest that carry half of the negative scores' sum."""
     kind, _, fraction = text.partition(":")
+    known = "write 'negative:0.5', 'harm:0.5' or 'random:0.5'"
     try:
-        rule = DropNegative(float(fraction), unit=unit, min_keep=min_keep)
-    except ValueError as error:
-        if isinstance(error, RollsightError):
-            raise
-        raise RollsightError(f"selection={text!r} has no fraction; write 'negative:0.5' or 'random:0.5'.") from None
-    if kind == "negative":
-        return rule
-    if kind == "random":
-        return DropRandom(like=rule, seed=seed)
-    raise RollsightError(f"selection={text!r} is unknown; write 'negative:0.5' or 'random:0.5'.")
+        p = float(fraction)
+    except ValueError:
+        raise RollsightError(f"selection={text!r} has no fraction; {known}.") from None
+    match kind:
+        case "negative":
+            return DropNegative(p, unit=unit, min_keep=min_keep)
+        case "harm":
+            return DropHarm(p, unit=unit, min_keep=min_keep)
+        case "random":
+            return DropRandom(like=DropNegative(p, unit=unit, min_keep=min_keep), seed=seed)
+    raise RollsightError(f"selection={text!r} is unknown; {known}.")
 
 
 def with_floor(rule: Rule, min_keep: int) -> Rule:
@@ -103,7 +130,7 @@ def with_floor(rule: Rule, min_keep: int) -> Rule:
     alone."""
     if isinstance(rule, DropRandom):
         return replace(rule, like=replace(rule.like, min_keep=max(rule.like.min_keep, min_keep)))
-    if isinstance(rule, DropNegative):
+    if isinstance(rule, DropNegative | DropHarm):
         return replace(rule, min_keep=max(rule.min_keep, min_keep))
     return rule
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast, get_args
 
 from rollsight.errors import RollsightError
-from rollsight.selection import DropNegative, DropRandom
+from rollsight.selection import DropHarm, DropNegative, DropRandom
 from rollsight.studies.settings import EnvSettings, Optimizer
 
 if TYPE_CHECKING:
@@ -29,10 +29,9 @@ KINDS = {
     "dtv-loo": "the same, less the episode's own part",
     "preconditioned": "IIF along Adam's direction",
     "rescored": "IIF that scores and drops anew in every epoch",
-    "adaptive": "IIF that sets p from the agreement of its scores between halves",
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
-    "held-out": "IIF that sets p where one half's choice gains most by the other half's gradient",
-    "half-harm": "IIF that drops the fewest records that carry half of the negative scores' sum",
+    "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
+    "adaptive-norm": "standard PPO with updates of the policy as long as adaptive's",
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
 _WITH_P |= {"preconditioned", "rescored", "paused"}
@@ -80,6 +79,7 @@ class Arm:
 
         drop = DropNegative(self.p or 0.0, min_keep=_FLOOR)
         random = DropRandom(drop, seed)
+        harm = DropHarm(0.5, min_keep=_FLOOR)
         episodes = DropNegative(1.0, "episode", min_keep=_FLOOR)
         made: dict[str, Callable[[], TrainingArm]] = {
             "ppo": lambda: arms.Filtered(every=0),
@@ -96,10 +96,9 @@ class Arm:
             "dtv-loo": lambda: arms.Filtered(episodes, ranking=rankings.objective_without_own_episode),
             "preconditioned": lambda: arms.Filtered(drop, ranking=rankings.preconditioned),
             "rescored": lambda: arms.Rescored(drop),
-            "adaptive": lambda: arms.Adaptive(arms.by_agreement, _FLOOR),
-            "paused": lambda: arms.Adaptive(lambda _: self.p or 0.0, _FLOOR),
-            "held-out": lambda: arms.Adaptive(arms.by_held_out_gain, _FLOOR),
-            "half-harm": lambda: arms.Adaptive(arms.by_half_the_harm, _FLOOR),
+            "paused": lambda: arms.Filtered(drop, pause=True),
+            "adaptive": lambda: arms.Filtered(harm, pause=True),
+            "adaptive-norm": lambda: arms.MatchedNorm(arms.Filtered(harm, pause=True)),
         }
         return made[self.kind]()
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rollsight.scoring import Scores
-from rollsight.scoring.ranks import spearman
-from rollsight.selection import DropNegative, Rule, Selection
+from rollsight.selection import Rule, Selection
 from rollsight.training.classic import rankings
 from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
 from rollsight.training.classic.networks import Network, Parameters
@@ -44,19 +43,23 @@ class Filtered:
 
     every:      score every k-th round only; 0 never does: plain PPO.
     as_many_steps: go on with further epochs over what is kept, up to the number of steps that a full buffer takes.
+    pause: keep all where every episode that ended in the round has the same return: nothing says then which records
+        helped, the scores are noise of the value function, and dropping by them makes that noise longer.
     """
 
     rule: Rule | None = None
     every: int = 1
     ranking: Ranking = rankings.f_return
     as_many_steps: bool = False
+    pause: bool = False
 
     def __call__(self, round: Round) -> Update:
         started = round.clock()
         scores, selection = None, None
         if self.every and round.number % self.every == 0:
             scores = self.ranking(round)
-            selection = None if self.rule is None else self.rule(scores)
+            paused = self.pause and len(round.returns) > 0 and np.ptp(round.returns) == 0
+            selection = None if self.rule is None or paused else self.rule(scores)
         chosen = round.clock()
         minibatches = draw_minibatches(
             round.order(), len(round.records), round.rule, round.kept(selection), fill=self.as_many_steps
@@ -92,57 +95,6 @@ class Rescored:
             first = first or (scores, selection)
         assert first is not None
         return Update(trained, steps, *first, time_score, time_train)
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    """IIF whose p, the fraction of the negative records to drop, is set in each round by its records.
-
-    It pauses, dropping nothing, where all episodes that ended in the round have the same return: nothing says then
-    which records helped, the scores are noise of the value function, and dropping by them makes that noise longer.
-    """
-
-    p: Callable[[Round], float]
-    min_keep: int = 0
-
-    def __call__(self, round: Round) -> Update:
-        started = round.clock()
-        p = 0.0 if len(round.returns) and np.ptp(round.returns) == 0 else self.p(round)
-        spent = round.clock() - started
-        update = Filtered(DropNegative(p, min_keep=self.min_keep))(round)
-        return replace(update, time_score=update.time_score + spent)
-
-
-def by_agreement(round: Round) -> float:
-    """How far the scores can be believed: their correlation between the gradients of two halves of the buffer, stepped
-    up to the whole buffer (Spearman-Brown); 0 where the halves do not agree."""
-    _, one, other = rankings.against_halves(round)
-    valid = round.batch.valid
-    agreement = spearman(one[valid], other[valid])
-    return 2 * agreement / (1 + agreement) if agreement > 0 else 0.0
-
-
-def by_held_out_gain(round: Round) -> float:
-    """What would raise the return most by the half of the buffer that did not choose: records are put in order by their
-    scores against their own half, and dropped while they oppose the other half's gradient; 0 where they never do."""
-    first, one, other = rankings.against_halves(round)
-    valid = round.batch.valid
-    own, held_out = np.where(first, one, other)[valid], np.where(first, other, one)[valid]
-    lowest = np.argsort(own, kind="stable")[: int((own < 0).sum())]
-    opposed = -np.cumsum(held_out[lowest], dtype=np.float64)
-    return _fraction(int(opposed.argmax()) + 1, len(lowest)) if len(lowest) and opposed.max() > 0 else 0.0
-
-
-def by_half_the_harm(round: Round) -> float:
-    """The fewest records that carry half of the negative scores' sum: few where the scores have a long tail."""
-    scores = rankings.f_return(round).values.numpy()
-    harm = -np.cumsum(np.sort(scores[scores < 0]), dtype=np.float64)
-    return _fraction(int(np.searchsorted(harm, harm[-1] / 2)) + 1, len(harm)) if len(harm) else 0.0
-
-
-def _fraction(count: int, among: int) -> float:
-    """One that rounds down to this count, whatever floats do."""
-    return min(1.0, (count + 0.5) / among)
 
 
 @dataclass(frozen=True)
