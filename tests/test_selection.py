@@ -238,7 +238,6 @@ def test_drop_harm_leaves_scores_without_harm_alone_and_keeps_the_floor():
 def test_rules_from_text():
     assert from_text("negative:0.5") == DropNegative(0.5)
     assert from_text("negative:1", unit="episode", min_keep=3) == DropNegative(1.0, unit="episode", min_keep=3)
-    assert from_text("harm:0.5", unit="episode", min_keep=3) == DropHarm(0.5, unit="episode", min_keep=3)
     assert from_text("random:0.125", seed=7) == DropRandom(DropNegative(0.125), seed=7)
 
 

@@ -97,18 +97,6 @@ def test_arms_share_the_first_buffer_and_random_drops_as_many(tmp_path, algo, en
     assert not np.array_equal(kept, other_kept)
 
 
-@pytest.mark.parametrize("engine", ["fast", "sb3"])
-def test_records_are_dropped_by_the_harm_they_do(tmp_path, capsys, engine):
-    given = ["train", "CartPole-v1", "--by", "harm", "--rounds", "1", "--eval-episodes", "0", "--engine", engine]
-    assert cli.main([*given, "--out", str(tmp_path / "run")]) == 0
-    assert "harm p=0.5" in capsys.readouterr().out
-    score, kept = columns(runs.open(tmp_path / "run"), 1, "score_return", "kept")
-    dropped = np.sort(score[~kept].astype(float))
-    harm = score[score < 0].astype(float).sum()
-    assert dropped[:-1].sum() > harm / 2 >= dropped.sum() - 1e-9 * abs(harm)
-    assert 0 < len(dropped) < (score < 0).sum() / 2
-
-
 def test_study_compares_arms_and_draws(tmp_path, capsys):
     out = tmp_path / "study"
     arguments = ["study", "FrozenLake-v1", "--seeds", "2", "--rounds", "1", "--envs", "8", "--eval-episodes", "2"]
@@ -124,8 +112,6 @@ def test_study_compares_arms_and_draws(tmp_path, capsys):
     [
         (["train", "CartPole-v9000"], "CartPole-v1"),
         (["train", "CartPole-v1", "--drop", "1.5"], "p=1.5"),
-        (["train", "CartPole-v1", "--by", "harm", "--drop", "-1"], "p=-1"),
-        (["train", "CartPole-v1", "--by", "harm", "--random"], "leave out --by harm"),
         (["train", "CartPole-v1", "--envs", "3"], "envs=3"),
         (["train", "CartPole-v1", "--rounds", "0"], "rounds=0"),
         (["train", "CartPole-v1", "--lr", "-1"], "lr=-1"),

@@ -104,25 +104,20 @@ class DropRandom:
         return replace(mine, requested=like.requested, message=mine.message or like.message)
 
 
-def from_text(
-    text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0
-) -> DropNegative | DropHarm | DropRandom:
-    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones,
-    "harm:0.5" the fewest that carry half of the negative scores' sum."""
+def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
+    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones."""
     kind, _, fraction = text.partition(":")
-    known = "write 'negative:0.5', 'harm:0.5' or 'random:0.5'"
     try:
-        p = float(fraction)
-    except ValueError:
-        raise RollsightError(f"selection={text!r} has no fraction; {known}.") from None
-    match kind:
-        case "negative":
-            return DropNegative(p, unit=unit, min_keep=min_keep)
-        case "harm":
-            return DropHarm(p, unit=unit, min_keep=min_keep)
-        case "random":
-            return DropRandom(like=DropNegative(p, unit=unit, min_keep=min_keep), seed=seed)
-    raise RollsightError(f"selection={text!r} is unknown; {known}.")
+        rule = DropNegative(float(fraction), unit=unit, min_keep=min_keep)
+    except ValueError as error:
+        if isinstance(error, RollsightError):
+            raise
+        raise RollsightError(f"selection={text!r} has no fraction; write 'negative:0.5' or 'random:0.5'.") from None
+    if kind == "negative":
+        return rule
+    if kind == "random":
+        return DropRandom(like=rule, seed=seed)
+    raise RollsightError(f"selection={text!r} is unknown; write 'negative:0.5' or 'random:0.5'.")
 
 
 def with_floor(rule: Rule, min_keep: int) -> Rule:

@@ -26,7 +26,6 @@ def train(
     drop: Annotated[
         float | None, tyro.conf.arg(metavar="P", help_behavior_hint="(default: the paper's, else 0)")
     ] = None,
-    by: Literal["count", "harm"] = "count",
     random: bool = False,
     unit: Literal["record", "episode"] = "record",
     every: int = 1,
@@ -51,8 +50,6 @@ def train(
         optimizer: The optimiser.
         lr: Learning rate.
         drop: Fraction of the negative-score records to leave out of each update, lowest first; 0 only scores.
-        by: What that is a fraction of: of how many they are, or of the sum of their scores (then 0.5 by default, which
-            the fewest records that carry half of it make up).
         random: Drop as many random records instead: the control.
         unit: What is dropped.
         every: Score every k-th round, and keep everything in the others.
@@ -73,16 +70,13 @@ def train(
 
     check_environment(env)
     use_one_thread()
-    if random and by == "harm":
-        raise RollsightError("--random drops as many as --by count would; leave out --by harm")
-    p = {"count": settings_for(env).drop, "harm": 0.5}[by] if drop is None else drop
-    kind = "harm" if by == "harm" else "random" if random else "negative"
+    p = settings_for(env).drop if drop is None else drop
     settings = RunSettings(
         env,
         algo=algo,
         optimizer=optimizer,
         lr=lr,
-        selection=f"{kind}:{p}",
+        selection=f"{'random' if random else 'negative'}:{p}",
         unit=unit,
         every=every,
         rounds=rounds,

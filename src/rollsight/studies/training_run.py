@@ -35,9 +35,8 @@ Engine: TypeAlias = Literal["auto", "sb3", "fast"]
 class RunSettings:
     """What one run is; None stands for the paper's value for the environment (`settings_for`).
 
-    selection: "negative:P" (IIF), "harm:P" (by the sum of scores), "random:P" (as many random records), or None for
-    plain training; `arm` is the run's name in comparisons.
-    eval_episodes: of the stochastic policy after each round; 0 switches evaluation off.
+    selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training; `arm` is the run's
+    name in comparisons. `eval_episodes` of the stochastic policy follow each round; 0 switches evaluation off.
     engine: "sb3" (Stable-Baselines3), "fast" (compiled, the same update), or "auto": fast where it is installed and has
     the algorithm, the optimiser and the environment.
     """
@@ -69,9 +68,7 @@ class RunSettings:
             lr=plain[1] if self.lr is None else self.lr,
             rounds=paper.rounds if self.rounds is None else self.rounds,
             engine=_engine(self) if self.engine == "auto" else self.engine,
-            selection=None
-            if isinstance(rule, selection.DropNegative | selection.DropHarm) and rule.p == 0
-            else self.selection,
+            selection=None if isinstance(rule, selection.DropNegative) and rule.p == 0 else self.selection,
         )
         if self.arm is None:
             settings = replace(settings, arm=_arm(settings))

@@ -45,8 +45,8 @@ class InfluenceCallback(BaseCallback):
         nothing. At least one minibatch (`batch_size` records) always stays
     :param target: "return" (`f_return`), "objective" (the host's own), a `rollsight.targets` object, or a list of them:
         the first decides the selection, all are recorded
-    :param selection: another rule: text ("negative:0.5", "harm:0.5", "random:0.5"), a `rollsight.selection` rule, or
-        any callable from `Scores` to `Selection`; not together with `drop`
+    :param selection: another rule: text ("negative:0.5", "random:0.5"), a `rollsight.selection` rule, or any callable
+        from `Scores` to `Selection`; not together with `drop`
     :param unit: what `drop` and a rule given as text drop: "record" or "episode"
     :param every: score every k-th round, and keep everything in the others
     :param run: run folder to write; an existing run is continued when the model is (`reset_num_timesteps=False`)
