@@ -222,7 +222,7 @@ def write_arm(out: Path, arm: str, *finals: float) -> None:
         write_curve(out / LAKE / arm_of(arm).folder / f"{seed}.csv", as_text(rows))
 
 
-def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path) -> None:
+def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arm in ("ppo", "ppo@clip=off", "iif:0.25", "iif:0.5", "random:0.5", "crossfit:0.5@clip=off"):
         write_arm(tmp_path, arm, 1, 2)
     assert figures.draw_sweeps(read_results(tmp_path), tmp_path / "sweeps.png") is None
@@ -241,6 +241,11 @@ def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path) -> 
     assert line.x.tolist() == [0.001, settings_for(LAKE).lr, 0.1]
     assert line.mean.tolist() == pytest.approx([6, 1.5, 6])
     assert figures.draw_sweeps([result], tmp_path / "sweeps.png") == tmp_path / "sweeps.png"
+    drawn = list[Any]()
+    monkeypatch.setattr(figures.plots, "draw", lambda panels, *_: drawn.extend(panels))
+    figures.draw_curves(result, tmp_path / "curves.png")
+    shown = {line.name.partition(" ")[0] for line in drawn[0].lines}
+    assert shown == {"ppo", "iif:0.5", "random:0.5"}
     assert "learning rate" in figures.write([result], tmp_path / "index.html").read_text("utf-8")
 
 

@@ -24,7 +24,8 @@ _SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 
 
 def draw_curves(result: EnvResult, path: Path) -> Path:
-    """Learning curves, mean and 95 % band over seeds; a panel for each set of options.
+    """Learning curves, mean and 95 % band over seeds; a panel for each set of options. Of a kind of arms that has the
+    paper's p, other values of p are left to `draw_sweeps`: they would have its colour.
 
     Raises:
         RollsightError: the file cannot be written.
@@ -154,7 +155,11 @@ def _interval(one: ArmResult, measure: str) -> tuple[float, float]:
 
 def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:
     panels: dict[str, list[ArmResult]] = {}
+    arms, settings = {one.arm for one in result.arms}, settings_for(result.env)
     for one in result.arms:
+        usual = named(replace(one.arm, p=None), settings)
+        if one.arm != usual and usual in arms:
+            continue
         options = str(replace(one.arm, kind="ppo", p=None)).partition("@")[2]
         panels.setdefault(f", {options}" if options else "", []).append(one)
     return panels
