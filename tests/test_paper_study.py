@@ -17,7 +17,7 @@ from rollsight.studies.paper import figures, metrics, tables
 from rollsight.studies.paper.arms import KINDS, arm_in, arm_of
 from rollsight.studies.paper.cell import Cell, Evaluations, lost_rows
 from rollsight.studies.paper.results import read_results
-from rollsight.studies.paper.study import cells_of
+from rollsight.studies.paper.study import cells_of, named
 from rollsight.studies.ray_cluster import run_on_ray
 from rollsight.studies.settings import paper, settings_for
 
@@ -66,6 +66,13 @@ def test_what_is_not_given_is_the_papers() -> None:
     assert (cells[0].rounds, cells[0].evaluations) == (50, Evaluations(1000, 1))
     assert settings_for(LAKE).reported["sgd"]["se_ave"] == [33.7, 3.4]
     assert list(paper())[-1] == "BipedalWalker-v3"
+
+
+def test_another_optimiser_has_its_own_rate() -> None:
+    lake, walker = settings_for(LAKE), settings_for("BipedalWalker-v3")
+    assert named(arm_of("iif@optimizer=adam"), lake) == named(arm_of("iif@optimizer=adam,lr=0.0003"), lake)
+    assert arm_of("ppo@optimizer=adam").resolved(walker).lr == walker.lr == 3e-4
+    assert arm_of("ppo@optimizer=sgd").resolved(walker).lr == arm_of("ppo").resolved(lake).lr == 5e-3
 
 
 def test_every_kind_of_arm_can_be_made() -> None:

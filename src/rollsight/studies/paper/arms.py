@@ -35,6 +35,7 @@ KINDS = {
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
 _WITH_P |= {"preconditioned", "rescored", "paused"}
+_RATES: dict[Optimizer, float] = {"sgd": 5e-3, "adam": 3e-4}
 _FLOOR = 64  # one minibatch stays
 
 
@@ -69,9 +70,12 @@ class Arm:
         return str(self).replace(":", "_")
 
     def resolved(self, settings: EnvSettings) -> Arm:
-        """With the environment's p, optimiser and learning rate for what is not given."""
+        """With the environment's p, optimiser and learning rate for what is not given; another optimiser than the
+        environment's has the rate that the paper gives it elsewhere."""
         p = self.p if self.p is not None or self.kind not in _WITH_P else settings.drop or 0.5
-        return replace(self, p=p, optimizer=self.optimizer or settings.optimizer, lr=self.lr or settings.lr)
+        optimizer = self.optimizer or settings.optimizer
+        usual = settings.lr if optimizer == settings.optimizer else _RATES[optimizer]
+        return replace(self, p=p, optimizer=optimizer, lr=self.lr or usual)
 
     def training(self, seed: int) -> TrainingArm:
         """What the engine runs; of a resolved arm."""

@@ -14,12 +14,14 @@ from rollsight.studies import plots
 from rollsight.studies.paper.arms import KINDS, Arm
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.paper.study import named
-from rollsight.studies.settings import settings_for
+from rollsight.studies.settings import EnvSettings, Optimizer, settings_for
 
 _SWEPT: tuple[tuple[str, Callable[[Arm], float], Callable[[Arm], Arm]], ...] = (
     ("p, share of the negative records that is dropped", lambda arm: arm.p or 0.0, lambda arm: replace(arm, p=None)),
     ("learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
 )
+_OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adam")
+_CLIPS = (0.5, float("inf"))
 _SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 
 
@@ -61,11 +63,7 @@ def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
                 axes.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2)
                 axes.plot(100 * found.value, place, "o", color=colour, markersize=5)
                 reported = settings.reported.get(one.arm.optimizer or settings.optimizer, {})
-                clipping = one.arm.max_grad_norm in (0.5, float("inf"))  # the paper's text, and its code
-                the_papers = clipping and replace(one.arm, optimizer=None, max_grad_norm=0.5) == Arm(
-                    "iif", settings.drop
-                )
-                if the_papers and (value := _value(reported, measure)):
+                if _is_the_papers(one.arm, settings) and (value := _value(reported, measure)):
                     axes.plot(value, place, "*", color=RED, markersize=11)
             axes.set_yticks(range(len(compared)), [str(one.arm) for one in compared] if column == 0 else [])
             axes.set_ylim(len(compared) - 0.5, -0.5)
@@ -176,6 +174,12 @@ def _plain(arm: Arm) -> bool:
 
 def _place(arm: Arm) -> int:
     return list(KINDS).index(arm.kind)
+
+
+def _is_the_papers(arm: Arm, settings: EnvSettings) -> bool:
+    """IIF at the paper's p and its optimisers' rates; clipped as its text says, or not at all as its code."""
+    known = {named(Arm("iif", None, optimizer, None, clip), settings) for optimizer in _OPTIMIZERS for clip in _CLIPS}
+    return arm in known
 
 
 def _value(reported: Any, measure: str) -> float | None:
