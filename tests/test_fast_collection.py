@@ -301,6 +301,33 @@ def test_episodes_of_real_environments(stepper: Any) -> None:
             assert all(how is not None for how in rollout.episodes.start.T.ravel()[start])
 
 
+@pytest.mark.parametrize("stepper", ["gymnasium", "envpool"])
+def test_a_part_of_the_environments_is_stepped_as_all_of_them_are(stepper: Any) -> None:
+    if stepper == "envpool":
+        pytest.importorskip("envpool")
+    whole, parts = (make("CartPole-v1", 3, (7,), stepper) for _ in range(2))
+    began = whole.reset().obs
+    assert np.array_equal(parts.reset().obs, began)
+    outcomes = (whole.step(np.ones(3, dtype=np.int64)) for _ in range(40))
+    steps = [outcome._replace(obs=outcome.obs.copy()) for outcome in outcomes]  # the next step may write into it
+    taken = np.zeros(3, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    while taken.min() < 20:
+        only = np.flatnonzero(rng.random(3) < 0.6)
+        if len(only):
+            found = parts.step(np.ones(len(only), dtype=np.int64), only)
+            for row, i in enumerate(only):
+                expected = steps[taken[i]]
+                assert np.array_equal(found.obs[row], expected.obs[i])
+                assert found.terminated[row] == expected.terminated[i]
+                assert found.rewards[row] == expected.rewards[i]
+            taken[only] += 1
+    assert len(set(taken.tolist())) > 1
+    assert sum(step.terminated[0] for step in steps) > 1
+    for one in (whole, parts):
+        one.close()
+
+
 def test_environments_that_are_not_covered_are_named() -> None:
     with pytest.raises(RollsightError, match=r"There is no environment 'CartPol-v1'; did you mean"):
         make("CartPol-v1", 1, (0,))

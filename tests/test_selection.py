@@ -224,7 +224,13 @@ def test_drop_harm_leaves_scores_without_harm_alone_and_keeps_the_floor():
     assert len(DropHarm(1)(rs.Scores([0.0, 1.0, 2.0])).dropped) == 0
     even = rs.Scores([-1.0] * 10)
     assert DropHarm(0.5)(even).dropped.tolist() == [0, 1, 2, 3, 4]
-    assert DropHarm(0.5)(rs.Scores([-1.0, -1.0, -9.0, 3.0])).dropped.tolist() == [2]
+    uneven = rs.Scores([-1.0, -1.0, -9.0, 3.0])
+    assert DropHarm(0.5)(uneven).dropped.tolist() == [2]
+    assert [len(DropRandom(rule)(uneven).dropped) for rule in (DropHarm(1), DropHarm(0.8), DropNegative(0.8))] == [
+        3,
+        1,
+        2,
+    ]
     short = DropHarm(1, min_keep=7)(even)
     assert (short.requested, short.reached) == (10, 3)
     assert "3 of 10 record units" in short.message

@@ -55,32 +55,24 @@ class DropNegative:
         _check_fraction(self.p, self.min_keep)
 
     def __call__(self, scores: Scores) -> Selection:
-        totals = _unit_totals(scores, self.unit)
-        negative = int((totals < 0).sum())
-        order = torch.sort(totals, stable=True).indices
-        return _drop(scores, self.unit, order, math.floor(self.p * negative), self.min_keep)
+        totals, order = torch.sort(_unit_totals(scores, self.unit), stable=True)
+        return _drop(scores, self.unit, order, self._wanted(totals[totals < 0]), self.min_keep)
+
+    def _wanted(self, negative: Tensor) -> int:
+        """How many of these negative totals, lowest first, to drop."""
+        return math.floor(self.p * len(negative))
 
 
 @dataclass(frozen=True)
-class DropHarm:
-    """Drop the fewest valid units that carry the fraction p of the negative scores' sum, lowest first, ties by index.
+class DropHarm(DropNegative):
+    """The same with p as a fraction of the negative units' *sum*: drop the fewest that carry it, lowest first.
 
     How many that are is up to the scores: few where their distribution has a long tail, as gradients' products do.
-    unit, min_keep: as in `DropNegative`.
     """
 
-    p: float
-    unit: str = "record"
-    min_keep: int = 0
-
-    def __post_init__(self) -> None:
-        _check_fraction(self.p, self.min_keep)
-
-    def __call__(self, scores: Scores) -> Selection:
-        totals, order = torch.sort(_unit_totals(scores, self.unit), stable=True)
-        harm = totals[totals < 0].double().neg().cumsum(0)
-        wanted = int(torch.searchsorted(harm, self.p * harm[-1])) + 1 if self.p and len(harm) else 0
-        return _drop(scores, self.unit, order, wanted, self.min_keep)
+    def _wanted(self, negative: Tensor) -> int:
+        harm = negative.double().neg().cumsum(0)
+        return int(torch.searchsorted(harm, self.p * harm[-1])) + 1 if self.p and len(harm) else 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class DropRandom:
     Its generator is keyed by (seed, round) and touches no other random stream.
     """
 
-    like: DropNegative | DropHarm
+    like: DropNegative
     seed: int = 0
 
     def __call__(self, scores: Scores) -> Selection:
@@ -125,7 +117,7 @@ def with_floor(rule: Rule, min_keep: int) -> Rule:
     alone."""
     if isinstance(rule, DropRandom):
         return replace(rule, like=replace(rule.like, min_keep=max(rule.like.min_keep, min_keep)))
-    if isinstance(rule, DropNegative | DropHarm):
+    if isinstance(rule, DropNegative):
         return replace(rule, min_keep=max(rule.min_keep, min_keep))
     return rule
 

@@ -36,13 +36,18 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """One plot: what its axes show, and its lines. log: x by its logarithm, each point marked."""
+    """One plot: what its axes show, and its lines. log: x by its logarithm, each point and its value marked."""
 
     x: str
     y: str
     lines: list[Line]
     title: str = ""
     log: bool = False
+
+    @property
+    def ticks(self) -> dict[float, str]:
+        """Every x of its lines, and how it is written."""
+        return {value: f"{value:g}" for value in sorted({x for one in self.lines for x in one.x.tolist()})}
 
 
 def colour(place: int) -> str:
@@ -73,15 +78,13 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
     for index, plot in enumerate(plots):
         axes = figure.add_subplot(-(-len(plots) // columns), columns, index + 1)
         for one in plot.lines:
-            axes.plot(
-                one.x, one.mean, "o-"[not plot.log :], label=one.name, color=one.colour, linewidth=1.6, markersize=4
-            )
+            marker = "o" if plot.log else None
+            axes.plot(one.x, one.mean, label=one.name, color=one.colour, linewidth=1.6, marker=marker, markersize=4)
             low, high = one.mean - one.half, one.mean + one.half
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
         axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title, xscale="log" if plot.log else "linear")
         if plot.log:
-            values = sorted({value for one in plot.lines for value in one.x.tolist()})
-            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
             axes.minorticks_off()
         axes.grid(alpha=0.3)
         if plot.title:  # plots with titles differ in their arms, others in what they show
@@ -112,10 +115,11 @@ def _page(plot: Axes) -> go.Figure:
         shared: dict[str, Any] = {"legendgroup": one.name, "visible": True if one.shown else "legendonly"}
         figure.add_scatter(
             x=[*one.x, *one.x[::-1]], y=[*high, *low[::-1]], fill="toself", opacity=0.15, hoverinfo="skip",
-            line={"width": 0, "color": one.colour}, showlegend=False, **shared,
+            mode="lines", line={"width": 0, "color": one.colour}, showlegend=False, **shared,
         )  # fmt: skip
         line = {"color": one.colour, "dash": "solid" if one.shown else "dash"}
         mode = "lines+markers" if plot.log else "lines"
         figure.add_scatter(x=one.x, y=one.mean, name=one.name, line=line, mode=mode, **shared)
-    figure.update_xaxes(type="log" if plot.log else "linear")
+    if plot.log:
+        figure.update_xaxes(type="log", tickvals=list(plot.ticks), ticktext=list(plot.ticks.values()))
     return dress(figure, 440, xaxis_title=plot.x, yaxis_title=plot.y, hovermode="x unified")

@@ -42,6 +42,11 @@ def paper() -> Mapping[str, EnvSettings]:
     return {env: _settings(table) for env, table in tomllib.loads(text).items()}
 
 
+def rates() -> Mapping[Optimizer, float]:
+    """The optimisers that the paper uses, each with its learning rate."""
+    return {settings.optimizer: settings.lr for settings in paper().values()}
+
+
 def settings_for(env: str) -> EnvSettings:
     """The paper's settings for an environment it has; its common ones, with no dropping, for any other."""
     if env in paper():

@@ -23,7 +23,7 @@ from torch import Tensor
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
-from rollsight.selection import DropHarm, DropNegative, DropRandom, Rule
+from rollsight.selection import DropNegative, DropRandom, Rule
 from rollsight.snapshot import Snapshot
 from rollsight.update import Semantic
 
@@ -93,7 +93,7 @@ def arms_by_rule(snapshot: Snapshot, rule: Rule, order: int, seed: int = 0) -> d
     """
     scores, permuted = _scores(snapshot), _scores(snapshot, (seed, snapshot.round, _PERMUTED, order))
     chosen = rule(scores).weights
-    if isinstance(rule, DropNegative | DropHarm):
+    if isinstance(rule, DropNegative):
         key = np.random.SeedSequence((seed, order)).generate_state(1)
         control = DropRandom(like=rule, seed=int(key[0]))(scores).weights
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 from rollsight.errors import RollsightError
 from rollsight.selection import DropHarm, DropNegative, DropRandom
-from rollsight.studies.settings import EnvSettings, Optimizer
+from rollsight.studies.settings import EnvSettings, Optimizer, rates
 
 if TYPE_CHECKING:
     from rollsight.training.classic.arms import Arm as TrainingArm
@@ -31,11 +31,9 @@ KINDS = {
     "rescored": "IIF that scores and drops anew in every epoch",
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
-    "adaptive-norm": "standard PPO with updates of the policy as long as adaptive's",
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
 _WITH_P |= {"preconditioned", "rescored", "paused"}
-_RATES: dict[Optimizer, float] = {"sgd": 5e-3, "adam": 3e-4}
 _FLOOR = 64  # one minibatch stays
 
 
@@ -74,7 +72,7 @@ class Arm:
         environment's has the rate that the paper gives it elsewhere."""
         p = self.p if self.p is not None or self.kind not in _WITH_P else settings.drop or 0.5
         optimizer = self.optimizer or settings.optimizer
-        usual = settings.lr if optimizer == settings.optimizer else _RATES[optimizer]
+        usual = settings.lr if optimizer == settings.optimizer else rates()[optimizer]
         return replace(self, p=p, optimizer=optimizer, lr=self.lr or usual)
 
     def training(self, seed: int) -> TrainingArm:
@@ -102,7 +100,6 @@ class Arm:
             "rescored": lambda: arms.Rescored(drop),
             "paused": lambda: arms.Filtered(drop, pause=True),
             "adaptive": lambda: arms.Filtered(harm, pause=True),
-            "adaptive-norm": lambda: arms.MatchedNorm(arms.Filtered(harm, pause=True)),
         }
         return made[self.kind]()
 
@@ -142,7 +139,7 @@ def _with(arm: Arm, name: str, value: str, text: str) -> Arm:
     match name:
         case "lr" if float(value) > 0:
             return replace(arm, lr=float(value))
-        case "optimizer" if value in set(get_args(Optimizer)) - {"rmsprop"}:
+        case "optimizer" if value in rates():
             return replace(arm, optimizer=cast(Optimizer, value))
         case "clip" if value == "off" or float(value) > 0:
             return replace(arm, max_grad_norm=float("inf") if value == "off" else float(value))

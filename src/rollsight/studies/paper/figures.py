@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,18 @@ from rollsight.studies import plots
 from rollsight.studies.paper.arms import KINDS, Arm
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.paper.study import named
-from rollsight.studies.settings import EnvSettings, Optimizer, settings_for
+from rollsight.studies.settings import EnvSettings, rates, settings_for
 
-_SWEPT: tuple[tuple[str, Callable[[Arm], float], Callable[[Arm], Arm]], ...] = (
-    ("p, share of the negative records that is dropped", lambda arm: arm.p or 0.0, lambda arm: replace(arm, p=None)),
-    ("learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
+# A setting's name, its axis, its value in an arm, and the arm without it.
+_SWEPT: tuple[tuple[str, str, Callable[[Arm], float], Callable[[Arm], Arm]], ...] = (
+    (
+        "p",
+        "p, share of the negative records that is dropped",
+        lambda arm: arm.p or 0.0,
+        lambda arm: replace(arm, p=None),
+    ),
+    ("learning rate", "learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
 )
-_OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adam")
 _CLIPS = (0.5, float("inf"))
 _SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 
@@ -111,39 +116,32 @@ def _axes(arms: Sequence[ArmResult], title: str, name: Callable[[Arm], str]) -> 
 def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
     """Two plots, final return and area, for each setting that takes three values or more while the others stay."""
     settings = settings_for(result.env)
-    for label, value, without in _SWEPT:
-        swept: dict[Arm, list[ArmResult]] = {}
-        for one in result.arms:
-            swept.setdefault(without(one.arm.resolved(settings)), []).append(one)
-        plotted: dict[Arm, dict[Arm, list[ArmResult]]] = {}
+    resolved = [(one.arm.resolved(settings), one) for one in result.arms]
+    for name, label, value, without in _SWEPT:
+        swept: dict[Arm, dict[float, ArmResult]] = {}
+        for arm, one in resolved:
+            swept.setdefault(without(arm), {})[value(arm)] = one
+        plotted: dict[Arm, dict[Arm, dict[float, ArmResult]]] = {}
         for arm, ones in swept.items():
             if len(ones) > 2:
                 plotted.setdefault(replace(arm, kind="ppo", p=None), {})[arm] = ones
         for standard, arms in plotted.items():
-            values = [value(one.arm.resolved(settings)) for ones in arms.values() for one in ones]
-            beside = swept.get(standard, []) if standard not in arms else []  # no value of its own: a level line
+            values = [x for ones in arms.values() for x in ones]
+            if standard in swept and standard not in arms:  # PPO has no p of its own: a level line
+                level = next(iter(swept[standard].values()))
+                arms = {standard: {min(values): level, max(values): level}, **arms}
             options = str(named(standard, settings)).partition("@")[2]
             for measure, meaning in (("final", "final return"), ("area", "area: mean return of all rounds")):
-                lines = [_level(one, values, measure) for one in beside]
-                for arm, ones in arms.items():
-                    lines.append(_swept(_kind(arm), ones, [value(one.arm.resolved(settings)) for one in ones], measure))
-                title = f"{result.env}{options and ', '}{options}"
+                lines = [_swept(_kind(arm), ones, measure) for arm, ones in arms.items()]
+                title = f"{result.env}{options and ', '}{options}: {measure} by {name}"
                 yield plots.Axes(label, meaning, lines, title, log=True)
 
 
-def _swept(name: str, ones: Sequence[ArmResult], values: Sequence[float], measure: str) -> plots.Line:
+def _swept(name: str, ones: Mapping[float, ArmResult], measure: str) -> plots.Line:
     """An arm at several values, with 95 % intervals over seeds."""
-    order = np.argsort(values)
-    found = [_interval(ones[i], measure) for i in order]
-    x, mean, half = np.array(values)[order], *(np.array(column) for column in zip(*found, strict=True))
-    return plots.Line(name, plots.colour(_place(ones[0].arm)), x, mean, half)
-
-
-def _level(one: ArmResult, values: Sequence[float], measure: str) -> plots.Line:
-    """An arm without such a value, beside those that have one."""
-    mean, half = _interval(one, measure)
-    ends = np.array([min(values), max(values)])
-    return plots.Line(one.arm.kind, plots.colour(_place(one.arm)), ends, np.full(2, mean), np.full(2, half))
+    values = sorted(ones)
+    mean, half = np.array([_interval(ones[value], measure) for value in values]).T
+    return plots.Line(name, plots.colour(_place(ones[values[0]].arm)), np.array(values), mean, half)
 
 
 def _interval(one: ArmResult, measure: str) -> tuple[float, float]:
@@ -178,8 +176,7 @@ def _place(arm: Arm) -> int:
 
 def _is_the_papers(arm: Arm, settings: EnvSettings) -> bool:
     """IIF at the paper's p and its optimisers' rates; clipped as its text says, or not at all as its code."""
-    known = {named(Arm("iif", None, optimizer, None, clip), settings) for optimizer in _OPTIMIZERS for clip in _CLIPS}
-    return arm in known
+    return arm in {named(Arm("iif", None, kind, None, clip), settings) for kind in rates() for clip in _CLIPS}
 
 
 def _value(reported: Any, measure: str) -> float | None:
