@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError, cli
+from rollsight.studies import plots
 from rollsight.studies.curves import Curve, as_text, read_curve, write_curve
 from rollsight.studies.paper import figures, metrics, tables
 from rollsight.studies.paper.arms import KINDS, arm_in, arm_of
@@ -150,7 +151,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "| `random:0.5` | 1 |" in shown
     assert all(path.read_bytes() == content for path, content in kept.items())
     names = {path.name for path in out.iterdir()}
-    assert names == {LAKE, f"{LAKE}.png", "savings.png", "results.md", "results.csv", "index.html"}
+    assert names == {LAKE, f"{LAKE}.png", f"{LAKE}-arms.png", "results.md", "results.csv", "index.html"}
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["arm"] for row in rows} == {"ppo", "iif:0.5", "random:0.5"}
@@ -254,6 +255,47 @@ def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path, mon
     shown = {line.name.partition(" ")[0] for line in drawn[0].lines}
     assert shown == {"ppo", "iif:0.5", "random:0.5"}
     assert "learning rate" in figures.write([result], tmp_path / "index.html").read_text("utf-8")
+
+
+def test_curves_have_a_panel_for_each_set_of_options_and_one_for_the_other_arms(tmp_path: Path) -> None:
+    for arm in ("ppo", "iif:0.5", "dtv", "rescored:0.5", "ppo@clip=off", "iif:0.5@clip=off", "crossfit:0.5@lr=0.1"):
+        write_arm(tmp_path, arm, 1, 2)
+    (result,) = read_results(tmp_path)
+    drawn = {axes.title: [line.name.split()[0] for line in axes.lines] for axes in figures.panels(result)}
+    assert drawn == {
+        LAKE: ["ppo", "iif:0.5"],
+        f"{LAKE}: other arms": ["ppo", "dtv", "rescored:0.5"],
+        f"{LAKE}, clip=off": ["ppo", "iif:0.5"],
+        f"{LAKE}, lr=0.1: other arms": ["crossfit:0.5"],
+    }
+
+
+def test_a_plot_shows_every_mean_and_not_all_of_a_band() -> None:
+    def axes(*halves: float) -> plots.Axes:
+        x = np.arange(2.0)
+        return plots.Axes("", "", [plots.Line("", "", x, np.array([0.0, 10.0]), np.array([h, h])) for h in halves])
+
+    assert axes(0).limits == pytest.approx((-0.4, 10.4))
+    assert axes(0, 2).limits == pytest.approx((-2 - 0.56, 12 + 0.56))
+    assert axes(2, 100).limits == pytest.approx((-5 - 0.8, 15 + 0.8))
+    still = plots.Line("", "", np.arange(2.0), np.ones(2), np.zeros(2))
+    assert plots.Axes("", "", [still]).limits is None
+
+
+def test_arms_are_compared_in_a_row_for_each_set_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = list[Any]()
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure) or path)
+    write_arm(tmp_path, "ppo", 1, 2)
+    write_arm(tmp_path, "ppo@clip=off", 4, 6)
+    assert figures.draw_comparisons(read_results(tmp_path)[0], tmp_path / "arms.png") is None
+    for arm in ("iif:0.5", "random:0.5", "iif:0.5@clip=off"):
+        write_arm(tmp_path, arm, 3, 3)
+    figures.draw_comparisons(read_results(tmp_path)[0], tmp_path / "arms.png")
+    first, *_ = saved[0].axes[:5]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["iif:0.5 (2)", "random:0.5 (2)"]
+    assert first.lines[2].get_xdata() == pytest.approx([1.5])  # the mean of 3 - 1 and 3 - 2
+    assert len(saved[0].axes) == 2 * 5
+    assert saved[0].axes[5].lines[2].get_xdata() == pytest.approx([-2.0])
 
 
 def test_a_diverged_run_is_filled_up_with_the_lowest_not_the_last() -> None:

@@ -102,8 +102,8 @@ def _report(console: Console, results: Sequence[EnvResult], out: Path) -> None:
     text = tables.markdown(results)
     output.write_texts(out, {"results.md": text})
     pictures = [figures.draw_curves(result, out / f"{result.env}.png") for result in results]
-    pictures.append(figures.draw_savings(results, out / "savings.png"))
-    pictures += filter(None, [figures.draw_sweeps(results, out / "sweeps.png")])
+    compared = [figures.draw_comparisons(result, out / f"{result.env}-arms.png") for result in results]
+    pictures += filter(None, [*compared, figures.draw_sweeps(results, out / "sweeps.png")])
     pictures.append(figures.write(results, out / "index.html"))
     output.print_text(console, text)
     output.print_files(console, pictures)

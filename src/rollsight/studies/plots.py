@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -21,17 +20,13 @@ _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hi
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed.
-
-    shown: whether a page shows it before it is asked for; dashed where not.
-    """
+    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed."""
 
     name: str
     colour: str
     x: Floats
     mean: Floats
     half: Floats
-    shown: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +40,18 @@ class Axes:
     log: bool = False
 
     @property
+    def limits(self) -> tuple[float, float] | None:
+        """Of y, so that every mean is seen: the band of two or three seeds may leave the plot. None where nothing
+        moves."""
+        means = np.concatenate([one.mean for one in self.lines])
+        halves = np.concatenate([one.half for one in self.lines])
+        low, high = float(means.min()), float(means.max())
+        room = (high - low) / 2
+        low, high = max(low - room, float((means - halves).min())), min(high + room, float((means + halves).max()))
+        margin = 0.04 * (high - low)
+        return (low - margin, high + margin) if margin else None
+
+    @property
     def ticks(self) -> dict[float, str]:
         """Every x of its lines, and how it is written."""
         return {value: f"{value:g}" for value in sorted({x for one in self.lines for x in one.x.tolist()})}
@@ -55,17 +62,17 @@ def colour(place: int) -> str:
     return str(qualitative.Dark24[place])
 
 
-def line(arm: object, place: int, x: Floats, rows: Sequence[Floats], shown: bool = True) -> Line:
+def line(arm: object, place: int, x: Floats, rows: Sequence[Floats]) -> Line:
     """The line of an arm, one row (n,) per seed. place: of its colour."""
     mean, half = band(rows)
     name = f"{arm} ({len(rows)} seed{'s' if len(rows) > 1 else ''})"
-    return Line(name, colour(place), x, mean, np.nan_to_num(half), shown)
+    return Line(name, colour(place), x, mean, np.nan_to_num(half))
 
 
-def by_round(arm: object, place: int, curves: Iterable[Curve], name: str, shown: bool = True) -> Line:
+def by_round(arm: object, place: int, curves: Iterable[Curve], name: str) -> Line:
     """A column of an arm's curves."""
     found = list(curves)
-    return line(arm, place, found[0]["round"], [curve[name] for curve in found], shown)
+    return line(arm, place, found[0]["round"], [curve[name] for curve in found])
 
 
 def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, float]) -> Path:
@@ -86,6 +93,7 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
         if plot.log:
             axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
             axes.minorticks_off()
+        axes.set_ylim(plot.limits)
         axes.grid(alpha=0.3)
         if plot.title:  # plots with titles differ in their arms, others in what they show
             axes.legend(frameon=False, fontsize=8)
@@ -112,14 +120,15 @@ def _page(plot: Axes) -> go.Figure:
     figure = go.Figure()
     for one in plot.lines:
         low, high = one.mean - one.half, one.mean + one.half
-        shared: dict[str, Any] = {"legendgroup": one.name, "visible": True if one.shown else "legendonly"}
         figure.add_scatter(
             x=[*one.x, *one.x[::-1]], y=[*high, *low[::-1]], fill="toself", opacity=0.15, hoverinfo="skip",
-            mode="lines", line={"width": 0, "color": one.colour}, showlegend=False, **shared,
+            mode="lines", line={"width": 0, "color": one.colour}, showlegend=False, legendgroup=one.name,
         )  # fmt: skip
-        line = {"color": one.colour, "dash": "solid" if one.shown else "dash"}
         mode = "lines+markers" if plot.log else "lines"
-        figure.add_scatter(x=one.x, y=one.mean, name=one.name, line=line, mode=mode, **shared)
+        figure.add_scatter(
+            x=one.x, y=one.mean, name=one.name, line_color=one.colour, mode=mode, legendgroup=one.name,
+        )  # fmt: skip
     if plot.log:
         figure.update_xaxes(type="log", tickvals=list(plot.ticks), ticktext=list(plot.ticks.values()))
+    figure.update_yaxes(range=plot.limits)
     return dress(figure, 440, xaxis_title=plot.x, yaxis_title=plot.y, hovermode="x unified")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
 from rollsight.studies import plots
 from rollsight.studies.paper.arms import KINDS, Arm
+from rollsight.studies.paper.metrics import Estimate, Null, estimate_of
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.paper.study import named
 from rollsight.studies.settings import EnvSettings, rates, settings_for
@@ -27,59 +29,54 @@ _SWEPT: tuple[tuple[str, str, Callable[[Arm], float], Callable[[Arm], Arm]], ...
     ("learning rate", "learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
 )
 _CLIPS = (0.5, float("inf"))
-_SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
+_SAVED = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
+# The arms that a study runs everywhere; curves show the others beside PPO in a panel of their own.
+_MAIN = ("ppo", "iif", "random", "permuted", "matched-norm")
 
 
 def draw_curves(result: EnvResult, path: Path) -> Path:
-    """Learning curves, mean and 95 % band over seeds; a panel for each set of options. Of a kind of arms that has the
-    paper's p, other values of p are left to `draw_sweeps`: they would have its colour.
+    """Learning curves, mean and 95 % band over seeds, in the plots of `panels`.
 
     Raises:
         RollsightError: the file cannot be written.
     """
-    panels = _panels(result)
-    drawn = [_axes(arms, f"{result.env}{options}", _kind) for options, arms in panels.items()]
-    return plots.draw(drawn, path, len(drawn), (6.4 * len(drawn), 4.4))
+    drawn = list(panels(result))
+    columns = min(3, len(drawn))
+    return plots.draw(drawn, path, columns, (6.4 * columns, 4.4 * -(-len(drawn) // columns)))
 
 
-def draw_savings(results: Sequence[EnvResult], path: Path) -> Path:
-    """What each arm saves against its PPO, of the mean curves with bootstrap intervals, beside the paper's figures and
-    the null of PPO against itself, both at the paper's settings; a row for each environment.
+def draw_comparisons(result: EnvResult, path: Path) -> Path | None:
+    """Every arm less its PPO, in final return and area, paired by seed with 95 % t-intervals; and what it saves, of the
+    mean curves with bootstrap intervals; beside the paper's figures and the null of PPO against itself. A row for each
+    set of options; None where nothing can be compared.
 
     Raises:
         RollsightError: the file cannot be written.
     """
-    drawn = [result for result in results if any(one.contrast for one in result.arms)]
-    heights = [sum(one.contrast is not None for one in result.arms) for result in drawn]
-    figure = new_figure(12.0, 1.6 + sum(0.26 * height + 0.7 for height in heights))
-    grid = figure.add_gridspec(max(1, len(drawn)), len(_SHOWN), height_ratios=heights or None)
-    for row, result in enumerate(drawn):
-        compared = [one for one in result.arms if one.contrast is not None]
-        settings = settings_for(result.env)
-        for column, (measure, title) in enumerate(_SHOWN.items()):
-            axes = figure.add_subplot(grid[row, column])
+    rows = [
+        rest
+        for _, arms in _by_options(result)
+        if (rest := [one for one in arms if one.contrast and one.arm.kind != "ppo"])
+    ]
+    if not rows:
+        return None
+    settings, heights = settings_for(result.env), [len(arms) + 1.5 for arms in rows]
+    figure = new_figure(15.0, 1.0 + 0.26 * sum(heights))
+    grid = figure.add_gridspec(len(rows), 2 + len(_SAVED), height_ratios=heights)
+    for row, arms in enumerate(rows):
+        titles = ("final return, over PPO", "area, over PPO", *(f"{name}, % less" for name in _SAVED.values()))
+        places = [figure.add_subplot(grid[row, column]) for column in range(len(titles))]
+        for column, (axes, title) in enumerate(zip(places, titles, strict=True)):
             axes.axvline(0, color="#444444", linewidth=0.8)
-            if (null := result.nulls.get(Arm("ppo"))) is not None:
-                mean, sd = null.mean_curve[measure]
-                axes.axvspan(100 * (mean - 2 * sd), 100 * (mean + 2 * sd), color=GREY, alpha=0.15, linewidth=0)
-            for place, one in enumerate(compared):
-                assert one.contrast is not None
-                found, colour = one.contrast.mean_curve[measure], plots.colour(_place(one.arm))
-                axes.plot([100 * found.low, 100 * found.high], [place, place], color=colour, linewidth=2)
-                axes.plot(100 * found.value, place, "o", color=colour, markersize=5)
-                reported = settings.reported.get(one.arm.optimizer or settings.optimizer, {})
-                if _is_the_papers(one.arm, settings) and (value := _value(reported, measure)):
-                    axes.plot(value, place, "*", color=RED, markersize=11)
-            axes.set_yticks(range(len(compared)), [str(one.arm) for one in compared] if column == 0 else [])
-            axes.set_ylim(len(compared) - 0.5, -0.5)
-            axes.set_xlim(-105, 105)
+            axes.set_yticks(range(len(arms)), [_counted(one) for one in arms] if column == 0 else [])
+            axes.set_ylim(len(arms) - 0.5, -0.5)
             axes.grid(axis="x", alpha=0.3)
-            if row == 0:
-                axes.set_title(f"{title}, % less than PPO")
-            if column == 0:
-                axes.set_ylabel(result.env, fontsize=9)
+            axes.set_title(title if row == 0 else "", fontsize=10)
+        _draw_differences(places[:2], arms, settings)
+        _draw_savings(places[2:], arms, result.nulls, settings)
     figure.suptitle(
-        "dots: ours, 95 % bootstrap over seeds; stars: the paper; grey: PPO against itself, ± 2 sd", fontsize=9
+        f"{result.env}: dots and 95 % intervals over (seeds); stars: the paper; grey: PPO against itself, ± 2 sd",
+        fontsize=9,
     )
     return save_figure(figure, path)
 
@@ -101,16 +98,24 @@ def write(results: Sequence[EnvResult], path: Path) -> Path:
         RollsightError: the file cannot be written.
     """
     kinds = {kind: text for kind, text in KINDS.items() if _used(results, kind)}
-    drawn = [_axes(result.arms, result.env, str) for result in results]
-    drawn += [axes for result in results for axes in sweeps(result)]
+    drawn = [axes for result in results for axes in (*panels(result), *sweeps(result))]
     return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
 
 
-def _axes(arms: Sequence[ArmResult], title: str, name: Callable[[Arm], str]) -> plots.Axes:
-    lines = [
-        plots.by_round(name(one.arm), _place(one.arm), one.curves.values(), "return", _plain(one.arm)) for one in arms
-    ]
-    return plots.Axes("round", "mean evaluation return", lines, title)
+def panels(result: EnvResult) -> Iterator[plots.Axes]:
+    """Learning curves: for each set of options the main arms, and the others beside PPO. Of a kind of arms that has the
+    paper's p, other values of p are left to `sweeps`: they would have its colour."""
+    arms, settings = {one.arm for one in result.arms}, settings_for(result.env)
+    for options, ones in _by_options(result):
+        shown = [
+            one for one in ones if one.arm == (usual := named(replace(one.arm, p=None), settings)) or usual not in arms
+        ]
+        main = [one for one in shown if one.arm.kind in _MAIN]
+        others = [one for one in shown if one.arm.kind not in _MAIN]
+        if main:
+            yield _axes(main, f"{result.env}{options}")
+        if others:
+            yield _axes([one for one in main if one.arm.kind == "ppo"] + others, f"{result.env}{options}: other arms")
 
 
 def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
@@ -149,16 +154,57 @@ def _interval(one: ArmResult, measure: str) -> tuple[float, float]:
     return found.mean, found.half_width or 0.0
 
 
-def _panels(result: EnvResult) -> dict[str, list[ArmResult]]:
-    panels: dict[str, list[ArmResult]] = {}
-    arms, settings = {one.arm for one in result.arms}, settings_for(result.env)
-    for one in result.arms:
-        usual = named(replace(one.arm, p=None), settings)
-        if one.arm != usual and usual in arms:
-            continue
-        options = str(replace(one.arm, kind="ppo", p=None)).partition("@")[2]
-        panels.setdefault(f", {options}" if options else "", []).append(one)
-    return panels
+def _by_options(result: EnvResult) -> Iterator[tuple[str, list[ArmResult]]]:
+    """Arms that have all but kind and p in common, by how their options are written."""
+    for standard, arms in groupby(result.arms, lambda one: replace(one.arm, kind="ppo", p=None)):
+        options = str(standard).partition("@")[2]
+        yield f", {options}" if options else "", list(arms)
+
+
+def _axes(arms: Sequence[ArmResult], title: str) -> plots.Axes:
+    lines = [plots.by_round(_kind(one.arm), _place(one.arm), one.curves.values(), "return") for one in arms]
+    return plots.Axes("round", "mean evaluation return", lines, title)
+
+
+def _draw_differences(places: Sequence[Any], arms: Sequence[ArmResult], settings: EnvSettings) -> None:
+    """Final return and area, the axis wide enough for every mean: an interval of two or three seeds may leave it."""
+    for axes, measure in zip(places, ("final", "area"), strict=True):
+        shown = list[float]()
+        for place, one in enumerate(arms):
+            interval = getattr(one.contrast, measure)
+            _draw_interval(axes, place, estimate_of(interval), one)
+            shown += [interval.mean, (interval.half_width or 0.0) / 2]
+            if measure == "final" and (reported := _reported(one.arm, settings).get("final_gain")):
+                axes.plot(reported, [place, place], color=RED, linestyle=":")
+                axes.plot(np.mean(reported), place, "*", color=RED, markersize=11)
+                shown.append(float(np.mean(reported)))
+        reach = 1.1 * float(np.abs(shown).max()) or 1.0
+        axes.set_xlim(-reach, reach)
+
+
+def _draw_savings(
+    places: Sequence[Any], arms: Sequence[ArmResult], nulls: Mapping[Arm, Null], settings: EnvSettings
+) -> None:
+    for axes, measure in zip(places, _SAVED, strict=True):
+        if (null := nulls.get(arms[0].against or Arm("ppo"))) is not None:
+            mean, sd = null.mean_curve[measure]
+            axes.axvspan(100 * (mean - 2 * sd), 100 * (mean + 2 * sd), color=GREY, alpha=0.15, linewidth=0)
+        for place, one in enumerate(arms):
+            assert one.contrast is not None
+            found = one.contrast.mean_curve[measure]
+            _draw_interval(axes, place, Estimate(100 * found.value, 100 * found.low, 100 * found.high), one)
+            if (value := _reported(one.arm, settings).get("rt_peak" if measure == "rt_paper" else measure)) is not None:
+                axes.plot(value[0] if isinstance(value, list) else value, place, "*", color=RED, markersize=11)
+        axes.set_xlim(-105, 105)
+
+
+def _draw_interval(axes: Any, place: int, found: Estimate, one: ArmResult) -> None:
+    axes.plot([found.low, found.high], [place, place], color=plots.colour(_place(one.arm)), linewidth=2)
+    axes.plot(found.value, place, "o", color=plots.colour(_place(one.arm)), markersize=5)
+
+
+def _counted(one: ArmResult) -> str:
+    return f"{one.arm} ({one.summary.seeds})"
 
 
 def _kind(arm: Arm) -> str:
@@ -166,22 +212,15 @@ def _kind(arm: Arm) -> str:
     return str(arm).partition("@")[0]
 
 
-def _plain(arm: Arm) -> bool:
-    return "@" not in str(arm)
-
-
 def _place(arm: Arm) -> int:
     return list(KINDS).index(arm.kind)
 
 
-def _is_the_papers(arm: Arm, settings: EnvSettings) -> bool:
-    """IIF at the paper's p and its optimisers' rates; clipped as its text says, or not at all as its code."""
-    return arm in {named(Arm("iif", None, kind, None, clip), settings) for kind in rates() for clip in _CLIPS}
-
-
-def _value(reported: Any, measure: str) -> float | None:
-    found = reported.get("rt_peak" if measure == "rt_paper" else measure)
-    return None if found is None else float(found[0] if isinstance(found, list) else found)
+def _reported(arm: Arm, settings: EnvSettings) -> Mapping[str, Any]:
+    """What the paper says of an arm: IIF at its p and its optimisers' rates, clipped as its text says, or not at all as
+    its code."""
+    papers = {named(Arm("iif", None, kind, None, clip), settings) for kind in rates() for clip in _CLIPS}
+    return settings.reported.get(arm.optimizer or settings.optimizer, {}) if arm in papers else {}
 
 
 def _used(results: Sequence[EnvResult], kind: str) -> bool:
