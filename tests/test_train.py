@@ -196,3 +196,19 @@ def test_the_papers_settings():
     walker = settings_for("BipedalWalker-v3")
     assert (walker.rounds, walker.drop, walker.optimizer, walker.lr) == (500, 0.0625, "adam", 3e-4)
     assert settings_for("CartPole-v1").drop == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "lr"),
+    [
+        ({}, 5e-3),
+        ({"optimizer": "adam"}, 3e-4),
+        ({"optimizer": "rmsprop"}, 7e-4),
+        ({"optimizer": "adam", "lr": 0.1}, 0.1),
+        ({"env": "BipedalWalker-v3"}, 3e-4),
+        ({"env": "BipedalWalker-v3", "optimizer": "sgd"}, 5e-3),
+        ({"algo": "a2c"}, 7e-4),
+    ],
+)
+def test_the_learning_rate_is_the_optimisers(given, lr):
+    assert RunSettings(**{"env": "CartPole-v1", **given}).resolved().lr == lr

@@ -56,7 +56,7 @@ def study(
         rounds: Rounds of 2048 records.
         envs: Environments side by side in each run; the paper has one.
         optimizer: The optimiser.
-        lr: Learning rate.
+        lr: Learning rate; with another optimiser than the environment's, 3e-4 for Adam and 5e-3 for SGD.
         eval_episodes: Episodes of the stochastic policy after each round.
         engine: What trains: Stable-Baselines3, or fast, the compiled engine, which makes the same update several times
             faster; auto takes it where it is installed.

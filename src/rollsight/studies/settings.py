@@ -15,6 +15,7 @@ Algorithm: TypeAlias = Literal["ppo", "a2c"]
 Optimizer: TypeAlias = Literal["sgd", "adam", "rmsprop"]
 
 RECORDS_PER_ROUND = 2048
+A2C_LR = 7e-4  # Stable-Baselines3's
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class EnvSettings:
     every: int = 1
     reported: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_default: bool = True
+
+    def lr_with(self, optimizer: Optimizer) -> float:
+        """The learning rate with its own optimiser; with another, that of the paper's environments which have it, and
+        A2C's for RMSprop, which none has."""
+        return self.lr if optimizer == self.optimizer else {**rates(), "rmsprop": A2C_LR}[optimizer]
 
 
 @cache

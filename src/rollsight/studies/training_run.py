@@ -23,7 +23,7 @@ from rollsight.adapters.sb3.metadata import describe
 from rollsight.errors import Diverged, RollsightError
 from rollsight.studies.evaluation import Evaluation
 from rollsight.studies.networks import MiniGridFeatures
-from rollsight.studies.settings import RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
+from rollsight.studies.settings import A2C_LR, RECORDS_PER_ROUND, Algorithm, EnvSettings, Optimizer, settings_for
 
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 
@@ -60,12 +60,13 @@ class RunSettings:
     def resolved(self) -> RunSettings:
         """With every None replaced, and the values checked."""
         paper: EnvSettings = settings_for(self.env)
-        plain: tuple[Optimizer, float] = (paper.optimizer, paper.lr) if self.algo == "ppo" else ("rmsprop", 7e-4)
+        optimizer = self.optimizer or (paper.optimizer if self.algo == "ppo" else "rmsprop")
+        usual = paper.lr_with(optimizer) if self.algo == "ppo" else A2C_LR
         rule = None if self.selection is None else selection.from_text(self.selection)
         settings = replace(
             self,
-            optimizer=self.optimizer or plain[0],
-            lr=plain[1] if self.lr is None else self.lr,
+            optimizer=optimizer,
+            lr=usual if self.lr is None else self.lr,
             rounds=paper.rounds if self.rounds is None else self.rounds,
             engine=_engine(self) if self.engine == "auto" else self.engine,
             selection=None if isinstance(rule, selection.DropNegative) and rule.p == 0 else self.selection,

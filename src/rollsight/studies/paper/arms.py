@@ -68,12 +68,10 @@ class Arm:
         return str(self).replace(":", "_")
 
     def resolved(self, settings: EnvSettings) -> Arm:
-        """With the environment's p, optimiser and learning rate for what is not given; another optimiser than the
-        environment's has the rate that the paper gives it elsewhere."""
+        """With the environment's p, optimiser and learning rate for what is not given."""
         p = self.p if self.p is not None or self.kind not in _WITH_P else settings.drop or 0.5
         optimizer = self.optimizer or settings.optimizer
-        usual = settings.lr if optimizer == settings.optimizer else rates()[optimizer]
-        return replace(self, p=p, optimizer=optimizer, lr=self.lr or usual)
+        return replace(self, p=p, optimizer=optimizer, lr=self.lr or settings.lr_with(optimizer))
 
     def training(self, seed: int) -> TrainingArm:
         """What the engine runs; of a resolved arm."""
