@@ -79,7 +79,9 @@ def test_another_optimiser_has_its_own_rate() -> None:
 def test_every_kind_of_arm_can_be_made() -> None:
     settings = settings_for(LAKE)
     for kind in KINDS:
-        assert callable(arm_of(kind).resolved(settings).training(seed=0))
+        assert callable(arm_of(f"{kind}@optimizer=adam").resolved(settings).training(seed=0))
+    with pytest.raises(RollsightError, match="would be iif"):
+        arm_of("preconditioned:0.25").resolved(settings)
 
 
 def test_the_papers_measures_by_hand() -> None:

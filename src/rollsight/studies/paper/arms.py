@@ -27,7 +27,7 @@ KINDS = {
     "prioritised": "minibatches by rank of the TD error, exponent 0.6",
     "dtv": "drop every episode that opposes the mean gradient of the objective",
     "dtv-loo": "the same, less the episode's own part",
-    "preconditioned": "IIF along Adam's direction",
+    "preconditioned": "IIF along Adam's direction, with @optimizer=adam",
     "rescored": "IIF that scores and drops anew in every epoch",
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
@@ -68,9 +68,15 @@ class Arm:
         return str(self).replace(":", "_")
 
     def resolved(self, settings: EnvSettings) -> Arm:
-        """With the environment's p, optimiser and learning rate for what is not given."""
+        """With the environment's p, optimiser and learning rate for what is not given.
+
+        Raises:
+            RollsightError: Adam's direction is asked for where SGD trains.
+        """
         p = self.p if self.p is not None or self.kind not in _WITH_P else settings.drop or 0.5
         optimizer = self.optimizer or settings.optimizer
+        if self.kind == "preconditioned" and optimizer == "sgd":
+            raise RollsightError(f"{str(self)!r} would be iif, as SGD has no moments; write optimizer=adam after an @.")
         return replace(self, p=p, optimizer=optimizer, lr=self.lr or settings.lr_with(optimizer))
 
     def training(self, seed: int) -> TrainingArm:
