@@ -279,7 +279,8 @@ def test_a_plot_shows_every_mean_and_not_all_of_a_band() -> None:
 
     assert axes(0).limits == pytest.approx((-0.4, 10.4))
     assert axes(0, 2).limits == pytest.approx((-2 - 0.56, 12 + 0.56))
-    assert axes(2, 100).limits == pytest.approx((-5 - 0.8, 15 + 0.8))
+    assert axes(2, 2, 100).limits == pytest.approx((-5 - 0.8, 15 + 0.8))
+    assert axes(4, 4, 100).limits == pytest.approx((-6 - 0.88, 16 + 0.88))
     still = plots.Line("", "", np.arange(2.0), np.ones(2), np.zeros(2))
     assert plots.Axes("", "", [still]).limits is None
 

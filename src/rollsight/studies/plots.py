@@ -41,12 +41,12 @@ class Axes:
 
     @property
     def limits(self) -> tuple[float, float] | None:
-        """Of y, so that every mean is seen: the band of two or three seeds may leave the plot. None where nothing
-        moves."""
+        """Of y, so that every mean and usual bands are seen: the band of two or three seeds may leave the plot. None
+        where nothing moves."""
         means = np.concatenate([one.mean for one in self.lines])
         halves = np.concatenate([one.half for one in self.lines])
         low, high = float(means.min()), float(means.max())
-        room = (high - low) / 2
+        room = max((high - low) / 2, 1.5 * float(np.median(halves)))
         low, high = max(low - room, float((means - halves).min())), min(high + room, float((means + halves).max()))
         margin = 0.04 * (high - low)
         return (low - margin, high + margin) if margin else None
