@@ -29,12 +29,11 @@ KINDS = {
     "dtv-loo": "the same, less the episode's own part",
     "preconditioned": "IIF along Adam's direction, with @optimizer=adam",
     "rescored": "IIF that scores and drops anew in every epoch",
-    "remembered": "IIF on the return of the rounds before",
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
-_WITH_P |= {"preconditioned", "rescored", "paused", "remembered"}
+_WITH_P |= {"preconditioned", "rescored", "paused"}
 _FLOOR = 64  # one minibatch stays
 
 
@@ -103,7 +102,6 @@ class Arm:
             "dtv-loo": lambda: arms.Filtered(episodes, ranking=rankings.objective_without_own_episode),
             "preconditioned": lambda: arms.Filtered(drop, ranking=rankings.preconditioned),
             "rescored": lambda: arms.Rescored(drop),
-            "remembered": lambda: arms.Filtered(drop, ranking=rankings.Remembered()),
             "paused": lambda: arms.Filtered(drop, pause=True),
             "adaptive": lambda: arms.Filtered(harm, pause=True),
         }

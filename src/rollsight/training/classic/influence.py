@@ -30,21 +30,6 @@ def scores(network: Network, normalize: bool, parameters: Parameters, batch: Bat
     return _along(losses, parameters, jax.grad(_f_return(log_prob, batch, batch.valid))(parameters))
 
 
-@partial(jax.jit, static_argnums=(0,))
-def direction(network: Network, parameters: Parameters, batch: Batch) -> Parameters:
-    """The gradient of `f_return`, by name of a parameter."""
-    found: Parameters = jax.grad(_f_return(_log_prob(network, batch), batch, batch.valid))(parameters)
-    return found
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def along(
-    network: Network, normalize: bool, parameters: Parameters, batch: Batch, clip_range: float, direction: Parameters
-) -> Array:
-    """(N,) the derivative of every record's clipped policy loss along a direction."""
-    return _along(_losses(_log_prob(network, batch), normalize, batch, clip_range), parameters, direction)
-
-
 @partial(jax.jit, static_argnums=(0, 1))
 def against_halves(
     network: Network, normalize: bool, parameters: Parameters, batch: Batch, clip_range: float, first: Array

@@ -6,7 +6,6 @@ Each takes a round to one number for each record, which `rollsight.selection` dr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,24 +39,6 @@ def permuted(round: Round) -> Scores:
     rows, advantages = np.flatnonzero(round.batch.valid), round.batch.advantages.copy()
     advantages[rows] = advantages[rng.permutation(rows)]
     return _scores(round, influence.scores(round.network, *_of(round, round.batch._replace(advantages=advantages))))
-
-
-@dataclass
-class Remembered:
-    """Influence on the return of the rounds before: against the moving average of their gradients, in which the records
-    themselves have no part. The first round's scores are 0."""
-
-    decay: float = 0.9
-    _average: Parameters | None = field(default=None, init=False)
-
-    def __call__(self, round: Round) -> Scores:
-        current = influence.direction(round.network, round.parameters, round.batch)
-        before = self._average
-        if before is None:
-            self._average = current
-            return _scores(round, np.zeros(len(round.records), np.float32))
-        self._average = {n: self.decay * g + (1 - self.decay) * current[n] for n, g in before.items()}
-        return _scores(round, influence.along(round.network, *_of(round, round.batch), before))
 
 
 def cross_fitted(round: Round) -> Scores:
