@@ -283,6 +283,10 @@ def test_a_plot_shows_every_mean_and_not_all_of_a_band() -> None:
     assert axes(4, 4, 100).limits == pytest.approx((-6 - 0.88, 16 + 0.88))
     still = plots.Line("", "", np.arange(2.0), np.ones(2), np.zeros(2))
     assert plots.Axes("", "", [still]).limits is None
+    late = plots.Line("", "", np.arange(3.0), np.array([np.nan, 0.0, 10.0]), np.zeros(3))
+    assert plots.Axes("", "", [late]).limits == pytest.approx((-0.4, 10.4))
+    never = plots.Line("", "", np.arange(2.0), np.full(2, np.nan), np.zeros(2))
+    assert plots.Axes("", "", [never]).limits is None
 
 
 def test_arms_are_compared_in_a_row_for_each_set_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

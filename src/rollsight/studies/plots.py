@@ -43,8 +43,11 @@ class Axes:
     def limits(self) -> tuple[float, float] | None:
         """Of y, so that every mean and usual bands are seen: the band of two or three seeds may leave the plot. None
         where nothing moves."""
-        means = np.concatenate([one.mean for one in self.lines])
-        halves = np.concatenate([one.half for one in self.lines])
+        means, halves = (np.concatenate(parts) for parts in zip(*((o.mean, o.half) for o in self.lines), strict=True))
+        known = np.isfinite(means)  # a column may begin later than its rounds
+        means, halves = means[known], halves[known]
+        if not len(means):
+            return None
         low, high = float(means.min()), float(means.max())
         room = max((high - low) / 2, 1.5 * float(np.median(halves)))
         low, high = max(low - room, float((means - halves).min())), min(high + room, float((means + halves).max()))

@@ -186,7 +186,7 @@ def _draw_savings(
     places: Sequence[Any], arms: Sequence[ArmResult], nulls: Mapping[Arm, Null], settings: EnvSettings
 ) -> None:
     for axes, measure in zip(places, _SAVED, strict=True):
-        if (null := nulls.get(arms[0].against or Arm("ppo"))) is not None:
+        if arms[0].against is not None and (null := nulls.get(arms[0].against)) is not None:
             mean, sd = null.mean_curve[measure]
             axes.axvspan(100 * (mean - 2 * sd), 100 * (mean + 2 * sd), color=GREY, alpha=0.15, linewidth=0)
         for place, one in enumerate(arms):
