@@ -291,7 +291,7 @@ def test_a_plot_shows_every_mean_and_not_all_of_a_band() -> None:
 
 def test_arms_are_compared_in_a_row_for_each_set_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = list[Any]()
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure) or path)
+    monkeypatch.setattr(figures.dots, "save_figure", lambda figure, path: saved.append(figure) or path)
     write_arm(tmp_path, "ppo", 1, 2)
     write_arm(tmp_path, "ppo@clip=off", 4, 6)
     assert figures.draw_comparisons(read_results(tmp_path)[0], tmp_path / "arms.png") is None
@@ -303,6 +303,17 @@ def test_arms_are_compared_in_a_row_for_each_set_of_options(tmp_path: Path, monk
     assert first.lines[2].get_xdata() == pytest.approx([1.5])  # the mean of 3 - 1 and 3 - 2
     assert len(saved[0].axes) == 2 * 5
     assert saved[0].axes[5].lines[2].get_xdata() == pytest.approx([-2.0])
+    pages = list[Any]()
+    monkeypatch.setattr(figures.plots, "write_page", lambda path, title, lead, panels: pages.extend(panels))
+    figures.write(read_results(tmp_path), tmp_path / "index.html")
+    assert [panel.name for panel in pages] == [f"plot{place}" for place in range(len(pages))]
+    clipped, free = (panel for panel in pages if "against PPO" in panel.heading)
+    assert free.heading == f"{LAKE}, clip=off: arms against PPO"
+    drawn = [trace for trace in clipped.figure.data if trace.mode == "markers" and trace.xaxis == "x"]
+    assert drawn[0].x == pytest.approx([1.5, 1.5])
+    assert drawn[0].y == ("iif:0.5 (2)", "random:0.5 (2)")
+    saved_share = [trace for trace in clipped.figure.data if trace.marker.symbol == "star" and trace.xaxis == "x3"]
+    assert [trace.x[0] for trace in saved_share] == [settings_for(LAKE).reported["sgd"]["se_ave"][0]]  # IIF's alone
 
 
 def test_a_diverged_run_is_filled_up_with_the_lowest_not_the_last() -> None:

@@ -105,16 +105,20 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
     return save_figure(figure, path)
 
 
-def write(plots: Sequence[Axes], path: Path, title: str, kinds: Mapping[str, str]) -> Path:
-    """The same as a page, arms switched on and off in the legends. kinds: of the arms shown, explained.
+def panels(plots: Sequence[Axes], first: int = 0) -> list[Panel]:
+    """All plots for a page, arms switched on and off in the legends. first: how many panels come before them."""
+    return [
+        Panel(f"plot{place}", plot.title or f"{plot.y} by {plot.x.partition(' ')[0]}", _CAPTION, _page(plot))
+        for place, plot in enumerate(plots, first)
+    ]
+
+
+def write(panels: Sequence[Panel], path: Path, title: str, kinds: Mapping[str, str]) -> Path:
+    """The page. kinds: of the arms shown, explained.
 
     Raises:
         RollsightError: the file cannot be written.
     """
-    panels = [
-        Panel(f"plot{index}", plot.title or f"{plot.y} by {plot.x.partition(' ')[0]}", _CAPTION, _page(plot))
-        for index, plot in enumerate(plots)
-    ]
     lead = "Each arm: " + "; ".join(f"{kind}: {text}" for kind, text in kinds.items()) + "."
     return write_page(path, title, lead, panels)
 

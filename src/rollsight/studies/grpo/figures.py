@@ -47,4 +47,4 @@ def write(results: Results, path: Path) -> Path:
     """
     used = {one.arm.kind for one in results.arms}
     kinds = {kind: text for kind, text in KINDS.items() if kind in used}
-    return plots.write(axes(results), path, "GRPO with influence-based filtering", kinds)
+    return plots.write(plots.panels(axes(results)), path, "GRPO with influence-based filtering", kinds)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
-from rollsight.studies import plots
+from rollsight.analysis.page import Panel
+from rollsight.studies import dots, plots
 from rollsight.studies.paper.arms import KINDS, Arm
-from rollsight.studies.paper.metrics import Estimate, Null, estimate_of
+from rollsight.studies.paper.metrics import Null
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.paper.study import named
 from rollsight.studies.settings import EnvSettings, rates, settings_for
@@ -29,6 +29,7 @@ _SWEPT: tuple[tuple[str, str, Callable[[Arm], float], Callable[[Arm], Arm]], ...
     ("learning rate", "learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
 )
 _CLIPS = (0.5, float("inf"))
+_NULL = "PPO against itself, ± 2 sd"
 _SAVED = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 # The arms that a study runs everywhere; curves show the others beside PPO in a panel of their own.
 _MAIN = ("ppo", "iif", "random", "permuted", "matched-norm")
@@ -46,39 +47,13 @@ def draw_curves(result: EnvResult, path: Path) -> Path:
 
 
 def draw_comparisons(result: EnvResult, path: Path) -> Path | None:
-    """Every arm less its PPO, in final return and area, paired by seed with 95 % t-intervals; and what it saves, of the
-    mean curves with bootstrap intervals; beside the paper's figures and the null of PPO against itself. A row for each
-    set of options; None where nothing can be compared.
+    """`comparisons`, a row of plots for each set of options; None where nothing can be compared.
 
     Raises:
         RollsightError: the file cannot be written.
     """
-    rows = [
-        rest
-        for _, arms in _by_options(result)
-        if (rest := [one for one in arms if one.contrast and one.arm.kind != "ppo"])
-    ]
-    if not rows:
-        return None
-    settings, heights = settings_for(result.env), [len(arms) + 1.5 for arms in rows]
-    figure = new_figure(15.0, 1.0 + 0.26 * sum(heights))
-    grid = figure.add_gridspec(len(rows), 2 + len(_SAVED), height_ratios=heights)
-    for row, arms in enumerate(rows):
-        titles = ("final return, over PPO", "area, over PPO", *(f"{name}, % less" for name in _SAVED.values()))
-        places = [figure.add_subplot(grid[row, column]) for column in range(len(titles))]
-        for column, (axes, title) in enumerate(zip(places, titles, strict=True)):
-            axes.axvline(0, color="#444444", linewidth=0.8)
-            axes.set_yticks(range(len(arms)), [_counted(one) for one in arms] if column == 0 else [])
-            axes.set_ylim(len(arms) - 0.5, -0.5)
-            axes.grid(axis="x", alpha=0.3)
-            axes.set_title(title if row == 0 else "", fontsize=10)
-        _draw_differences(places[:2], arms, settings)
-        _draw_savings(places[2:], arms, result.nulls, settings)
-    figure.suptitle(
-        f"{result.env}: dots and 95 % intervals over (seeds); stars: the paper; grey: PPO against itself, ± 2 sd",
-        fontsize=9,
-    )
-    return save_figure(figure, path)
+    compared = list(comparisons(result))
+    return dots.draw(compared, path, _NULL) if compared else None
 
 
 def draw_sweeps(results: Sequence[EnvResult], path: Path) -> Path | None:
@@ -92,13 +67,17 @@ def draw_sweeps(results: Sequence[EnvResult], path: Path) -> Path | None:
 
 
 def write(results: Sequence[EnvResult], path: Path) -> Path:
-    """The page: learning curves of every environment and sweeps, arms switched on and off in the legend.
+    """The page: learning curves of every environment and sweeps, arms switched on and off in the legend, and every arm
+    against its PPO.
 
     Raises:
         RollsightError: the file cannot be written.
     """
     kinds = {kind: text for kind, text in KINDS.items() if _used(results, kind)}
-    drawn = [axes for result in results for axes in (*panels(result), *sweeps(result))]
+    drawn = list[Panel]()
+    for result in results:
+        drawn += plots.panels((*panels(result), *sweeps(result)), len(drawn))
+        drawn += [dots.panel(one, f"plot{place}", _NULL) for place, one in enumerate(comparisons(result), len(drawn))]
     return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
 
 
@@ -142,6 +121,22 @@ def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
                 yield plots.Axes(label, meaning, lines, title, log=True)
 
 
+def comparisons(result: EnvResult) -> Iterator[dots.Dots]:
+    """Every arm less its PPO, in final return and area, paired by seed with 95 % t-intervals; and what it saves, of the
+    mean curves with bootstrap intervals; beside the paper's figures and the null of PPO against itself. One for each
+    set of options that has arms to compare."""
+    settings = settings_for(result.env)
+    for options, ones in _by_options(result):
+        if not (arms := [one for one in ones if one.contrast and one.arm.kind != "ppo"]):
+            continue
+        null = result.nulls.get(arms[0].against) if arms[0].against else None
+        columns = [_difference(arms, "final", "final return", settings), _difference(arms, "area", "area", settings)]
+        columns += [_saving(arms, measure, null, settings) for measure in _SAVED]
+        names = [f"{_kind(one.arm)} ({one.summary.seeds})" for one in arms]
+        colours = [plots.colour(_place(one.arm)) for one in arms]
+        yield dots.Dots(f"{result.env}{options}: arms against PPO", names, colours, columns)
+
+
 def _swept(name: str, ones: Mapping[float, ArmResult], measure: str) -> plots.Line:
     """An arm at several values, with 95 % intervals over seeds."""
     values = sorted(ones)
@@ -166,45 +161,30 @@ def _axes(arms: Sequence[ArmResult], title: str) -> plots.Axes:
     return plots.Axes("round", "mean evaluation return", lines, title)
 
 
-def _draw_differences(places: Sequence[Any], arms: Sequence[ArmResult], settings: EnvSettings) -> None:
-    """Final return and area, the axis wide enough for every mean: an interval of two or three seeds may leave it."""
-    for axes, measure in zip(places, ("final", "area"), strict=True):
-        shown = list[float]()
-        for place, one in enumerate(arms):
-            interval = getattr(one.contrast, measure)
-            _draw_interval(axes, place, estimate_of(interval), one)
-            shown += [interval.mean, (interval.half_width or 0.0) / 2]
-            if measure == "final" and (reported := _reported(one.arm, settings).get("final_gain")):
-                axes.plot(reported, [place, place], color=RED, linestyle=":")
-                axes.plot(np.mean(reported), place, "*", color=RED, markersize=11)
-                shown.append(float(np.mean(reported)))
-        reach = 1.1 * float(np.abs(shown).max()) or 1.0
-        axes.set_xlim(-reach, reach)
+def _difference(arms: Sequence[ArmResult], measure: str, name: str, settings: EnvSettings) -> dots.Column:
+    """The axis wide enough for every mean: an interval of two or three seeds may leave it."""
+    found, shown = list[dots.Dot](), list[float]()
+    for one in arms:
+        interval = getattr(one.contrast, measure)
+        reported = _reported(one.arm, settings).get("final_gain", ()) if measure == "final" else ()
+        found.append(dots.Dot(interval.mean, interval.low, interval.high, tuple(reported)))
+        shown += [abs(interval.mean) + (interval.half_width or 0.0) / 2, found[-1].star if reported else 0.0]
+    reach = 1.1 * max(shown) or 1.0
+    return dots.Column(f"{name}, over PPO", found, (-reach, reach))
 
 
-def _draw_savings(
-    places: Sequence[Any], arms: Sequence[ArmResult], nulls: Mapping[Arm, Null], settings: EnvSettings
-) -> None:
-    for axes, measure in zip(places, _SAVED, strict=True):
-        if arms[0].against is not None and (null := nulls.get(arms[0].against)) is not None:
-            mean, sd = null.mean_curve[measure]
-            axes.axvspan(100 * (mean - 2 * sd), 100 * (mean + 2 * sd), color=GREY, alpha=0.15, linewidth=0)
-        for place, one in enumerate(arms):
-            assert one.contrast is not None
-            found = one.contrast.mean_curve[measure]
-            _draw_interval(axes, place, Estimate(100 * found.value, 100 * found.low, 100 * found.high), one)
-            if (value := _reported(one.arm, settings).get("rt_peak" if measure == "rt_paper" else measure)) is not None:
-                axes.plot(value[0] if isinstance(value, list) else value, place, "*", color=RED, markersize=11)
-        axes.set_xlim(-105, 105)
-
-
-def _draw_interval(axes: Any, place: int, found: Estimate, one: ArmResult) -> None:
-    axes.plot([found.low, found.high], [place, place], color=plots.colour(_place(one.arm)), linewidth=2)
-    axes.plot(found.value, place, "o", color=plots.colour(_place(one.arm)), markersize=5)
-
-
-def _counted(one: ArmResult) -> str:
-    return f"{one.arm} ({one.summary.seeds})"
+def _saving(arms: Sequence[ArmResult], measure: str, null: Null | None, settings: EnvSettings) -> dots.Column:
+    found, span = list[dots.Dot](), None
+    for one in arms:
+        assert one.contrast is not None
+        saved = one.contrast.mean_curve[measure]
+        value = _reported(one.arm, settings).get("rt_peak" if measure == "rt_paper" else measure, ())
+        reported = tuple(value[:1]) if isinstance(value, list) else (value,) if value != () else ()
+        found.append(dots.Dot(100 * saved.value, 100 * saved.low, 100 * saved.high, reported))
+    if null is not None:
+        mean, sd = null.mean_curve[measure]
+        span = 100 * (mean - 2 * sd), 100 * (mean + 2 * sd)
+    return dots.Column(f"{_SAVED[measure]}, % less", found, (-105, 105), span)
 
 
 def _kind(arm: Arm) -> str:

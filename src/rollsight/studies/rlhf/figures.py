@@ -49,7 +49,7 @@ def write(results: Results, path: Path) -> Path:
     """
     used = {one.arm.kind for one in results.arms}
     kinds = {kind: text for kind, text in KINDS.items() if kind in used}
-    return shared.write(plots(results), path, "Language models with influence-based filtering", kinds)
+    return shared.write(shared.panels(plots(results)), path, "Language models with influence-based filtering", kinds)
 
 
 def _place(one: ArmResult) -> int:
