@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -158,6 +159,36 @@ def test_an_update_as_long_as_iifs() -> None:
     for name in set(round.parameters) - policy:
         assert np.array_equal(matched.trained.parameters[name], plain.trained.parameters[name])
     name = next(iter(sorted(policy)))
+    ways = [
+        (np.asarray(u.trained.parameters[name]) - np.asarray(round.parameters[name])).ravel() for u in (matched, plain)
+    ]
+    assert np.corrcoef(*ways)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("drop", [DROP, DropNegative(1.0, min_keep=8)])
+def test_an_update_that_changes_the_policy_as_much_as_iifs(drop: DropNegative) -> None:
+    snapshot, round = frozen()
+    iif, plain, matched = (
+        arm(round) for arm in (arms.Filtered(drop), arms.Filtered(every=0), arms.MatchedKL(arms.Filtered(drop)))
+    )
+    policy = snapshot.policy.module
+
+    def changed(update: arms.Update) -> float:
+        """By PyTorch's distributions, over all records."""
+        obs, actions = torch.as_tensor(snapshot.records.obs), torch.as_tensor(snapshot.records.actions)
+        twin = copy.deepcopy(policy)
+        start = twin.evaluate_actions(obs, actions)[1].detach()
+        twin.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in update.trained.parameters.items()})
+        ratio = twin.evaluate_actions(obs, actions)[1].detach() - start
+        return float((ratio.exp() - 1 - ratio).mean())
+
+    assert changed(matched) == pytest.approx(changed(iif), rel=5e-3)
+    assert changed(plain) != pytest.approx(changed(iif), rel=5e-2)
+    assert float(matched.trained.approx_kl) == pytest.approx(changed(matched), rel=1e-3)
+    names = arms.policy_parameters(round.network, round.parameters)
+    for name in set(round.parameters) - names:
+        assert np.array_equal(matched.trained.parameters[name], plain.trained.parameters[name])
+    name = next(iter(sorted(names)))
     ways = [
         (np.asarray(u.trained.parameters[name]) - np.asarray(round.parameters[name])).ravel() for u in (matched, plain)
     ]

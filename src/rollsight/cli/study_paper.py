@@ -40,8 +40,8 @@ def study_paper(
 
     A run whose curve is in the folder already is not repeated, so an interrupted study goes on where it was, and arms,
     seeds and environments can be added later. Arms are written KIND[:P][@lr=X,optimizer=sgd|adam,clip=X|off,envs=N];
-    what is not given is the paper's. Kinds: ppo, iif, random, permuted, crossfit, matched-norm, matched-steps,
-    mismatch, product, prioritised, dtv, dtv-loo, preconditioned, rescored, paused, adaptive.
+    what is not given is the paper's. Kinds: ppo, iif, random, permuted, crossfit, matched-norm, matched-kl,
+    matched-steps, mismatch, product, prioritised, dtv, dtv-loo, preconditioned, rescored, paused, adaptive.
 
     Args:
         envs: Environments of the paper.

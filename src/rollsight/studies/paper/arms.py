@@ -21,6 +21,7 @@ KINDS = {
     "permuted": "IIF on scores whose advantages are permuted over the records",
     "crossfit": "IIF, each record scored against the half that does not hold its episode",
     "matched-norm": "standard PPO with updates of the policy as long as IIF's",
+    "matched-kl": "standard PPO with updates that change the policy as much as IIF's",
     "matched-steps": "random, with as many optimiser steps as standard PPO",
     "mismatch": "drop p of the records with wrong signs, largest |A_bar - A_hat| first",
     "product": "drop p of the records with wrong signs, lowest A_bar * A_hat first",
@@ -32,8 +33,8 @@ KINDS = {
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
 }
-_WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-steps", "mismatch", "product"}
-_WITH_P |= {"preconditioned", "rescored", "paused"}
+_WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-kl", "matched-steps"}
+_WITH_P |= {"mismatch", "product", "preconditioned", "rescored", "paused"}
 _FLOOR = 64  # one minibatch stays
 
 
@@ -94,6 +95,7 @@ class Arm:
             "permuted": lambda: arms.Filtered(drop, ranking=rankings.permuted),
             "crossfit": lambda: arms.Filtered(drop, ranking=rankings.cross_fitted),
             "matched-norm": lambda: arms.MatchedNorm(arms.Filtered(drop)),
+            "matched-kl": lambda: arms.MatchedKL(arms.Filtered(drop)),
             "matched-steps": lambda: arms.Filtered(random, as_many_steps=True),
             "mismatch": lambda: arms.Filtered(drop, ranking=rankings.sign_mismatch),
             "product": lambda: arms.Filtered(drop, ranking=rankings.agreement),

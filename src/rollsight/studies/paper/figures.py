@@ -32,7 +32,7 @@ _CLIPS = (0.5, float("inf"))
 _NULL = "PPO against itself, ± 2 sd"
 _SAVED = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 # The arms that a study runs everywhere; curves show the others beside PPO in a panel of their own.
-_MAIN = ("ppo", "iif", "random", "permuted", "matched-norm")
+_MAIN = ("ppo", "iif", "random", "permuted", "matched-norm", "matched-kl")
 
 
 def draw_curves(result: EnvResult, path: Path) -> Path:

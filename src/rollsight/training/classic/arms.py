@@ -14,7 +14,7 @@ from rollsight.selection import Rule, Selection
 from rollsight.training.classic import rankings
 from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
 from rollsight.training.classic.networks import Network, Parameters
-from rollsight.training.classic.ppo import Trained
+from rollsight.training.classic.ppo import Trained, evaluation
 from rollsight.training.classic.rankings import Ranking
 from rollsight.training.classic.round import Round
 
@@ -33,6 +33,9 @@ class Update:
     time_score: float
     time_train: float
 
+
+# The search for an update's factor ends at the largest it may have, and at 1e-5 of what it began with.
+_FARTHEST, _HALVINGS = 2.0**10, 16
 
 Arm: TypeAlias = Callable[[Round], Update]
 
@@ -101,7 +104,8 @@ class Rescored:
 class MatchedNorm:
     """Plain PPO whose update of the policy is as long as the one that another arm would make from here.
 
-    The policy's parameters move by PPO's own difference, rescaled; parameters of the value function alone stay PPO's.
+    The policy's parameters move by PPO's own difference, rescaled; parameters of the value function alone stay PPO's,
+    and so does `approx_kl`.
     """
 
     other: Arm
@@ -111,11 +115,37 @@ class MatchedNorm:
         mine = Filtered(every=0)(round)
         names = policy_parameters(round.network, round.parameters)
         wanted, length = (_distance(round.parameters, t.parameters, names) for t in (like.trained, mine.trained))
-        moved = {
-            name: round.parameters[name] + (p - round.parameters[name]) * (wanted / length) if name in names else p
-            for name, p in mine.trained.parameters.items()
-        }
+        moved = _rescaled(round.parameters, mine.trained.parameters, names, wanted / length)
         return replace(mine, trained=mine.trained._replace(parameters=moved))
+
+
+@dataclass(frozen=True)
+class MatchedKL:
+    """Plain PPO whose update changes the policy as much as the one that another arm would make from here: `MatchedNorm`
+    with the mean KL divergence over all records in the place of the length.
+
+    The two differ with Adam, whose steps have a length of their own. approx_kl: of the rescaled update.
+    """
+
+    other: Arm
+
+    def __call__(self, round: Round) -> Update:
+        like = self.other(round)
+        mine = Filtered(every=0)(round)
+        names = policy_parameters(round.network, round.parameters)
+        wanted = divergence(round, like.trained.parameters)
+
+        def scaled(factor: float) -> Parameters:
+            return _rescaled(round.parameters, mine.trained.parameters, names, factor)
+
+        low, high = 0.0, 1.0 if np.isfinite(wanted) else np.nan  # as lost as the other
+        while high < _FARTHEST and divergence(round, scaled(high)) < wanted:
+            low, high = high, 2 * high
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if divergence(round, scaled(middle)) < wanted else (low, middle)
+        changed = jnp.asarray(divergence(round, scaled(high)))
+        return replace(mine, trained=mine.trained._replace(parameters=scaled(high), approx_kl=changed))
 
 
 @dataclass(frozen=True)
@@ -142,6 +172,20 @@ def policy_parameters(network: Network, parameters: Parameters) -> set[str]:
     """Names of the parameters that log pi depends on; a trunk that the value function shares is among them."""
     layers = {layer.name for layer in (*network.features, *network.policy) if layer.name}
     return {name for name in parameters if name.rpartition(".")[0] in layers or name == "log_std"}
+
+
+def divergence(round: Round, parameters: Parameters) -> float:
+    """Estimated KL divergence of the policy that collected the round to the one with these parameters, in nats: the
+    mean of (r - 1) - log r over the records, r being the ratio of the action's probabilities (Schulman 2020, k3)."""
+    batch = round.batch
+    found = evaluation(round.network, parameters, batch.obs, batch.actions)
+    log_ratio = found.log_prob - batch.log_probs
+    return float(jnp.mean(jnp.exp(log_ratio) - 1 - log_ratio, where=batch.valid))
+
+
+def _rescaled(start: Parameters, end: Parameters, names: set[str], factor: float) -> Parameters:
+    """The end of an update, those parameters moved by a multiple of their difference."""
+    return {name: start[name] + (p - start[name]) * factor if name in names else p for name, p in end.items()}
 
 
 def _distance(one: Parameters, other: Parameters, names: set[str]) -> float:
