@@ -212,8 +212,9 @@ def test_a_ray_cluster_gives_the_same_curve(tmp_path: Path, monkeypatch: pytest.
 def _silent(rounds: float, summary: Any) -> None: ...
 
 
-def test_a_run_that_diverges_counts_with_its_lowest_return(tmp_path: Path) -> None:
-    cell = Cell(LAKE, arm_of("ppo@lr=1e30,clip=off"), 0, 6, Evaluations(20, 2), tmp_path)
+@pytest.mark.parametrize("kind", ["ppo", "rescored"])  # the latter diverges between two epochs, where it scores
+def test_a_run_that_diverges_counts_with_its_lowest_return(kind: str, tmp_path: Path) -> None:
+    cell = Cell(LAKE, arm_of(f"{kind}@lr=1e30,clip=off"), 0, 6, Evaluations(20, 2), tmp_path)
     cell.write(cell.run(lambda *_: None))
     found = read_curve(cell.path, ("collect", "score", "train"))
     assert found["round"].tolist() == [0, 2, 4, 6]

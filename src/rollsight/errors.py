@@ -8,7 +8,7 @@ class RollsightError(ValueError):
 
 
 class Diverged(RollsightError):
-    """Training reached parameters that are not finite, and cannot go on."""
+    """Training reached parameters, or scores by them, that are not finite, and cannot go on."""
 
     @classmethod
     def in_round(cls, round: int) -> Diverged:

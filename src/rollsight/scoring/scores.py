@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rollsight.errors import RollsightError
+from rollsight.errors import Diverged, RollsightError
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +67,13 @@ class Scores:
         return self.ids[unit].to(self.values.device)
 
     def check_finite(self) -> None:
-        """`RollsightError` naming the records whose score is NaN or infinite."""
+        """`Diverged` naming the records whose score is NaN or infinite."""
         finite = torch.isfinite(self.values)
         if bool(finite.all()):
             return
         bad = (~(finite if finite.dim() == 1 else finite.all(1))).nonzero().flatten().tolist()
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise RollsightError(
+        raise Diverged(
             f"The scores of {len(bad)} record(s) are NaN or infinite (index {shown}); "
             "the policy or its inputs have diverged there: mark the rows invalid or lower the learning rate."
         )
