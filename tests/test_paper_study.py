@@ -225,12 +225,28 @@ def test_a_run_that_diverges_counts_with_its_lowest_return(kind: str, tmp_path: 
     assert "| 1, 1 diverged |" in tables.markdown([result])
 
 
-def write_arm(out: Path, arm: str, *finals: float) -> None:
+def write_arm(out: Path, arm: str, *finals: float, collect_s: float = 1) -> None:
     """A curve for each final return."""
-    phases = {"collect_s": 1, "score_s": 0, "train_s": 1, "evaluate_s": 1, "update_norm": 1, "kept": 1}
+    phases = {"collect_s": collect_s, "score_s": 0, "train_s": 1, "evaluate_s": 1, "update_norm": 1, "kept": 1}
+    phases |= dict.fromkeys(("steps", "kl", "gradient_ratio", "split_half", "split_half_permuted"), 1)
     for seed, final in enumerate(finals):
         rows = [{"round": i, "return": final * i / 10, **phases} for i in range(11)]
         write_curve(out / LAKE / arm_of(arm).folder / f"{seed}.csv", as_text(rows))
+
+
+def test_arms_that_were_timed_on_another_machine_have_no_rt(tmp_path: Path) -> None:
+    for arm, collect_s in (("ppo", 2), ("iif:0.5", 2.4), ("random:0.5", 1)):
+        write_arm(tmp_path, arm, 1, 2, collect_s=collect_s)
+    (result,) = read_results(tmp_path)
+    known = {str(one.arm): one.contrast for one in result.arms if one.contrast}
+    assert np.isfinite(known["iif:0.5"].mean_curve["rt_paper"].value)
+    other = known["random:0.5"]
+    for found in (other.pairs, other.mean_curve):
+        assert np.isnan([found["rt_paper"].value, found["rt_peak"].value]).all()
+    assert np.isfinite(other.mean_curve["se_peak"].value)
+    assert "nan" not in tables.markdown([result])
+    assert figures.draw_comparisons(result, tmp_path / "arms.png") is not None
+    figures.write([result], tmp_path / "index.html")
 
 
 def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Reduction:
 
 
 MEASURES = ("se_ave", "se_peak", "rt_paper", "rt_peak", "unreached")
+_TIMES = ("rt_paper", "rt_peak")
 
 
 def reduction(standard: Curve, other: Curve) -> Reduction:
@@ -91,6 +92,11 @@ class Contrast:
     final: Interval
     area: Interval
     probability: Estimate
+
+    def without_times(self) -> Contrast:
+        """Without what is measured in seconds."""
+        unknown = dict.fromkeys(_TIMES, Estimate(np.nan, np.nan, np.nan))
+        return replace(self, pairs=self.pairs | unknown, mean_curve=self.mean_curve | unknown)
 
     def rows(self) -> Iterator[dict[str, object]]:
         """Rows of a long table, two for each measure."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,10 @@ from rollsight.studies.results import ArmCurves, read_curves, row, write_table
 from rollsight.studies.settings import paper, settings_for
 
 _CHARGED = ("collect", "score", "train")  # phases that count as training time
+
+# Collecting is the same work in every arm. Where its time differs by more than this factor, the arms ran on different
+# machines, or beside different loads, and their times say nothing of each other.
+_SAME_PACE = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +106,21 @@ def _environment(folder: Path, env: str, reference: Arm | None) -> EnvResult:
         if against is not None:
             common = [seed for seed in curves if seed in found[against]]
             if common:
-                compared = contrast([found[against][s] for s in common], [curves[s] for s in common])
+                pairs = [(found[against][seed], curves[seed]) for seed in common]
+                compared = contrast(*zip(*pairs, strict=True))
+                if not _same_pace(pairs):
+                    compared = compared.without_times()
             if against not in nulls and (null := null_of(list(found[against].values()))) is not None:
                 nulls[against] = null
         arms.append(ArmResult(arm, curves, against, summarise(list(curves.values())), compared))
     return EnvResult(env, arms, nulls)
+
+
+def _same_pace(pairs: Sequence[tuple[Curve, Curve]]) -> bool:
+    """Whether the standard's and the other's times can be compared. The median over seeds: a run that was lost at once
+    has collected little."""
+    ratio = np.median([other["collect_s"][-1] / max(standard["collect_s"][-1], 1e-9) for standard, other in pairs])
+    return bool(1 / _SAME_PACE <= ratio <= _SAME_PACE)
 
 
 def _curves(folder: Path) -> dict[int, Curve]:

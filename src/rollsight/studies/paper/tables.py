@@ -26,7 +26,8 @@ def _environment(result: EnvResult) -> str:
     head = (
         f"## {result.env}\n\n{rounds} rounds of 2048 records, {settings.optimizer} at {settings.lr:g}, paper's p "
         f"{100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
-        "by seed. A diverged run counts, from there to its end, with its lowest return.\n\n"
+        "by seed. A diverged run counts, from there to its end, with its lowest return. RT is left out where "
+        "collection took over a quarter more or less time than the PPO's: another machine, or another load.\n\n"
     )
     compared = [_savings(result, settings)] if any(one.contrast for one in result.arms) else []
     return head + "\n\n".join((_returns(result, settings), *compared, _deeds(result)))
@@ -98,8 +99,8 @@ def _share(e: Estimate) -> str:
 
 
 def percent(e: Estimate) -> str:
-    """A share as per cent, with its interval where it has one."""
-    return _bracketed(Estimate(100 * e.value, 100 * e.low, 100 * e.high), ".1f", ".0f")
+    """A share as per cent, with its interval where it has one; nothing where it is not known."""
+    return "" if np.isnan(e.value) else _bracketed(Estimate(100 * e.value, 100 * e.low, 100 * e.high), ".1f", ".0f")
 
 
 def _bracketed(e: Estimate, value: str, ends: str) -> str:
