@@ -33,7 +33,6 @@ from scipy import stats
 
 from rollsight.training.classic.environments import POOLED, Environments, Stepper, make
 
-ENVS = (*POOLED, "highway-v0")
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")
 COPIES, LEVEL = 8, 0.001
 
@@ -162,7 +161,7 @@ def lines_of(row: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", nargs="+", default=list(ENVS), metavar="ENV")
+    parser.add_argument("--envs", nargs="+", default=list(POOLED), metavar="ENV")
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()

@@ -27,6 +27,7 @@ POOLED = (
     "FrozenLake-v1",
     "MiniGrid-Empty-8x8-v0",
     "BipedalWalker-v3",
+    "highway-v0",
     "highway-fast-v0",
 )
 
