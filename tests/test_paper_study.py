@@ -276,6 +276,14 @@ def test_sweeps_are_drawn_where_a_setting_takes_three_values(tmp_path: Path, mon
     assert "learning rate" in figures.write([result], tmp_path / "index.html").read_text("utf-8")
 
 
+def test_a_sweep_of_another_optimizers_rates_names_no_rate(tmp_path: Path) -> None:
+    for lr in ("0.0003", "0.001", "0.003"):
+        write_arm(tmp_path, f"ppo@optimizer=adam,lr={lr}", 1, 2)
+    (result,) = read_results(tmp_path)
+    final, _ = figures.sweeps(result)
+    assert final.title == f"{LAKE}, optimizer=adam: final by learning rate"
+
+
 def test_curves_have_a_panel_for_each_set_of_options_and_one_for_the_other_arms(tmp_path: Path) -> None:
     for arm in ("ppo", "iif:0.5", "dtv", "rescored:0.5", "ppo@clip=off", "iif:0.5@clip=off", "crossfit:0.5@lr=0.1"):
         write_arm(tmp_path, arm, 1, 2)

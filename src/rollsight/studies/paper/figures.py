@@ -114,7 +114,7 @@ def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
             if standard in swept and standard not in arms:  # PPO has no p of its own: a level line
                 level = next(iter(swept[standard].values()))
                 arms = {standard: {min(values): level, max(values): level}, **arms}
-            options = str(named(standard, settings)).partition("@")[2]
+            options = str(without(named(standard, settings))).partition("@")[2]
             for measure, meaning in (("final", "final return"), ("area", "area: mean return of all rounds")):
                 lines = [_swept(_kind(arm), ones, measure) for arm, ones in arms.items()]
                 title = f"{result.env}{options and ', '}{options}: {measure} by {name}"
