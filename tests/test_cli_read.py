@@ -210,6 +210,7 @@ def test_intervals_are_students():
     interval = learning_curves.t_interval([1.0, 2.0, 3.0])
     assert interval.mean == 2
     assert interval.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), sd 1
+    assert learning_curves.t_interval([0.1] * 3) == learning_curves.Interval(0.1, 0.0, 3)
     assert learning_curves.t_interval([5.0]) == learning_curves.Interval(5.0, None, 1)
 
 

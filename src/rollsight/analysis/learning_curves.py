@@ -87,6 +87,8 @@ def t_interval(values: Sequence[float] | FloatArray) -> Interval:
     """The mean of the values (n,) and its 95 % t-interval; n at least 1."""
     sample = np.asarray(values, np.float64)
     n = len(sample)
+    if n > 1 and np.ptp(sample) == 0:  # the mean of equal values is rounded, and they would deviate from it
+        return Interval(float(sample[0]), 0.0, n)
     half_width = float(stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return Interval(float(sample.mean()), half_width, n)
 
