@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,18 @@ def test_missing_jax_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(RollsightError, match=r"needs JAX: pip install 'rollsight\[fast\]'"):
         run_of(tmp_path / "run")
+
+
+def test_the_example_switches_arms_in_the_middle_of_a_run(tmp_path):
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "switch_arm.py"))
+
+    def rows(then: str, at: int) -> list[dict[str, str]]:
+        out = tmp_path / f"{then}{at}.csv"
+        example["main"]("ppo", then, env="CartPole-v1", at=at, rounds=20, out=out)
+        with out.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    plain, switched = rows("ppo", 20), rows("iif", 10)
+    assert switched[:2] == plain[:2]  # rounds 0 and 10
+    assert [float(row["kept_frac"]) == 1 for row in switched[1:]] == [True, False]
+    assert switched[2] != plain[2]

@@ -10,7 +10,7 @@ from rollsight.errors import RollsightError
 # Name and summary of each command. The command `x y` is the function `x_y` in `rollsight.cli.x_y`; its typed arguments
 # and docstring are its options and help.
 COMMANDS = {
-    "train": "Train an agent with Stable-Baselines3 and score, filter and record its rollouts.",
+    "train": "Train an agent with PPO or A2C and score, filter and record its rollouts.",
     "rlhf": "Train a language model with PPO and score, filter and record its completions.",
     "study": "Train several ways with the same seeds and compare: plain, filtered, random drop.",
     "study paper": "Run the paper's experiments and their controls: curves, tables, figures.",
