@@ -13,7 +13,10 @@ from rollsight.update import Indices, UpdateRule, full_minibatches, repack
 
 
 class Batch(NamedTuple):
-    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,)."""
+    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,).
+
+    acts: booleans, which records the policy's terms are means over; the value function learns from all.
+    """
 
     obs: Any
     actions: Any
@@ -22,6 +25,7 @@ class Batch(NamedTuple):
     returns: Any
     values: Any
     valid: Any
+    acts: Any
 
     @classmethod
     def of(cls, records: Records) -> Batch:
@@ -37,6 +41,7 @@ class Batch(NamedTuple):
             records.advantages.numpy(),
             records.returns.numpy(),
             records.values.numpy(),
+            records.valid.numpy(),
             records.valid.numpy(),
         )
 
