@@ -19,7 +19,6 @@ KINDS = {
     "iif": "drop the fraction p of the negative records",
     "random": "drop as many random records; scoring is not charged",
     "permuted": "IIF on scores whose advantages are permuted over the records",
-    "actor": "IIF whose dropped records leave the policy's loss only: the value function learns from all",
     "crossfit": "IIF, each record scored against the half that does not hold its episode",
     "matched-norm": "standard PPO with updates of the policy as long as IIF's",
     "matched-kl": "standard PPO with updates that change the policy as much as IIF's",
@@ -34,7 +33,7 @@ KINDS = {
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
 }
-_WITH_P = {"iif", "actor", "random", "permuted", "crossfit", "matched-norm", "matched-kl", "matched-steps"}
+_WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-kl", "matched-steps"}
 _WITH_P |= {"mismatch", "product", "preconditioned", "rescored", "paused"}
 _FLOOR = 64  # one minibatch stays
 
@@ -94,7 +93,6 @@ class Arm:
             "iif": lambda: arms.Filtered(drop),
             "random": lambda: arms.Filtered(random),
             "permuted": lambda: arms.Filtered(drop, ranking=rankings.permuted),
-            "actor": lambda: arms.Filtered(drop, actor_only=True),
             "crossfit": lambda: arms.Filtered(drop, ranking=rankings.cross_fitted),
             "matched-norm": lambda: arms.MatchedNorm(arms.Filtered(drop)),
             "matched-kl": lambda: arms.MatchedKL(arms.Filtered(drop)),

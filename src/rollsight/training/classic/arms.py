@@ -48,8 +48,6 @@ class Filtered:
     as_many_steps: go on with further epochs over what is kept, up to the number of steps that a full buffer takes.
     pause: keep all where every episode that ended in the round has the same return: nothing says then which records
         helped, the scores are noise of the value function, and dropping by them makes that noise longer.
-    actor_only: the dropped records leave the policy's loss only, as the score is of that loss; minibatches stay those
-        of the full buffer, and the value function learns from all.
     """
 
     rule: Rule | None = None
@@ -57,7 +55,6 @@ class Filtered:
     ranking: Ranking = rankings.f_return
     as_many_steps: bool = False
     pause: bool = False
-    actor_only: bool = False
 
     def __call__(self, round: Round) -> Update:
         started = round.clock()
@@ -67,13 +64,10 @@ class Filtered:
             paused = self.pause and len(round.returns) > 0 and np.ptp(round.returns) == 0
             selection = None if self.rule is None or paused else self.rule(scores)
         chosen = round.clock()
-        kept, acting = round.kept(None if self.actor_only else selection), None
-        if self.actor_only and selection is not None:
-            acting = selection.weights.numpy() > 0
         minibatches = draw_minibatches(
-            round.order(), len(round.records), round.rule, kept, fill=self.as_many_steps
+            round.order(), len(round.records), round.rule, round.kept(selection), fill=self.as_many_steps
         )
-        trained = round.train(minibatches, acting)
+        trained = round.train(minibatches)
         return Update(trained, minibatches.steps, scores, selection, chosen - started, round.clock() - chosen)
 
 

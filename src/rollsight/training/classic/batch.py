@@ -13,10 +13,7 @@ from rollsight.update import Indices, UpdateRule, full_minibatches, repack
 
 
 class Batch(NamedTuple):
-    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,).
-
-    acts: booleans, which records the policy's terms are means over; the value function learns from all.
-    """
+    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,)."""
 
     obs: Any
     actions: Any
@@ -25,7 +22,6 @@ class Batch(NamedTuple):
     returns: Any
     values: Any
     valid: Any
-    acts: Any
 
     @classmethod
     def of(cls, records: Records) -> Batch:
@@ -41,7 +37,6 @@ class Batch(NamedTuple):
             records.advantages.numpy(),
             records.returns.numpy(),
             records.values.numpy(),
-            records.valid.numpy(),
             records.valid.numpy(),
         )
 

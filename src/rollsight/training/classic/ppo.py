@@ -106,26 +106,25 @@ def _minibatch_loss(
 ) -> tuple[Array, Array]:
     """The minimised loss over the first `size` records of a padded minibatch, and the approximate KL."""
     real = jnp.arange(len(minibatch.log_probs)) < size
-    acts = real & minibatch.acts
 
-    def mean(terms: Array, among: Array) -> Array:
-        return jnp.where(among, terms, 0.0).sum() / jnp.maximum(among.sum(), 1)
+    def mean(terms: Array) -> Array:
+        return jnp.where(real, terms, 0.0).sum() / size
 
     evaluation = evaluate(network, parameters, minibatch.obs, minibatch.actions)
     advantages = minibatch.advantages
     if loss.normalize_advantage:
-        advantages = normalized(advantages, acts)
+        advantages = normalized(advantages, real)
     log_ratio = evaluation.log_prob - minibatch.log_probs
     ratio = jnp.exp(log_ratio)
-    total = -mean(surrogate(ratio, advantages, rates.clip_range), acts)
+    total = -mean(surrogate(ratio, advantages, rates.clip_range))
     value = evaluation.value
     if loss.clip_values:
         change = jnp.clip(value - minibatch.values, -rates.clip_range_vf, rates.clip_range_vf)
         value = minibatch.values + change
-    total += loss.vf_coef * mean((minibatch.returns - value) ** 2, real)
+    total += loss.vf_coef * mean((minibatch.returns - value) ** 2)
     if loss.ent_coef:
-        total -= loss.ent_coef * mean(evaluation.entropy, acts)
-    return total, mean((ratio - 1) - log_ratio, acts)
+        total -= loss.ent_coef * mean(evaluation.entropy)
+    return total, mean((ratio - 1) - log_ratio)
 
 
 @partial(jax.jit, static_argnums=0)

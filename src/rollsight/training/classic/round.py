@@ -59,14 +59,14 @@ class Round:
         weights = self.records.valid if selection is None else selection.weights
         return np.flatnonzero(weights.numpy())
 
-    def train(self, minibatches: Minibatches, acts: Floats | None = None) -> ppo.Trained:
-        """The update over these minibatches. acts: (N,) booleans, the records that the policy learns from; None: all."""
+    def train(self, minibatches: Minibatches) -> ppo.Trained:
+        """The update over these minibatches."""
         trained = ppo.update(
             self.network,
             self.optimizer,
             self.parameters,
             self.state,
-            self.batch if acts is None else self.batch._replace(acts=acts),
+            self.batch,
             self.rule,
             self.learning_rate,
             minibatches,
