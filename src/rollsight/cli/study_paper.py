@@ -74,8 +74,8 @@ def study_paper(
         output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
         return
     if not only_report:
-        chosen = [arm_of(arm) for arm in _listed(arms)]
-        cells = cells_of(envs_of(_listed(envs)), chosen, range(first_seed, first_seed + count), budget, out)
+        chosen = [arm_of(arm) for arm in listed(arms)]
+        cells = cells_of(envs_of(listed(envs)), chosen, range(first_seed, first_seed + count), budget, out)
         left = [cell for cell in cells if not cell.path.exists()]
         say_jobs(console, len(cells), len(left), at_once)
         _run(console, left, at_once, ray)
@@ -109,7 +109,7 @@ def _report(console: Console, results: Sequence[EnvResult], out: Path) -> None:
     output.print_files(console, pictures)
 
 
-def _listed(given: Sequence[str]) -> list[str]:
+def listed(given: Sequence[str]) -> list[str]:
     """Words, whether spaces or commas stand between them; commas inside an arm's options stay."""
     parts = list[str]()
     for part in ",".join(given).split(","):

@@ -14,7 +14,6 @@ from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
 from rollsight.analysis.page import Panel, dress
 
 _LINE = "#444444"
-_CAPTION = "Dots with 95 % intervals over (seeds), right of the line is better; stars: the paper; grey: {null}."
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Dots:
     columns: list[Column]
 
 
-def draw(plots: Sequence[Dots], path: Path, null: str) -> Path:
-    """All plots below each other as one picture; they must have the same columns. null: what is grey.
+def draw(plots: Sequence[Dots], path: Path, caption: str) -> Path:
+    """All plots below each other as one picture; they must have the same columns. caption: how to read it.
 
     Raises:
         RollsightError: the file cannot be written.
@@ -73,11 +72,11 @@ def draw(plots: Sequence[Dots], path: Path, null: str) -> Path:
             elif place == 0:
                 axes.set_title(plot.title, fontsize=10, loc="left")
             _draw(axes, column, plot.colours)
-    figure.suptitle(f"{plots[0].title}. {_CAPTION.format(null=null)}", fontsize=9)
+    figure.suptitle(f"{plots[0].title}. {caption}", fontsize=9)
     return save_figure(figure, path)
 
 
-def panel(plot: Dots, name: str, null: str) -> Panel:
+def panel(plot: Dots, name: str, caption: str) -> Panel:
     """The same on a page, with the figures under the mouse."""
     figure = make_subplots(1, len(plot.columns), shared_yaxes=True, subplot_titles=[one.title for one in plot.columns])
     for place, column in enumerate(plot.columns, 1):
@@ -101,7 +100,6 @@ def panel(plot: Dots, name: str, null: str) -> Panel:
         figure.add_vline(0, line_width=1, line_color=_LINE, row=1, col=place)
         figure.update_xaxes(range=column.limits, zeroline=False, nticks=5, tickangle=0, row=1, col=place)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=plot.names)
-    caption = _CAPTION.format(null=null)
     return Panel(name, plot.title, caption, dress(figure, 130 + 26 * len(plot.names)))
 
 

@@ -29,7 +29,10 @@ _SWEPT: tuple[tuple[str, str, Callable[[Arm], float], Callable[[Arm], Arm]], ...
     ("learning rate", "learning rate", lambda arm: arm.lr or 0.0, lambda arm: replace(arm, lr=None)),
 )
 _CLIPS = (0.5, float("inf"))
-_NULL = "PPO against itself, ± 2 sd"
+_CAPTION = (
+    "Dots with 95 % intervals over (seeds), right of the line is better; stars: the paper; grey: PPO against itself, "
+    "± 2 sd."
+)
 _SAVED = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
 # The arms that a study runs everywhere; curves show the others beside PPO in a panel of their own.
 _MAIN = ("ppo", "iif", "random", "permuted", "matched-norm", "matched-kl")
@@ -53,7 +56,7 @@ def draw_comparisons(result: EnvResult, path: Path) -> Path | None:
         RollsightError: the file cannot be written.
     """
     compared = list(comparisons(result))
-    return dots.draw(compared, path, _NULL) if compared else None
+    return dots.draw(compared, path, _CAPTION) if compared else None
 
 
 def draw_sweeps(results: Sequence[EnvResult], path: Path) -> Path | None:
@@ -77,7 +80,9 @@ def write(results: Sequence[EnvResult], path: Path) -> Path:
     drawn = list[Panel]()
     for result in results:
         drawn += plots.panels((*panels(result), *sweeps(result)), len(drawn))
-        drawn += [dots.panel(one, f"plot{place}", _NULL) for place, one in enumerate(comparisons(result), len(drawn))]
+        drawn += [
+            dots.panel(one, f"plot{place}", _CAPTION) for place, one in enumerate(comparisons(result), len(drawn))
+        ]
     return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
 
 

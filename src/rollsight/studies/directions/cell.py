@@ -1,0 +1,128 @@
+"""One run of the study: an arm trains, the others are held beside it; what they did is one CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import PPO
+
+from rollsight.adapters.sb3.environments import make_environments
+from rollsight.errors import Diverged, RollsightError
+from rollsight.studies.curves import as_text, write_curve
+from rollsight.studies.paper.arms import Arm
+from rollsight.studies.paper.study import named
+from rollsight.studies.runner import Report
+from rollsight.studies.settings import settings_for
+from rollsight.studies.training_run import RunSettings, model_of
+
+_ENVIRONMENTS, _SIDE_BY_SIDE = 0xF4E5E, 8  # that fresh records come from: the purpose in their key, and how many
+_COMPARED = 30  # rounds of a run, where nothing is said
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. arms: the first one trains; rounds: how many; every: compare in every k-th; records: fresh ones each
+    time; folder: of the study."""
+
+    env: str
+    arms: tuple[Arm, ...]
+    seed: int
+    rounds: int
+    every: int
+    records: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.env} {self.arms[0]} {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / self.env / self.arms[0].folder / f"{self.seed}.csv"
+
+    @property
+    def done(self) -> bool:
+        """Whether its file is there, and has all of its arms."""
+        return self.path.exists() and {str(arm) for arm in self.arms} <= {row["arm"] for row in read_rows(self.path)}
+
+    def run(self, report: Report) -> str:
+        """Train, and return the rows of all compared rounds as the text of a CSV file; of a run that diverges, those
+        until then."""
+        from rollsight.studies.directions.moves import Compared
+        from rollsight.training.classic import environments
+        from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+
+        trains = self.arms[0].resolved(settings_for(self.env))
+        settings = RunSettings(
+            self.env,
+            optimizer=trains.optimizer,
+            lr=trains.lr,
+            max_grad_norm=trains.max_grad_norm,
+            seed=self.seed,
+            envs=trains.envs,
+            rounds=self.rounds,
+        ).resolved()
+        fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, _ENVIRONMENTS))
+        made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
+        compared = Compared(made, fresh, self.seed, self.records, self.every)
+        host = make_environments(self.env, trains.envs)
+        model = model_of(settings, host)
+        assert isinstance(model, PPO)
+        training = environments.make(self.env, trains.envs, environment_key(self.seed))
+
+        def follow(summary: Mapping[str, Any]) -> None:
+            report(summary["round"], summary)
+
+        try:
+            FastTrainer(model, training, Plan(compared)).train(self.rounds, follow)
+        except Diverged:
+            if not compared.rows:
+                raise
+        fresh.close()
+        host.close()
+        return as_text(compared.rows)
+
+    def write(self, rows: str) -> None:
+        """Keep what was found; it appears whole or not at all."""
+        write_curve(self.path, rows)
+
+
+def cells_of(
+    envs: Sequence[str],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    rounds: int | None,
+    every: int | None,
+    records: int,
+    folder: Path,
+) -> list[Cell]:
+    """One run for each environment and seed. rounds: None stands for the paper's; every: for about 30 comparisons.
+
+    Raises:
+        RollsightError: the arms differ in their options.
+    """
+    cells = []
+    for env in envs:
+        settings = settings_for(env)
+        chosen = tuple(dict.fromkeys(named(arm, settings) for arm in arms))
+        for arm in chosen:
+            if replace(arm, kind="ppo", p=None) != replace(chosen[0], kind="ppo", p=None):
+                raise RollsightError(
+                    f"{arm} has other options than {chosen[0]}, but all arms make their updates in its run; give them "
+                    "the same options after the @."
+                )
+        total = settings.rounds if rounds is None else rounds
+        step = max(1, total // _COMPARED) if every is None else every
+        cells += [Cell(env, chosen, seed, total, step, records, folder) for seed in seeds]
+    return cells
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """What a run's file holds."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
