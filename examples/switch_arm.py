@@ -13,12 +13,11 @@ from typing import Annotated
 import torch
 import tyro
 
-from rollsight.adapters.sb3.environments import make_environments
 from rollsight.studies.paper.arms import arm_of
+from rollsight.studies.paper.training import trainer_of
 from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, model_of
 from rollsight.training.classic import environments
-from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+from rollsight.training.classic.trainer import Plan
 
 COLUMNS = ("round", "evaluation_return", "return_mean", "episodes", "kept_frac", "approx_kl", "update_norm")
 
@@ -45,9 +44,6 @@ def main(
     """
     torch.set_num_threads(1)
     before, after = (arm_of(text).resolved(settings_for(env)) for text in (first, then))
-    settings = RunSettings(
-        env, optimizer=before.optimizer, lr=before.lr, max_grad_norm=before.max_grad_norm, seed=seed, rounds=rounds
-    ).resolved()
     until, from_then_on = before.training(seed), after.training(seed)
     plan = Plan(
         arm=lambda round: (until if round.number <= at else from_then_on)(round),
@@ -55,8 +51,6 @@ def main(
         episodes=50,
         evaluate_every=10,
     )
-    model = model_of(settings, make_environments(env, 1))
-    trainer = FastTrainer(model, environments.make(env, 1, environment_key(seed)), plan)
     rows = []
 
     def follow(summary):
@@ -64,7 +58,8 @@ def main(
             rows.append([summary.get(column, "") for column in COLUMNS])
             print(f"round {summary['round']:4d}  return {summary['evaluation_return']:9.2f}", flush=True)
 
-    trainer.train(rounds, follow)
+    with trainer_of(env, before, seed, rounds, plan) as trainer:
+        trainer.train(rounds, follow)
     with out.open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
 

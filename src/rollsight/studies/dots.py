@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,6 +15,7 @@ from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
 from rollsight.analysis.page import Panel, dress
 
 _LINE = "#444444"
+_WIDTH = 210  # characters of a caption's line in the picture
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def draw(plots: Sequence[Dots], path: Path, caption: str) -> Path:
             elif place == 0:
                 axes.set_title(plot.title, fontsize=10, loc="left")
             _draw(axes, column, plot.colours)
-    figure.suptitle(f"{plots[0].title}. {caption}", fontsize=9)
+    figure.suptitle(fill(f"{plots[0].title}. {caption}", _WIDTH), fontsize=9)
     return save_figure(figure, path)
 
 

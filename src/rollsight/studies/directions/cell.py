@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3 import PPO
-
-from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import Diverged, RollsightError
 from rollsight.studies.curves import as_text, write_curve
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.paper.study import named
 from rollsight.studies.runner import Report
 from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, model_of
 
 _ENVIRONMENTS, _SIDE_BY_SIDE = 0xF4E5E, 8  # that fresh records come from: the purpose in their key, and how many
 _COMPARED = 30  # rounds of a run, where nothing is said
@@ -54,37 +51,23 @@ class Cell:
         """Train, and return the rows of all compared rounds as the text of a CSV file; of a run that diverges, those
         until then."""
         from rollsight.studies.directions.moves import Compared
+        from rollsight.studies.paper.training import trainer_of
         from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+        from rollsight.training.classic.trainer import Plan
 
-        trains = self.arms[0].resolved(settings_for(self.env))
-        settings = RunSettings(
-            self.env,
-            optimizer=trains.optimizer,
-            lr=trains.lr,
-            max_grad_norm=trains.max_grad_norm,
-            seed=self.seed,
-            envs=trains.envs,
-            rounds=self.rounds,
-        ).resolved()
-        fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, _ENVIRONMENTS))
         made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
+        fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, _ENVIRONMENTS))
         compared = Compared(made, fresh, self.seed, self.records, self.every)
-        host = make_environments(self.env, trains.envs)
-        model = model_of(settings, host)
-        assert isinstance(model, PPO)
-        training = environments.make(self.env, trains.envs, environment_key(self.seed))
 
         def follow(summary: Mapping[str, Any]) -> None:
             report(summary["round"], summary)
 
-        try:
-            FastTrainer(model, training, Plan(compared)).train(self.rounds, follow)
-        except Diverged:
-            if not compared.rows:
-                raise
-        fresh.close()
-        host.close()
+        with closing(fresh), trainer_of(self.env, self.arms[0], self.seed, self.rounds, Plan(compared)) as trainer:
+            try:
+                trainer.train(self.rounds, follow)
+            except Diverged:
+                if not compared.rows:
+                    raise
         return as_text(compared.rows)
 
     def write(self, rows: str) -> None:

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3 import PPO
 
-from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import Diverged
 from rollsight.studies.curves import as_text, write_curve
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.runner import Report
 from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, model_of
 
 # Column -> what of the rounds' summaries it is the mean of, since the row before.
 _MEANS = {
@@ -69,20 +66,11 @@ class Cell:
         A run that diverges counts, from there to its end, with its lowest return: leaving it out would favour the arm.
         Nothing is written: the machine that trains may not be the one with the folder.
         """
+        from rollsight.studies.paper.training import trainer_of
         from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+        from rollsight.training.classic.trainer import Plan
 
         arm, env = self.arm.resolved(settings_for(self.env)), self.env
-        settings = RunSettings(
-            env,
-            optimizer=arm.optimizer,
-            lr=arm.lr,
-            max_grad_norm=arm.max_grad_norm,
-            seed=self.seed,
-            envs=arm.envs,
-            rounds=self.rounds,
-        ).resolved()
-        training = environments.make(env, arm.envs, environment_key(self.seed))
         episodes, every = self.evaluations.episodes, self.evaluations.every
         plan = Plan(
             arm.training(self.seed),
@@ -91,7 +79,6 @@ class Cell:
             evaluate_every=every,
             clock=time.process_time,  # the runs of a study share their machine
         )
-        host = make_environments(env, arm.envs)
         rows, pending = list[dict[str, Any]](), list[Mapping[str, Any]]()
         seconds = dict.fromkeys(_SECONDS, 0.0)
 
@@ -106,13 +93,11 @@ class Cell:
             if summary["round"]:
                 report(summary["round"], summary)
 
-        model = model_of(settings, host)
-        assert isinstance(model, PPO)
         try:
-            FastTrainer(model, training, plan).train(self.rounds, follow)
+            with trainer_of(env, arm, self.seed, self.rounds, plan) as trainer:
+                trainer.train(self.rounds, follow)
         except Diverged:
             rows.extend(lost_rows(rows, range(rows[-1]["round"] + every, self.rounds + 1, every)))
-        host.close()
         return as_text(rows)
 
     def write(self, curve: str) -> None:
