@@ -103,6 +103,13 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     lengths = [float(row["length"]) for row in rows if row["arm"] == "iif:0.5"]
     assert result.means[arm_of("iif:0.5")]["length"][0] == pytest.approx(np.mean(lengths))
     assert cli.main(["study", "directions", "--out", str(out), "--only-report"]) == 0
+    capsys.readouterr()
+    assert cli.main(["study", "directions", "--out", str(out), "--against", "iif"]) == 0
+    compared = capsys.readouterr().out
+    assert "less `iif:0.5`'s" in compared
+    (other,) = read_results(out, arm_of("iif"))
+    one, back = result.difference(arm_of("iif:0.5"), "kl"), other.difference(arm_of("ppo"), "kl")
+    assert one.mean == pytest.approx(-back.mean)
 
 
 def test_thirty_comparisons_where_nothing_is_said() -> None:
@@ -118,6 +125,7 @@ def test_thirty_comparisons_where_nothing_is_said() -> None:
         (["--arms", "ppo", "iif@lr=0.1"], "has other options than ppo"),
         (["--records", "0"], "--records is 0"),
         (["--only-report"], "holds no directions"),
+        (["--against", "iif"], "holds no directions"),
     ],
 )
 def test_bad_input(arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ def study_directions(
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/directions"),
     only_report: bool = False,
+    against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: the first)")] = None,
 ) -> None:
     """Does dropping records point the update the right way, or only make it longer?
 
@@ -52,6 +53,7 @@ def study_directions(
         ray: Spread the runs over the Ray cluster at this address; local starts one here.
         out: Folder of the study: a file for each run, results.md, results.csv, directions.png and index.html.
         only_report: Run nothing; write tables and figures of what the folder holds.
+        against: Run and write nothing; print the tables with every arm compared with this one.
     """
     at_once = processes if processes is not None else cores()
     counts = {"seeds": seeds, "rounds": rounds, "every": every, "records": records, "processes": at_once}
@@ -59,6 +61,12 @@ def study_directions(
         if value is not None and value < 1:
             raise RollsightError(f"--{name} is {value}: give at least 1")
     console = output.console()
+    if against is not None:
+        from rollsight.studies.directions import results
+        from rollsight.studies.paper.arms import arm_of
+
+        output.print_text(console, results.markdown(results.read_results(out, arm_of(against))))
+        return
     if not only_report:
         try:
             import rollsight.training.classic  # noqa: F401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,10 @@ from rollsight.studies import dots, plots
 from rollsight.studies.curves import files_by_seed
 from rollsight.studies.directions.cell import read_rows
 from rollsight.studies.paper.arms import KINDS, Arm, arm_in, arm_of
+from rollsight.studies.paper.study import named
 from rollsight.studies.paper.tables import table
 from rollsight.studies.results import row, write_table
+from rollsight.studies.settings import settings_for
 
 # Measure -> its heading.
 MEASURES = {
@@ -27,7 +29,7 @@ MEASURES = {
     "gain_fresh": "gain on fresh records",
     "kl": "KL",
 }
-_DIFFERENCES = ("along_fresh", "gain_fresh")  # those that are given less the training arm's as well
+_DIFFERENCES = ("along_fresh", "gain_fresh", "kl")  # those whose differences between arms are given as well
 _DRAWN = ("length", "along_own", "along_fresh", "gain_own", "gain_fresh")
 _CAPTION = (
     "Updates of every arm from the same rounds of {arm}'s runs; dots with 95 % intervals over (seeds). Length: {arm}'s "
@@ -37,10 +39,14 @@ _CAPTION = (
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """One environment and the arm that trained in it. means: arm -> measure -> its mean over rounds, one per seed."""
+    """One environment and the arm that trained in it. means: arm -> measure -> its mean over rounds, one per seed.
+
+    against: the arm that the others are compared with.
+    """
 
     env: str
     trained: Arm
+    against: Arm
     means: Mapping[Arm, Mapping[str, Sequence[float]]]
 
     def interval(self, arm: Arm, measure: str) -> Interval:
@@ -48,22 +54,28 @@ class Directions:
         return t_interval(self.means[arm][measure])
 
     def difference(self, arm: Arm, measure: str) -> Interval:
-        """Less the training arm's, paired by seed."""
-        mine, its = (np.array(self.means[one][measure]) for one in (arm, self.trained))
+        """Less that of `against`, paired by seed."""
+        mine, its = (np.array(self.means[one][measure]) for one in (arm, self.against))
         return t_interval(mine - its)
 
 
-def read_results(folder: Path) -> list[Directions]:
-    """Every environment and training arm in a folder; arms that all of its seeds have.
+def read_results(folder: Path, against: Arm | None = None) -> list[Directions]:
+    """Every environment and training arm in a folder; arms that all of its seeds have. Arms are compared with the one
+    that trained, or all `against` one arm, where it is.
 
     Raises:
-        RollsightError: there is nothing in it.
+        RollsightError: there is nothing in it, or none to compare `against`.
     """
-    places = sorted({path.parent for path in folder.glob("*/*/*.csv")})
-    found = [_read(place) for place in places]
+    found = [_read(place) for place in sorted({path.parent for path in folder.glob("*/*/*.csv")})]
     if not found:
         raise RollsightError(f"{folder} holds no directions; run `rollsight study directions --out {folder}` first.")
-    return found
+    if against is None:
+        return found
+    chosen = [(result, named(against, settings_for(result.env))) for result in found]
+    compared = [replace(result, against=arm) for result, arm in chosen if arm in result.means]
+    if not compared:
+        raise RollsightError(f"{folder} holds nothing to compare with {against}; choose an arm that it holds.")
+    return compared
 
 
 def markdown(results: Sequence[Directions]) -> str:
@@ -117,16 +129,16 @@ def _read(place: Path) -> Directions:
         }
         for name in arms
     }
-    return Directions(place.parent.name, arm_in(place.name), means)
+    return Directions(place.parent.name, arm_in(place.name), arm_in(place.name), means)
 
 
 def _table(result: Directions) -> str:
-    trained = result.trained
-    columns = ["arm", *MEASURES.values(), *(f"{MEASURES[name]}, less `{trained}`'s" for name in _DIFFERENCES)]
+    trained, against = result.trained, result.against
+    columns = ["arm", *MEASURES.values(), *(f"{MEASURES[name]}, less `{against}`'s" for name in _DIFFERENCES)]
     rows = []
     for arm in result.means:
         cells = [_text(result.interval(arm, measure)) for measure in MEASURES]
-        cells += ["" if arm == trained else _text(result.difference(arm, measure)) for measure in _DIFFERENCES]
+        cells += ["" if arm == against else _text(result.difference(arm, measure)) for measure in _DIFFERENCES]
         rows.append([f"`{arm}`", *cells])
     seeds = len(next(iter(result.means[trained].values())))
     head = (
@@ -140,7 +152,7 @@ def _table(result: Directions) -> str:
 def _figures(result: Directions, arm: Arm) -> Iterator[tuple[str, Interval]]:
     for measure in MEASURES:
         yield measure, result.interval(arm, measure)
-    if arm != result.trained:
+    if arm != result.against:
         for measure in _DIFFERENCES:
             yield f"{measure}_difference", result.difference(arm, measure)
 
