@@ -20,7 +20,7 @@ from rollsight.scoring.halves import split_halves
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.snapshot import Snapshot
 from rollsight.training.classic import arms, rankings
-from rollsight.training.classic.batch import draw_prioritised
+from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.round import Round
 from rollsight.training.classic.twin import optimizer_of, parameters_of
@@ -193,6 +193,27 @@ def test_an_update_that_changes_the_policy_as_much_as_iifs(drop: DropNegative) -
         (np.asarray(u.trained.parameters[name]) - np.asarray(round.parameters[name])).ravel() for u in (matched, plain)
     ]
     assert np.corrcoef(*ways)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("only", ["in_policy", "in_value"])
+def test_dropped_records_can_leave_one_loss_only(only: Any) -> None:
+    _, round = frozen(max_grad_norm=1e9)  # clipping would make each part's step depend on the other's gradient
+    plain, part = arms.Filtered(every=0)(round), arms.Filtered(DROP, only=only)(round)
+    assert plain.steps == part.steps
+    assert part.selection is not None
+    assert len(part.selection.dropped)
+    policy = arms.policy_parameters(round.network, round.parameters)
+    for name, p in part.trained.parameters.items():
+        stays = (name in policy) == (only == "in_value")
+        assert np.allclose(p, plain.trained.parameters[name], atol=1e-7) == stays, name
+    spoilt = replace(round.records, advantages=round.records.advantages.clone())
+    spoilt.advantages[part.selection.dropped] += 3.0
+    again = replace(round, records=spoilt)
+    rows = part.selection.weights.numpy() > 0
+    minibatches = draw_minibatches(round.order(), len(rows), round.rule, None)
+    ends = [each.train(minibatches, **{only: rows}).parameters for each in (round, again)]
+    same = [np.array_equal(ends[0][name], ends[1][name]) for name in policy]
+    assert all(same) if only == "in_policy" else not any(same)
 
 
 def test_as_many_steps_over_fewer_records() -> None:

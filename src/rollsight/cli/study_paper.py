@@ -41,7 +41,8 @@ def study_paper(
     A run whose curve is in the folder already is not repeated, so an interrupted study goes on where it was, and arms,
     seeds and environments can be added later. Arms are written KIND[:P][@lr=X,optimizer=sgd|adam,clip=X|off,envs=N];
     what is not given is the paper's. Kinds: ppo, iif, random, permuted, crossfit, matched-norm, matched-kl,
-    matched-steps, mismatch, product, prioritised, dtv, dtv-loo, preconditioned, rescored, paused, adaptive.
+    matched-steps, mismatch, product, prioritised, dtv, dtv-loo, preconditioned, rescored, actor, critic, paused,
+    adaptive.
 
     Args:
         envs: Environments of the paper.

@@ -30,11 +30,13 @@ KINDS = {
     "dtv-loo": "the same, less the episode's own part",
     "preconditioned": "IIF along Adam's direction, with @optimizer=adam",
     "rescored": "IIF that scores and drops anew in every epoch",
+    "actor": "IIF whose dropped records leave the policy's loss only: the value function learns from all",
+    "critic": "IIF whose dropped records leave the value function's loss only: the policy learns from all",
     "paused": "IIF that drops nothing in rounds whose episodes all have the same return",
     "adaptive": "paused, and drops the fewest records that carry half of the negative scores' sum: no p to set",
 }
 _WITH_P = {"iif", "random", "permuted", "crossfit", "matched-norm", "matched-kl", "matched-steps"}
-_WITH_P |= {"mismatch", "product", "preconditioned", "rescored", "paused"}
+_WITH_P |= {"mismatch", "product", "preconditioned", "rescored", "actor", "critic", "paused"}
 _FLOOR = 64  # one minibatch stays
 
 
@@ -104,6 +106,8 @@ class Arm:
             "dtv-loo": lambda: arms.Filtered(episodes, ranking=rankings.objective_without_own_episode),
             "preconditioned": lambda: arms.Filtered(drop, ranking=rankings.preconditioned),
             "rescored": lambda: arms.Rescored(drop),
+            "actor": lambda: arms.Filtered(drop, only="in_policy"),
+            "critic": lambda: arms.Filtered(drop, only="in_value"),
             "paused": lambda: arms.Filtered(drop, pause=True),
             "adaptive": lambda: arms.Filtered(harm, pause=True),
         }

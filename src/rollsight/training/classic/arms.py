@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +48,8 @@ class Filtered:
     as_many_steps: go on with further epochs over what is kept, up to the number of steps that a full buffer takes.
     pause: keep all where every episode that ended in the round has the same return: nothing says then which records
         helped, the scores are noise of the value function, and dropping by them makes that noise longer.
+    only: the one loss that dropped records leave: with "in_policy" the value function learns from all, with "in_value"
+        the policy does. Minibatches stay those of the full buffer. None drops them from the buffer.
     """
 
     rule: Rule | None = None
@@ -55,6 +57,7 @@ class Filtered:
     ranking: Ranking = rankings.f_return
     as_many_steps: bool = False
     pause: bool = False
+    only: Literal["in_policy", "in_value"] | None = None
 
     def __call__(self, round: Round) -> Update:
         started = round.clock()
@@ -64,10 +67,10 @@ class Filtered:
             paused = self.pause and len(round.returns) > 0 and np.ptp(round.returns) == 0
             selection = None if self.rule is None or paused else self.rule(scores)
         chosen = round.clock()
-        minibatches = draw_minibatches(
-            round.order(), len(round.records), round.rule, round.kept(selection), fill=self.as_many_steps
-        )
-        trained = round.train(minibatches)
+        kept = round.kept(None if self.only else selection)
+        part = {} if self.only is None or selection is None else {self.only: selection.weights.numpy() > 0}
+        minibatches = draw_minibatches(round.order(), len(round.records), round.rule, kept, fill=self.as_many_steps)
+        trained = round.train(minibatches, **part)
         return Update(trained, minibatches.steps, scores, selection, chosen - started, round.clock() - chosen)
 
 

@@ -13,7 +13,10 @@ from rollsight.update import Indices, UpdateRule, full_minibatches, repack
 
 
 class Batch(NamedTuple):
-    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,)."""
+    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,).
+
+    in_policy, in_value: booleans, which records are in the policy's loss, and which in the value function's.
+    """
 
     obs: Any
     actions: Any
@@ -22,6 +25,8 @@ class Batch(NamedTuple):
     returns: Any
     values: Any
     valid: Any
+    in_policy: Any
+    in_value: Any
 
     @classmethod
     def of(cls, records: Records) -> Batch:
@@ -30,6 +35,7 @@ class Batch(NamedTuple):
         assert isinstance(records.actions, Tensor)
         assert records.returns is not None
         assert records.values is not None
+        valid = records.valid.numpy()
         return cls(
             records.obs.numpy(),
             records.actions.numpy(),
@@ -37,7 +43,9 @@ class Batch(NamedTuple):
             records.advantages.numpy(),
             records.returns.numpy(),
             records.values.numpy(),
-            records.valid.numpy(),
+            valid,
+            in_policy=valid,
+            in_value=valid,
         )
 
 

@@ -106,25 +106,26 @@ def _minibatch_loss(
 ) -> tuple[Array, Array]:
     """The minimised loss over the first `size` records of a padded minibatch, and the approximate KL."""
     real = jnp.arange(len(minibatch.log_probs)) < size
+    acts, judges = real & minibatch.in_policy, real & minibatch.in_value
 
-    def mean(terms: Array) -> Array:
-        return jnp.where(real, terms, 0.0).sum() / size
+    def mean(terms: Array, among: Array) -> Array:
+        return jnp.where(among, terms, 0.0).sum() / jnp.maximum(among.sum(), 1)
 
     evaluation = evaluate(network, parameters, minibatch.obs, minibatch.actions)
     advantages = minibatch.advantages
     if loss.normalize_advantage:
-        advantages = normalized(advantages, real)
+        advantages = normalized(advantages, acts)
     log_ratio = evaluation.log_prob - minibatch.log_probs
     ratio = jnp.exp(log_ratio)
-    total = -mean(surrogate(ratio, advantages, rates.clip_range))
+    total = -mean(surrogate(ratio, advantages, rates.clip_range), acts)
     value = evaluation.value
     if loss.clip_values:
         change = jnp.clip(value - minibatch.values, -rates.clip_range_vf, rates.clip_range_vf)
         value = minibatch.values + change
-    total += loss.vf_coef * mean((minibatch.returns - value) ** 2)
+    total += loss.vf_coef * mean((minibatch.returns - value) ** 2, judges)
     if loss.ent_coef:
-        total -= loss.ent_coef * mean(evaluation.entropy)
-    return total, mean((ratio - 1) - log_ratio)
+        total -= loss.ent_coef * mean(evaluation.entropy, acts)
+    return total, mean((ratio - 1) - log_ratio, acts)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -59,14 +59,14 @@ class Round:
         weights = self.records.valid if selection is None else selection.weights
         return np.flatnonzero(weights.numpy())
 
-    def train(self, minibatches: Minibatches) -> ppo.Trained:
-        """The update over these minibatches."""
+    def train(self, minibatches: Minibatches, **columns: Floats) -> ppo.Trained:
+        """The update over these minibatches. columns: of the batch, where they are others than the records say."""
         trained = ppo.update(
             self.network,
             self.optimizer,
             self.parameters,
             self.state,
-            self.batch,
+            self.batch._replace(**columns),
             self.rule,
             self.learning_rate,
             minibatches,
