@@ -121,6 +121,7 @@ def test_thirty_comparisons_where_nothing_is_said() -> None:
     ("arguments", "named"),
     [
         (["--envs", "Frozen"], "no environment 'Frozen'"),
+        (["--envs", "ALE/Pong-v5"], "leaves Atari to Stable-Baselines3"),
         (["--arms", "ppo", "iff"], "'iff' is unknown"),
         (["--arms", "ppo", "iif@lr=0.1"], "has other options than ppo"),
         (["--records", "0"], "--records is 0"),

@@ -72,7 +72,7 @@ def study_directions(
             import rollsight.training.classic  # noqa: F401
         except ImportError as error:
             raise RollsightError(str(error)) from error
-        from rollsight.adapters.sb3.environments import check_environment
+        from rollsight.adapters.sb3.environments import check_environment, observations_of
         from rollsight.studies.directions.cell import cells_of
         from rollsight.studies.paper.arms import arm_of
         from rollsight.studies.ray_cluster import run_on_ray
@@ -81,6 +81,10 @@ def study_directions(
         chosen, wanted = [arm_of(arm) for arm in listed(arms)], listed(envs)
         for env in wanted:
             check_environment(env)
+            if observations_of(env) == "atari":
+                raise RollsightError(
+                    f"The compiled engine leaves Atari to Stable-Baselines3; choose another than {env}."
+                )
         cells = cells_of(wanted, chosen, range(first_seed, first_seed + seeds), rounds, every, records, out)
         left = [cell for cell in cells if not cell.done]
         say_jobs(console, len(cells), len(left), at_once)
