@@ -23,10 +23,10 @@ from rollsight.studies.settings import settings_for
 # Measure -> its heading.
 MEASURES = {
     "length": "length",
-    "along_own": "along its own gradient",
-    "along_fresh": "along the fresh one",
-    "gain_own": "gain on its own records",
-    "gain_fresh": "gain on fresh records",
+    "along_own": "along own gradient",
+    "along_fresh": "along fresh gradient",
+    "gain_own": "gain, own records",
+    "gain_fresh": "gain, fresh records",
     "kl": "KL",
 }
 _DIFFERENCES = ("along_fresh", "gain_fresh", "kl")  # those whose differences between arms are given as well
