@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from test_fast_arms import frozen
 
 from rollsight import cli
-from rollsight.studies.directions.cell import cells_of
+from rollsight.studies.directions.cell import Settings, cells_of
 from rollsight.studies.directions.moves import Compared, moves
 from rollsight.studies.directions.results import read_results
 from rollsight.studies.paper.arms import arm_of
@@ -98,10 +98,13 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "| `random:0.5` |" not in shown  # seed 1 does not have it
     with path.open() as file:
         assert [row for row in csv.DictReader(file) if row["arm"] != "random:0.5"] == rows
-    assert {p.name for p in out.iterdir()} == {LAKE, "results.md", "results.csv", "directions.png", "index.html"}
+    assert {p.name for p in out.iterdir()} == {LAKE, "settings.json", "results.md", "results.csv", "directions.png",
+                                              "index.html"}  # fmt: skip
     (result,) = read_results(out)
     lengths = [float(row["length"]) for row in rows if row["arm"] == "iif:0.5"]
     assert result.means[arm_of("iif:0.5")]["length"][0] == pytest.approx(np.mean(lengths))
+    assert cli.main(["study", "directions", "--out", str(out), "--records", "64"]) == 1
+    assert "was started with rounds 4, not None" in capsys.readouterr().err
     assert cli.main(["study", "directions", "--out", str(out), "--only-report"]) == 0
     capsys.readouterr()
     assert cli.main(["study", "directions", "--out", str(out), "--against", "iif"]) == 0
@@ -114,7 +117,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_thirty_comparisons_where_nothing_is_said() -> None:
     ppo = [arm_of("ppo")]
-    assert [cells_of([env], ppo, [0], None, None, 8, Path("x"))[0].every for env in (LAKE, "LunarLander-v3")] == [1, 5]
+    assert [cells_of([env], ppo, [0], Settings(), Path("x"))[0].every for env in (LAKE, "LunarLander-v3")] == [1, 5]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,7 @@ def test_thirty_comparisons_where_nothing_is_said() -> None:
         (["--arms", "ppo", "iff"], "'iff' is unknown"),
         (["--arms", "ppo", "iif@lr=0.1"], "has other options than ppo"),
         (["--records", "0"], "--records is 0"),
+        (["--rounds", "4", "--every", "5"], "every=5 compares nothing in 4 rounds"),
         (["--only-report"], "holds no directions"),
         (["--against", "iif"], "holds no directions"),
     ],

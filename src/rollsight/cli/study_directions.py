@@ -51,7 +51,8 @@ def study_directions(
         records: Fresh records of a comparison.
         processes: Runs side by side, one thread each.
         ray: Spread the runs over the Ray cluster at this address; local starts one here.
-        out: Folder of the study: a file for each run, results.md, results.csv, directions.png and index.html.
+        out: Folder of the study: a file for each run, settings.json, results.md, results.csv, directions.png,
+            index.html.
         only_report: Run nothing; write tables and figures of what the folder holds.
         against: Run and write nothing; print the tables with every arm compared with this one.
     """
@@ -73,7 +74,8 @@ def study_directions(
         except ImportError as error:
             raise RollsightError(str(error)) from error
         from rollsight.adapters.sb3.environments import check_environment, observations_of
-        from rollsight.studies.directions.cell import cells_of
+        from rollsight.studies.cells import keep_settings
+        from rollsight.studies.directions.cell import Settings, cells_of
         from rollsight.studies.paper.arms import arm_of
         from rollsight.studies.ray_cluster import run_on_ray
         from rollsight.studies.runner import run_jobs
@@ -85,7 +87,9 @@ def study_directions(
                 raise RollsightError(
                     f"The compiled engine leaves Atari to Stable-Baselines3; choose another than {env}."
                 )
-        cells = cells_of(wanted, chosen, range(first_seed, first_seed + seeds), rounds, every, records, out)
+        study = Settings(rounds, every, records)
+        cells = cells_of(wanted, chosen, range(first_seed, first_seed + seeds), study, out)
+        keep_settings(out, study, "directions")
         left = [cell for cell in cells if not cell.done]
         say_jobs(console, len(cells), len(left), at_once)
         events = run_jobs(left, at_once) if ray is None else run_on_ray(left, ray)

@@ -21,9 +21,18 @@ _COMPARED = 30  # rounds of a run, where nothing is said
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What all runs of a study share. rounds: of training, None for the paper's; every: compare in every k-th, None for
+    about 30 comparisons; records: fresh ones each time."""
+
+    rounds: int | None = None
+    every: int | None = None
+    records: int = 8192
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One run. arms: the first one trains; rounds: how many; every: compare in every k-th; records: fresh ones each
-    time; folder: of the study."""
+    """One run. arms: the first one trains; rounds, every, records: as in `Settings`; folder: of the study."""
 
     env: str
     arms: tuple[Arm, ...]
@@ -76,32 +85,28 @@ class Cell:
 
 
 def cells_of(
-    envs: Sequence[str],
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    rounds: int | None,
-    every: int | None,
-    records: int,
-    folder: Path,
+    envs: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], study: Settings, folder: Path
 ) -> list[Cell]:
-    """One run for each environment and seed. rounds: None stands for the paper's; every: for about 30 comparisons.
+    """One run for each environment and seed.
 
     Raises:
-        RollsightError: the arms differ in their options.
+        RollsightError: the arms differ in their options, or there are fewer rounds than one comparison takes.
     """
     cells = []
     for env in envs:
-        settings = settings_for(env)
-        chosen = tuple(dict.fromkeys(named(arm, settings) for arm in arms))
+        paper = settings_for(env)
+        chosen = tuple(dict.fromkeys(named(arm, paper) for arm in arms))
         for arm in chosen:
             if replace(arm, kind="ppo", p=None) != replace(chosen[0], kind="ppo", p=None):
                 raise RollsightError(
                     f"{arm} has other options than {chosen[0]}, but all arms make their updates in its run; give them "
                     "the same options after the @."
                 )
-        total = settings.rounds if rounds is None else rounds
-        step = max(1, total // _COMPARED) if every is None else every
-        cells += [Cell(env, chosen, seed, total, step, records, folder) for seed in seeds]
+        rounds = paper.rounds if study.rounds is None else study.rounds
+        every = max(1, rounds // _COMPARED) if study.every is None else study.every
+        if every > rounds:
+            raise RollsightError(f"every={every} compares nothing in {rounds} rounds of {env}; give at most {rounds}.")
+        cells += [Cell(env, chosen, seed, rounds, every, study.records, folder) for seed in seeds]
     return cells
 
 
