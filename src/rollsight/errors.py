@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RollsightError(ValueError):
     """Something the user can mend. The message is one sentence: what was wrong, the value, what to do."""
+
+
+class OptionError(RollsightError):
+    """A setting is wrong, or another one would help. In Python it is called `drop=2.0`, on the command line `--drop 2.0`.
+
+    sentence: with `{drop}` where the setting stands; options: the settings by name, with the value to show.
+    """
+
+    def __init__(self, sentence: str, **options: Any) -> None:
+        self._sentence, self._options = sentence, options
+        super().__init__(self._with({name: f"{name}={value!r}" for name, value in options.items()}))
+
+    def on_command_line(self) -> str:
+        """The sentence with the settings as command-line options."""
+        return self._with(
+            {
+                name: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+                for name, value in self._options.items()
+            }
+        )
+
+    def _with(self, spelt: dict[str, str]) -> str:
+        sentence = self._sentence
+        for name, text in spelt.items():  # not str.format: a path in the sentence may hold braces
+            sentence = sentence.replace(f"{{{name}}}", text)
+        return sentence
 
 
 class Diverged(RollsightError):

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
 
 # Name and summary of each command. The command `x y` is the function `x_y` in `rollsight.cli.x_y`; its typed arguments
 # and docstring are its options and help.
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # `rollsight sql ... | head`: the reader has what it wanted. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OptionError as error:
+        return _fail(error.on_command_line())
     except RollsightError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:

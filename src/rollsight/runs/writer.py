@@ -1,18 +1,21 @@
 """The one writer of a run folder: append-only, atomic files, an operating-system lock."""
 
+import datetime
 import fcntl
 import operator
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
 from rollsight.runs.layout import (
     LOCK,
     METADATA,
@@ -24,9 +27,12 @@ from rollsight.runs.layout import (
     temporary_path,
     whole_file,
 )
-from rollsight.runs.metadata import describe_run, read_metadata, write_metadata
+from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
 Column = np.ndarray[Any, np.dtype[Any]] | Sequence[Any]
+
+# The open writers of this process, by process and real path: a forked child does not take over its parent's.
+_open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
 
 
 def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = False) -> "RunWriter":
@@ -37,7 +43,8 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
     run, never a file that rollsight did not write.
 
     Raises:
-        RollsightError: the folder exists and is not empty, or another process writes to it.
+        RollsightError: the folder exists and is not empty, or another process writes to it. An open writer of this
+            process is closed first: training that an exception ended left it behind.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -47,7 +54,9 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
     if content and not is_run(path):
         raise RollsightError(f"{path} exists, is not empty and is no run: choose another place for the run")
     if content and not overwrite:
-        raise RollsightError(f"the run {path} exists already: choose another place, or overwrite it (--overwrite)")
+        raise OptionError(
+            f"the run {path} exists already: choose another place, or replace it with {{overwrite}}", overwrite=True
+        )
     described = describe_run(metadata)
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
@@ -64,24 +73,42 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
     return RunWriter(path, lock)
 
 
-def resume(path: str | Path) -> "RunWriter":
-    """Hold an existing run folder for writing after its last complete round.
+def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter":
+    """Hold an existing run folder for writing after its last complete round, or after an earlier one.
 
     Whatever a killed writer left of the round in flight (temporary files; records, evaluations and snapshots of a
-    round that never completed) is removed.
+    round that never completed) is removed, and so are the rounds past `after`: training goes on from a checkpoint of
+    that round and writes them anew. `run.json` says so in its list `continued`: after which round, which rounds were
+    replaced, when, by which command, and the entries of `how`.
 
     Raises:
-        RollsightError: the folder is no run, or another process writes to it.
+        RollsightError: the folder is no run, ends before round `after`, or another process writes to it.
     """
     path = Path(path)
     if not is_run(path):
         raise RollsightError(f"{path} is no run (it has no {METADATA}): create the run first")
-    read_metadata(path)  # refuses a folder of a later format
+    metadata = read_metadata(path)  # refuses a folder of a later format
     lock = _lock(path)
     try:
-        last = max(round_numbers(path, "rounds"), default=0)
+        complete = round_numbers(path, "rounds")
+        last = max(complete, default=0)
+        after = last if after is None else operator.index(after)
+        if not 0 <= after <= last:
+            raise RollsightError(
+                f"the run {path} ends with round {last} and cannot be continued after round {after}: choose another "
+                "place for the run"
+            )
+        entry = {
+            "after_round": after,
+            "replaced_rounds": [round for round in complete if round > after],
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            "command": list(sys.argv),
+            **jsonable(how),
+        }
+        # Said before it is done: rounds that are gone without a word could not be told from damage.
+        write_metadata(path, {**metadata, "continued": [*metadata.get("continued", []), entry]})
         for kind in SUFFIXES:
-            _remove_after(path, kind, last)
+            _remove_after(path, kind, after)
             (path / kind).mkdir(exist_ok=True)  # a creation killed half-way may have made none
     except BaseException:
         os.close(lock)
@@ -96,6 +123,8 @@ class RunWriter:
         self.path = path
         self._lock: int | None = lock
         self._last_round = max(round_numbers(path, "rounds"), default=0)
+        self._taken_over = False
+        _open_writers[_key(path)] = self
 
     @property
     def last_round(self) -> int:
@@ -177,6 +206,8 @@ class RunWriter:
         return round
 
     def _new_path(self, kind: Kind, round: int) -> Path:
+        if self._taken_over:
+            raise RollsightError(f"a later writer of this process has taken over the run {self.path}: write with that one")
         if self._lock is None:
             raise RollsightError(f"the writer of {self.path} is closed: resume the run to write to it")
         first = 0 if kind == "evaluations" else 1
@@ -195,6 +226,9 @@ class RunWriter:
 
 def _lock(path: Path) -> int:
     """The open, exclusively locked lock file. The system releases it with the process, also after kill -9."""
+    if (earlier := _open_writers.pop(_key(path), None)) is not None:
+        earlier.close()
+        earlier._taken_over = True
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,6 +241,10 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _key(path: Path) -> tuple[int, Path]:
+    return os.getpid(), path.resolve()
 
 
 def _remove_after(run: Path, kind: Kind, last: int) -> None:
