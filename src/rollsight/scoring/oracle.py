@@ -8,7 +8,8 @@ from torch import Tensor
 from rollsight.objectives import Objective
 from rollsight.policy import Policy
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction
+from rollsight.scoring.covering import NotCovered
+from rollsight.scoring.directions import Direction, gradient_of, inner, norm
 
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
@@ -27,8 +28,32 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
     return torch.stack(rows)
 
 
+def check_first(
+    backend: str, policy: Policy, records: Records, objective: Objective, directions: list[Direction], found: Tensor
+) -> None:
+    """`NotCovered` unless a backend's derivatives of the records begin with the first record's own, by autograd.
+
+    Only in full precision: half precision may put the one record on the other side of a clip than the batch has it.
+    """
+    parameters = policy.trainable()
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters.values()):
+        return
+    record = records.take(slice(0, 1))
+    losses = objective.losses(policy(record), record)
+    own = gradient_of(losses.sum(), parameters)
+    tolerance = 1e-9 if losses.dtype == torch.float64 else 1e-4
+    for k, direction in enumerate(directions):
+        value, expected = float(found[0, ..., k].sum()), inner(own, direction)
+        if abs(value - expected) > tolerance * norm(own) * norm(direction):
+            raise NotCovered(
+                backend,
+                f"this policy: the first record gets {value:.6g} where autograd's gradient gives {expected:.6g}, so its "
+                "backward is not the derivative of its forward",
+            )
+
+
 def _inner(gradient: Direction, direction: Direction, like: Tensor) -> Tensor:
     total = torch.zeros((), dtype=like.dtype, device=like.device)
     for name, grad in gradient.items():
-        total = total + (grad * direction[name]).sum()
+        total = total + ((grad.to_dense() if grad.is_sparse else grad) * direction[name]).sum()
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
+from rollsight.scoring.covering import first_that_covers
 from rollsight.scoring.directions import Direction, gradient, in_float32, precondition
 from rollsight.scoring.forward import Forward
 from rollsight.scoring.halves import split_halves
@@ -162,19 +164,9 @@ class _Job:
         """(n, M) or (n, T, M) values, the backend used, and why."""
         if backend != "auto":
             return self.by(backend), backend, "asked for"
-        failures = []
-        try:
-            return self.by("layerwise"), "layerwise", "every trainable parameter is in a layer linear in its parameters"
-        except layerwise.NotCovered as failure:
-            failures.append(str(failure))
-        for name in ("jvp", "double_backward"):
-            try:
-                return self.by(name), name, failures[0]
-            except (RuntimeError, NotImplementedError) as failure:
-                failures.append(f"backend {name!r} failed: {str(failure).splitlines()[0]}")
-        raise RollsightError(
-            " ".join(failures) + " No fast backend covers this policy; backend='oracle' is exact and slow."
-        )
+        names = ("layerwise", "jvp", "double_backward")
+        values, used, why = first_that_covers({name: partial(self.by, name) for name in names})
+        return values, used, why or "every trainable parameter is in a layer linear in its parameters"
 
     def run_without_self(self, backend: str) -> tuple[Tensor, str, str]:
         """(n, 1) values without the records' own parts, the backend used, and why."""
@@ -224,9 +216,13 @@ class _Job:
         if not len(self.prepared):  # a rank without a valid record
             shape = self.prepared.log_probs.shape[: 1 if backend == "layerwise" else 2]
             return self.prepared.log_probs.new_zeros(*shape, len(directions))
-        chunks = range(0, len(self.prepared), self.chunk_size)
-        parts = (self.prepared.take(slice(start, start + self.chunk_size)) for start in chunks)
-        return torch.cat([_BACKENDS[backend](self.policy, part, self.objective, directions) for part in parts])
+        columns = []
+        for start in range(0, len(self.prepared), self.chunk_size):
+            part = self.prepared.take(slice(start, start + self.chunk_size))
+            columns.append(_BACKENDS[backend](self.policy, part, self.objective, directions))
+            if backend in ("jvp", "double_backward"):
+                oracle.check_first(backend, self.policy, part, self.objective, directions, columns[-1])
+        return torch.cat(columns)
 
     def direction_on(self, index: Tensor | None) -> Direction:
         """Gradient of the target's mean over the measured records at `index`, preconditioned where asked for."""
