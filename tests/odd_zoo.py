@@ -69,12 +69,13 @@ def padded_late() -> nn.Module:
 
 
 class Bag(nn.Module):
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, weighted: bool = False, **options: Any) -> None:
         super().__init__()
-        self.bag = nn.EmbeddingBag(WORDS, 6, **options)
+        self.bag, self.weighted = nn.EmbeddingBag(WORDS, 6, **options), weighted
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.bag(x))
+        weights = torch.linspace(1, 2, x.numel()).view_as(x).to(self.bag.weight) if self.weighted else None
+        return torch.tanh(self.bag(x) if weights is None else self.bag(x, per_sample_weights=weights[:1].expand_as(x)))
 
 
 class Table(nn.Module):
@@ -173,7 +174,7 @@ class OwnLinear(Function):
 def hooked(hook: Callable[[Tensor], Any], guarded: bool = True) -> Callable[[Any, Tensor], Tensor]:
     def f(m: Any, x: Tensor) -> Tensor:
         x = m.a(x)
-        if x.requires_grad or not guarded:
+        if x.requires_grad if guarded else torch.is_grad_enabled():
             x.register_hook(hook)
         return m.b(torch.tanh(x))
 
@@ -184,9 +185,13 @@ def plain(m: Any, x: Tensor) -> Tensor:
     return m.b(torch.tanh(m.a(x)))
 
 
-def with_hooks(add: Callable[[Any], Any]) -> Callable[[], nn.Module]:
+def loose(m: Any, x: Tensor) -> Tensor:
+    return F.linear(x, m.a.weight) + plain(m, x)
+
+
+def with_hooks(add: Callable[[Any], Any], f: Callable[[Any, Tensor], Tensor] = plain) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        module = trunk(plain)()
+        module = trunk(f)()
         add(module.trunk)
         return module
 
@@ -326,9 +331,12 @@ ODD = [
     Odd("max_norm", words(max_norm=1.0), **_sequences()),
     Odd("max_norm_tied", words(True, max_norm=1.0, padding_idx=2), **_sequences()),
     Odd("sparse", words(sparse=True, padding_idx=2), **_sequences()),
-    Odd("bag", lambda: ActorCritic(Bag(mode="sum", padding_idx=2), 6), obs=_word_bags, auto="double_backward",
+    Odd("bag", lambda: ActorCritic(Bag(mode="sum", padding_idx=2), 6), obs=_word_bags),
+    Odd("bag_mean", lambda: ActorCritic(Bag(mode="mean", padding_idx=2), 6), obs=_word_bags),
+    Odd("bag_max", lambda: ActorCritic(Bag(mode="max"), 6), obs=_word_bags, auto=None,
         reason=r"trunk\.bag\.weight.*jvp.*_embedding_bag"),
-    Odd("bag_mean", lambda: ActorCritic(Bag(mode="mean", padding_idx=2), 6), obs=_word_bags, auto="double_backward"),
+    Odd("bag_weighted", lambda: ActorCritic(Bag(mode="sum", weighted=True), 6), obs=_word_bags, auto=None,
+        reason=r"trunk\.bag\.weight.*jvp.*_embedding_bag"),
     Odd("functional_padding", lambda: ActorCritic(Table(lambda x, w: F.embedding(x, w, padding_idx=2)), 6),
         obs=_word_bags, auto="jvp", reason=r"trunk\.table\.weight"),
     Odd("functional_padding_last", lambda: ActorCritic(Table(lambda x, w: F.embedding(x, w, -5)), 6),
@@ -355,19 +363,21 @@ ODD = [
         reason=UNSEEN),
     Odd("once", trunk(lambda m, x: m.b(Once.apply(m.a(x))))),
     Odd("once_loose", trunk(lambda m, x: m.b(Once.apply(F.linear(x, m.a.weight)))), auto=None,
-        reason=r"double_backward.*once_differentiable"),
+        reason=r"double_backward.*cannot be differentiated"),
     Odd("cut_loose", trunk(lambda m, x: m.b(Cut.apply(F.linear(x, m.a.weight)))), auto=None,
         reason=r"double_backward.*cannot be differentiated"),
     Odd("own_linear", trunk(lambda m, x: m.b(OwnLinear.apply(x, m.a.weight))), auto="double_backward", reason=UNSEEN),
-    Odd("hook", trunk(hooked(lambda g: 0.3 * g))),
+    Odd("hook", trunk(hooked(lambda g: 0.3 * g)), auto="double_backward",
+        reason=r"layerwise.*trunk\.a\.weight.*gradient hook.*jvp.*gradient hook"),
     Odd("hook_loose", trunk(lambda m, x: F.linear(x, m.a.weight) + hooked(lambda g: 0.3 * g)(m, x)),
         auto="double_backward", reason=HOOK),
     Odd("hook_unguarded", trunk(lambda m, x: F.linear(x, m.a.weight) + hooked(lambda g: 0.3 * g, guarded=False)(m, x)),
         auto="double_backward", reason=HOOK),
     Odd("hook_clips", trunk(hooked(lambda g: g.clamp(-1e-2, 1e-2))), auto=None, reason="double_backward"),
     Odd("module_hook", with_hooks(lambda m: m.b.register_full_backward_hook(lambda _, i, o: (2 * i[0],)))),
-    Odd("module_pre_hook", with_hooks(lambda m: m.b.register_full_backward_pre_hook(lambda _, o: (2 * o[0],))),
-        auto="double_backward", reason="jvp.*'trunk.b'.*backward hook"),
+    Odd("module_pre_hook", with_hooks(lambda m: m.b.register_full_backward_pre_hook(lambda _, o: (2 * o[0],)))),
+    Odd("module_hook_loose", with_hooks(lambda m: m.b.register_full_backward_hook(lambda _, i, o: (2 * i[0],)), loose),
+        auto="double_backward", reason=r"jvp.*'trunk\.b'.*backward hook"),
     Odd("parameter_hook", with_hooks(lambda m: m.a.weight.register_hook(_mask_rows)), auto="double_backward",
         reason=r"layerwise.*trunk\.a\.weight.*gradient hook.*jvp.*trunk\.a\.weight.*gradient hook"),
     Odd("parameter_watched", with_hooks(lambda m: m.a.weight.register_hook(lambda g: None))),

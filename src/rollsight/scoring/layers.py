@@ -36,6 +36,10 @@ def _embedding(m: Any, x: Tensor, v: Slices) -> Tensor:
     return out if m.padding_idx is None else out.masked_fill((x == m.padding_idx % len(v["weight"]))[..., None], 0.0)
 
 
+def _embedding_bag(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return F.embedding_bag(x, v["weight"], mode=m.mode, padding_idx=m.padding_idx)
+
+
 def _layer_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
     return _affine(F.layer_norm(x, m.normalized_shape, None, None, m.eps), v)
 
@@ -79,6 +83,7 @@ LAYERS: dict[type[nn.Module], Map] = {
     nn.Conv2d: _conv,
     nn.Conv3d: _conv,
     nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding_bag,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
@@ -95,7 +100,7 @@ def _layer_of(module: nn.Module, parameters: Set[str]) -> Map | None:
             # A computed weight (weight_norm) is no parameter, and a parameter of another name is no part of the map.
             if "weight" not in parameters or not parameters <= {"weight", "bias"}:
                 return None
-            return apply
+            return None if isinstance(module, nn.EmbeddingBag) and module.mode == "max" else apply
     return _hugging_face_layer_of(module) if parameters <= {"weight", "bias"} else None
 
 
