@@ -57,6 +57,8 @@ def _moves(x: Any) -> bool:
     """Whether a tensor has a tangent."""
     if not isinstance(x, Tensor):
         return False
+    if torch._C._is_fwd_grad_enabled():
+        return forward_ad.unpack_dual(x).tangent is not None
     with forward_ad._set_fwd_grad_enabled(True):  # type: ignore[no-untyped-call]
         return forward_ad.unpack_dual(x).tangent is not None
 
