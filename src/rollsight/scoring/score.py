@@ -83,6 +83,7 @@ def score_records(
                 target's own records are its rank's too; a rank may have no valid record.
     on_policy:  the module is still the policy that collected the records: warn (once for a module) where more than 1
                 record in 20 has a log-probability that is 0.1 nats off the recorded one (sequences: a token's mean).
+                Objectives with an `on_policy` of their own do not read the recorded ones, and nothing is compared.
 
     Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the
     backend gives them. Gradients, training modes and random states are left as they were; dropout is off while scoring.
@@ -100,7 +101,8 @@ def score_records(
         chunk_size = chunk_size or default_chunk_size(records)
         if part is not records:
             forward = None  # it has rows that are not scored
-        noting = Compared(objective) if on_policy else None
+        read = on_policy and not getattr(objective, "on_policy", False)
+        noting = Compared(objective) if read else None
         loss = noting or objective
         job = _Job(policy, part, target, loss, optimizer, current, cross_fit, seed, chunk_size, forward, group)
         values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend)
