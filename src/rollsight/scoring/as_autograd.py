@@ -59,7 +59,7 @@ def _moves(x: Any) -> bool:
         return False
     if torch._C._is_fwd_grad_enabled():
         return forward_ad.unpack_dual(x).tangent is not None
-    with forward_ad._set_fwd_grad_enabled(True):  # type: ignore[no-untyped-call]
+    with forward_ad._set_fwd_grad_enabled(True):
         return forward_ad.unpack_dual(x).tangent is not None
 
 
@@ -69,7 +69,7 @@ def _hidden(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
         if any(map(_moves, (*args, *kwargs.values()))):
             raise NotCovered("jvp", "a custom autograd.Function, whose backward need not be the derivative")
         return func(*args, **kwargs)
-    with forward_ad._set_fwd_grad_enabled(False):  # type: ignore[no-untyped-call]
+    with forward_ad._set_fwd_grad_enabled(False):
         out = func(*args, **kwargs)
     if isinstance(out, tuple | list) and any(isinstance(part, Tensor) for part in out):
         return type(out)(_still(part, args) for part in out) if type(out) in (tuple, list) else out

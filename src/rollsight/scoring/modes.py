@@ -24,7 +24,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
             )
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
             mode = "is in training mode" if part.training else "has no running statistics"
-            advice = "call module.eval() before scoring" if part.running_mean is not None else "track_running_stats=True"
+            has = part.running_mean is not None
+            advice = "call module.eval() before scoring" if has else "track_running_stats=True"
             raise RollsightError(
                 f"BatchNorm layer {_name(module, part)!r} {mode}, where a record's loss depends on the other records; "
                 f"{advice}."
@@ -44,4 +45,4 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 
 def _name(module: nn.Module, part: nn.Module) -> str:
-    return next(name for name, one in module.named_modules() if one is part)
+    return next((name for name, one in module.named_modules() if one is part), "")

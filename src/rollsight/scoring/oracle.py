@@ -52,8 +52,8 @@ def check_first(
         if abs(value - expected) > 1e-4 * norm(own) * norm(direction):
             raise NotCovered(
                 backend,
-                f"this policy: the first record gets {value:.6g} where autograd's gradient gives {expected:.6g}, so its "
-                "backward is not the derivative of its forward",
+                f"this policy: the first record gets {value:.6g} where autograd's gradient gives {expected:.6g}, so "
+                "its backward is not the derivative of its forward",
             )
     seen.add(looked_at)
 

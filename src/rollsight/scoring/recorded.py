@@ -47,8 +47,8 @@ class Compared:
         warnings.warn(
             f"the policy's log-probabilities are not the recorded ones: {share:.0%} of the records are more than {FAR} "
             f"nats off (a token, on average), the median {float(gaps.median()):.2g}, the largest "
-            f"{float(gaps.max()):.2g}, so ratios and scores are of another distribution than the samples'; look for a "
-            "temperature or other sampling option that `evaluate` leaves out, dropout while sampling, a model that does "
-            "not mask its padding, or records of another policy",
+            f"{float(gaps.max()):.2g}, so ratios and scores are of another distribution than the samples; look for a "
+            "temperature or another sampling option that `evaluate` leaves out, dropout while sampling, a model that "
+            "does not mask its padding, or records of another policy",
             stacklevel=3,
         )
