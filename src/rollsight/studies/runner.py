@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from rollsight.processes import no_interrupts_inherited, terminate
+from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 
 # One thread per process, for PyTorch and JAX: processes side by side would spin against each other.
 ONE_THREAD = {
@@ -148,20 +147,9 @@ _events: Any = None  # the queue to the parent, in a worker process
 
 
 def _start_process(events: Any) -> None:
-    import torch
-
     global _events
     _events = events
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise train on, with nobody to hand the result to."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    start_worker()
 
 
 def _run(job: Job) -> Any:
