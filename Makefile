@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-llm test lint benchmark clean
+.PHONY: demo demo-llm test lint docs benchmark clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
@@ -36,6 +36,10 @@ lint: $(VENV)/.installed
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# The site, into docs/_build; a warning is an error.
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/scoring.py
