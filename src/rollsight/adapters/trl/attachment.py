@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from transformers import TrainerCallback
 
 from rollsight import runs, targets
-from rollsight.adapters import options, summary
-from rollsight.adapters.trl import table
+from rollsight.adapters import options
+from rollsight.adapters.trl import start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
-from rollsight.adapters.trl.folder import check_metadata, open_writer
-from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, weighted
+from rollsight.adapters.trl.folder import check_folder, check_metadata, in_main_process, open_writer
+from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.scoring import Scoring, ranks_of, selected
 from rollsight.adapters.trl.seams import algorithm_of
-from rollsight.adapters.trl.watching import Watching
-from rollsight.errors import OptionError, RollsightError
-from rollsight.records import Records
-from rollsight.scoring import Scores
-from rollsight.scoring.parallel import Group
+from rollsight.adapters.watching import Watch
+from rollsight.scoring import Scores, parallel
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 
@@ -38,7 +34,7 @@ _TARGETS: options.Known = {
     "objective": targets.Objective,
 }
 _UNITS = {"completion": "record", "group": "group"}
-_STATE = "Rollsight"  # where the trainer's state, which its checkpoints hold, keeps the round
+Result = TypeVar("Result")
 
 
 def attach(
@@ -102,16 +98,12 @@ def attach(
         "every": options.check_every(every),
     }
     check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
-    if run is not None and (not isinstance(run, (str, Path)) or not str(run)):
-        raise OptionError("{run} is not a folder; give the path of the run to write.", run=run)
+    folder = check_folder(run)
     check_scoring(trainer, scoring)
-    for hook in list(vars(trainer).values()):
-        earlier = getattr(hook, "__self__", None)
-        if isinstance(earlier, Attachment):
-            warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
-            earlier.detach()
-            break
-    folder = None if run is None else Path(run)
+    earlier = (getattr(hook, "__self__", None) for hook in vars(trainer).values())
+    if (attached := next((one for one in earlier if isinstance(one, Attachment)), None)) is not None:
+        warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
+        attached.detach()
     return Attachment(trainer, scoring, rule, every, folder, overwrite, {**described, **(metadata or {})})
 
 
@@ -137,14 +129,15 @@ class Attachment:
         self._trainer, self._scoring, self._loss = trainer, scoring, loss_of(trainer, scoring.algorithm)
         self._rule, self._every = rule, every
         self._folder, self._overwrite, self._described = folder, overwrite, described
-        self._watching, self._rewards = Watching(), None
+        self._watch = Watch()
+        self._rewards: Tensor | None = None
         self._begun = self._opened = self._detached = False
         self._writer: runs.RunWriter | None = None
-        self._host = {name: getattr(trainer, name) for name in _HOOKS}
+        self._host: dict[str, Callable[..., Any]] = {name: getattr(trainer, name) for name in _HOOKS}
         self._replaced = {name: vars(trainer).get(name) for name in _HOOKS}
         for name, hook in _HOOKS.items():
             setattr(trainer, name, getattr(self, hook))
-        self._steps, self._start = EmptySteps(trainer), _Start(self._begin)
+        self._steps, self._start = EmptySteps(trainer), start.Start(self._begin)
         trainer.add_callback(self._steps)
         trainer.add_callback(self._start)
 
@@ -159,7 +152,7 @@ class Attachment:
         for callback in (self._steps, self._start):
             if callback in trainer.callback_handler.callbacks:
                 trainer.remove_callback(callback)
-        for name in self._columns:
+        for name in self._scoring.columns:
             trainer._logs["extra"].pop(name, None)
         if any(KEPT in batch for batch in trainer._buffered_inputs or ()):
             trainer._buffered_inputs = None  # TRL then generates anew: without the hook, dropped rows would come back
@@ -183,48 +176,39 @@ class Attachment:
         self._begun, self._steps.kept = True, 0
         trainer, step = self._trainer, self._trainer.state.global_step
         if step > 0:
-            self.round = _round_of_checkpoint(trainer)
+            self.round = start.round_of_checkpoint(trainer)
         if self._folder is None or (self._writer is not None and self._writer.last_round == self.round):
             return
-        failure: Exception | None = None
-        if trainer.accelerator.is_main_process:
-            described = {**table.describe(trainer, self._scoring.algorithm), **self._described}
-            fresh = step == 0 and not self._opened
-            try:
-                self._writer = open_writer(
-                    self._folder, described, after=None if fresh else self.round, step=step, overwrite=self._overwrite
-                )
-            except Exception as error:
-                failure = error
-        told = broadcast_object_list([failure and str(failure)])[0]
-        if failure is not None:
-            raise failure
-        if told is not None:
-            raise RollsightError(told)
+        described = {**table.describe(trainer, self._scoring.algorithm), **self._described}
+        after = None if step == 0 and not self._opened else self.round
+        open_here = partial(open_writer, self._folder, described, after=after, step=step, overwrite=self._overwrite)
+        self._writer = in_main_process(trainer, open_here)
         self._opened = True
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """In place of the trainer's `_calculate_rewards`: its log is by name, and names may repeat."""
-        self._rewards = self._host["_calculate_rewards"](*args, **kwargs)
-        return self._rewards
+        rewards: Tensor = self._host["_calculate_rewards"](*args, **kwargs)
+        self._rewards = rewards
+        return rewards
 
     def _generate(self, inputs: Any) -> Batch:
         """In place of the trainer's `_generate_and_score_completions`."""
         trainer, host = self._trainer, self._host["_generate_and_score_completions"]
+        batch: Batch
         if self._detached:  # another hook stands before this one and still calls it
-            return host(inputs)
+            batch = host(inputs)
+            return batch
         if not trainer.model.training:
             batch = host(inputs)
-            everyone = len(batch["advantages"]) * trainer.accelerator.num_processes
-            with self._watching.survives("logging", "its columns are missing in the completions table"):
-                table.add_columns(trainer, dict.fromkeys(self._columns, [None] * everyone))
+            empty = [None] * (len(batch["advantages"]) * trainer.accelerator.num_processes)
+            self._attempt("columns", lambda: table.add_columns(trainer, dict.fromkeys(self._scoring.columns, empty)))
             return batch
         if not self._begun:
             self._begin()
         self._rewards = None
         batch = host(inputs)
         self.round += 1
-        trainer.state.stateful_callbacks[_STATE] = {"args": {}, "attributes": {"round": self.round}}
+        start.keep_round(trainer.state, self.round)
         return self._finish(batch)
 
     def _finish(self, batch: Batch) -> Batch:
@@ -232,130 +216,80 @@ class Attachment:
 
         Rewards, scores, selection and what is reported are those of all processes, records this one's.
         """
-        trainer, started, group = self._trainer, time.perf_counter(), ranks_of(self._trainer)
+        trainer, started = self._trainer, time.perf_counter()
         self.scores, self.selection = {}, None
-        self._watching.begin(self.round)
-        read: tuple[Records, slice] | None = None
-        with self._watching.survives("reading the generation batch", _KEPT_ALL, group):
-            read = own_records(trainer, batch, self._rewards, self.round)
+        read = self._attempt("records", lambda: own_records(trainer, batch, self._rewards, self.round), together=True)
         if read is None or self._rewards is None:
             return batch
-        all_seen = seen(trainer, *read, self._rewards)
-        self._name_missing(all_seen)
-        if self.round % self._every == 0 and bool(all_seen.valid.any()):
-            self._score(all_seen, group)
-        kept = torch.ones_like(all_seen.valid)
+        found = seen(trainer, *read, self._rewards)
+        self._name_missing(found)
+        if self.round % self._every == 0 and bool(found.valid.any()):
+            self.selection = self._score(found)
+        kept = torch.ones_like(found.valid)
         if self.selection is not None:
-            kept = (self.selection.weights > 0).to(kept.device) | ~all_seen.valid
-        with self._watching.survives("logging", "its metrics are missing"):
-            found = self._summary(all_seen, kept, started)
-            self._report(found, kept)
-            self._record(found, all_seen, kept)
-        return leave_out(batch, kept, trainer.accelerator.gather(loss_mask(batch).sum(1)), all_seen.own, self._loss)
+            kept = (self.selection.weights > 0).to(kept.device) | ~found.valid
+        about = (found, self.scores, self.selection, kept)
+        said = self._watch.of_round()
+        summed = self._attempt("summary", lambda: table.summary_of(trainer, *about, time.perf_counter() - started))
+        if summed is not None:
+            self._attempt("metrics", lambda: table.report(trainer, summed, self._scoring.columns, self.scores, kept))
+            self._attempt("record in the run folder", lambda: self._record({**summed, "warnings": said}, found, kept))
+        return leave_out(batch, kept, trainer.accelerator.gather(loss_mask(batch).sum(1)), found.own, self._loss)
 
-    def _score(self, all_seen: Seen, group: Group | None) -> None:
+    def _attempt(self, part: str, call: Callable[[], Result], together: bool = False) -> Result | None:
+        """The call's result, None where it fails: with a warning, so that training goes on. together: every process
+        makes the call, and it fails in all of them where it does in one."""
+
+        def by_all() -> Result:
+            with parallel.together(ranks_of(self._trainer)):
+                return call()
+
+        return self._watch.attempt(part, by_all if together else call, self.round)
+
+    def _score(self, found: Seen) -> Selection | None:
+        """Scores by every target, and the selection by the first one's; None without a rule or those scores."""
         trainer, scoring = self._trainer, self._scoring
         for target in scoring.targets:
-            instead = "it has no such scores"
-            if self._rule is not None and target is scoring.targets[0]:
-                instead = _KEPT_ALL
-            with self._watching.survives(f"scoring {target.name!r}", instead, group):
-                found = scoring.of(trainer, all_seen, target, self.round)
-                self.scores[target.name] = found
-        deciding = self.scores.get(scoring.targets[0].name)
-        if self._rule is None or deciding is None:
-            return
-        chosen: list[Selection | None] = [None]
-        with self._watching.survives("selecting", _KEPT_ALL, group):
-            if trainer.accelerator.is_main_process:
-                chosen = [selected(self._rule, deciding)]
-        self.selection = broadcast_object_list(chosen)[0]
+            of_it = partial(scoring.of, trainer, found, target, self.round)
+            kept = _SO_KEPT if self._rule is not None and target is scoring.targets[0] else ""
+            if (scores := self._attempt(f"scores of {target.name!r}{kept}", of_it, together=True)) is not None:
+                self.scores[target.name] = scores
+        rule, deciding = self._rule, self.scores.get(scoring.targets[0].name)
+        if rule is None or deciding is None:
+            return None
+        choose = partial(selected, rule, deciding) if trainer.accelerator.is_main_process else lambda: None
+        chosen = [self._attempt(f"selection{_SO_KEPT}", choose, together=True)]
+        broadcast_object_list(chosen)  # not chosen by each process: a rule may draw random numbers
+        return chosen[0]
 
-    def _name_missing(self, all_seen: Seen) -> None:
-        if missing := int((~torch.isfinite(all_seen.total)).sum()):
-            self._watching.warn(
-                "missing rewards",
-                f"no reward function gave a number for {missing} of {len(all_seen.total)} completions; like TRL's "
-                "advantages, the scores of such completions are 0, and they are kept",
+    def _name_missing(self, found: Seen) -> None:
+        if missing := int((~torch.isfinite(found.total)).sum()):
+            self._watch.warn(
+                f"round {self.round}: no reward function gave a number for {missing} of {len(found.total)} "
+                "completions; like TRL's advantages, the scores of such completions are 0, and they are kept",
+                ("rewards", "missing"),
             )
 
-    def _summary(self, all_seen: Seen, kept: Tensor, started: float) -> summary.Summary:
-        valid, tokens, total = all_seen.valid, all_seen.tokens, all_seen.total
-        return {
-            "step": self._trainer.state.global_step,
-            "records": len(valid),
-            "valid": int(valid.sum()),
-            "invalid_rows": int((~valid).sum()),
-            "reward_mean": float(total.nanmean()),
-            "scored": False,
-            **(summary.of_scores(next(iter(self.scores.values()))) if self.scores else {}),
-            **summary.of_selection(self.selection, max(int(valid.sum()), 1), _SEMANTIC),
-            "kept_tokens_frac": float((tokens * kept).sum() / tokens.sum().clamp(min=1)),
-            "failed": "; ".join(self._watching.failed) or None,
-            "time_score": time.perf_counter() - started,
-        }
-
-    def _report(self, found: Mapping[str, Any], kept: Tensor) -> None:
-        """Metrics to the trainer's log and columns to its completions table."""
-        trainer = self._trainer
-        for name in (*summary.LOGGED, "kept_tokens_frac"):
-            if isinstance(value := found.get(name), (int, float)):
-                trainer._metrics["train"][f"influence/{name.removeprefix('score_')}"].append(float(value))
-        columns: dict[str, list[Any]] = dict.fromkeys(self._columns, [None] * len(kept))
-        columns |= {f"influence_{name}": one.values.tolist() for name, one in self.scores.items()}
-        table.add_columns(trainer, columns | {"influence_kept": kept.tolist()})
-
-    def _record(self, found: Mapping[str, Any], all_seen: Seen, kept: Tensor) -> None:
+    def _record(self, summed: Mapping[str, Any], found: Seen, kept: Tensor) -> None:
         """The round, to the run folder."""
-        if self._writer is None:
-            return
-        with self._watching.survives("recording", "it is missing in the run folder"):
-            columns = table.run_columns(self._trainer, self.round, all_seen, self.scores, kept)
-            self._writer.write_records(self.round, columns)
-            self._writer.write_round(self.round, found)
-
-    @property
-    def _columns(self) -> list[str]:
-        return [*(f"influence_{target.name}" for target in self._scoring.targets), "influence_kept"]
+        if self._writer is not None:
+            self._writer.write_records(
+                self.round, table.run_columns(self._trainer, self.round, found, self.scores, kept)
+            )
+            self._writer.write_round(self.round, summed)
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""
-        trainer, host = self._trainer, self._host["_compute_loss"]
+        host = self._host["_compute_loss"]
         if KEPT not in inputs:
             self._steps.kept += 1
-            return host(model, inputs)
+            loss: Tensor = host(model, inputs)
+            return loss
         self._steps.kept += int(inputs[KEPT].sum())
-        batch, scale = weighted(inputs, self._loss)
-        beta = trainer.beta
-        trainer.beta = beta * scale
-        try:
-            return host(model, batch)
-        finally:
-            trainer.beta = beta
+        return loss_of_kept(self._trainer, host, model, inputs, self._loss)
 
 
-class _Start(TrainerCallback):
-    """Tells when training starts."""
-
-    def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._begin()
-
-
-def _round_of_checkpoint(trainer: Any) -> int:
-    """Generation batches before the checkpoint that training resumes from: its own count, or what its steps took."""
-    args, state = trainer.args, trainer.state
-    kept = (state.stateful_callbacks or {}).get(_STATE)
-    if kept is not None:
-        return int(kept["attributes"]["round"])
-    micro_batches = state.global_step * args.gradient_accumulation_steps
-    return math.ceil(micro_batches / (args.steps_per_generation * args.num_iterations))
-
-
-_SEMANTIC = "mask, normalised over the kept"
-_KEPT_ALL = "it keeps every completion, without scores"
+_SO_KEPT = ", so every completion is kept"
 _HOOKS = {
     "train": "_train",
     "_calculate_rewards": "_calculate_rewards",

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollsight.adapters.trl import table
 from rollsight.adapters.trl.loss import Batch
 from rollsight.adapters.trl.translate import records_of
 from rollsight.errors import RollsightError
@@ -40,14 +39,14 @@ def own_records(trainer: Any, batch: Batch, rewards: Tensor | None, round: int) 
     own = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
     if rewards is None or len(rewards) != n * trainer.accelerator.num_processes:
         raise RollsightError("The trainer's rewards are not those of TRL's _calculate_rewards; use TRL's own method.")
-    total = table.total_reward(trainer, rewards).to(batch["advantages"].device)
+    total = total_reward(trainer, rewards).to(batch["advantages"].device)
     return records_of(batch, total[own], round, trainer.num_generations, own.start), own
 
 
 def seen(trainer: Any, records: Records, own: slice, rewards: Tensor) -> Seen:
     """The same with what all processes need to know of one another; all of them call it."""
     gather = trainer.accelerator.gather
-    total = table.total_reward(trainer, rewards).to(records.log_probs.device)
+    total = total_reward(trainer, rewards).to(records.log_probs.device)
     valid, tokens = gather(records.valid_rows), gather(records.valid.sum(1))
     pulling = gather(records.advantages.reshape(len(records), -1).any(1))
     return Seen(
@@ -60,3 +59,9 @@ def seen(trainer: Any, records: Records, own: slice, rewards: Tensor) -> Seen:
         pulls=bool(pulling[valid].any()),
         differ=len(torch.unique(total[valid])) > 1,
     )
+
+
+def total_reward(trainer: Any, rewards: Tensor) -> Tensor:
+    """(n,) weighted sum over the reward functions, from (n, F); NaN where none of them gave a reward."""
+    total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)
+    return torch.where(torch.isnan(rewards).all(1), torch.nan, total)

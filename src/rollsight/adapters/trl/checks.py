@@ -66,6 +66,11 @@ def check_scoring(trainer: Any, scoring: Scoring) -> None:
     rows = given["chunk_size"]
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise OptionError("{chunk_size} is not a number of completions; give 1 or more, or None.", chunk_size=rows)
+    if both := {*scoring.columns} & {*trainer.reward_func_names}:
+        raise RollsightError(
+            f"The reward function {min(both)!r} has the name of a column that attach adds to TRL's completions table; "
+            "rename it."
+        )
     own = next((one.name for one in scoring.targets if _has_own_records(one)), None)
     processes = trainer.accelerator.num_processes
     unlike: dict[str, Mapping[str, bool]] = {

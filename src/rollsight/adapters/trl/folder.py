@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast_object_list
 
 from rollsight import runs
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
+
+Result = TypeVar("Result")
 
 # What must be the same where a run is continued, by its name in `run.json`.
 _IDENTITY = {
@@ -17,6 +21,13 @@ _IDENTITY = {
     "peft": "use of an adapter",
     "rewards": "reward functions",
 }
+
+
+def check_folder(run: Any) -> Path | None:
+    """The run folder asked for; `RollsightError` where it cannot be one."""
+    if run is not None and (not isinstance(run, (str, Path)) or not str(run)):
+        raise OptionError("{run} is not a folder; give the path of the run to write.", run=run)
+    return None if run is None else Path(run)
 
 
 def check_metadata(given: Mapping[str, Any], taken: Mapping[str, Any]) -> None:
@@ -48,6 +59,23 @@ def open_writer(
             stacklevel=2,
         )
     return runs.resume(folder, after=min(after, last), step=step, missing_rounds=missing)
+
+
+def in_main_process(trainer: Any, call: Callable[[], Result]) -> Result | None:
+    """The call's result in the trainer's main process, None in others; what it raises there ends all of them."""
+    result: Result | None = None
+    failure: Exception | None = None
+    if trainer.accelerator.is_main_process:
+        try:
+            result = call()
+        except Exception as error:
+            failure = error
+    told = broadcast_object_list([None if failure is None else str(failure)])[0]
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise RollsightError(told)
+    return result
 
 
 def _check_identity(folder: Path, then: Mapping[str, Any], described: Mapping[str, Any]) -> None:

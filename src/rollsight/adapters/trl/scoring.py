@@ -17,18 +17,27 @@ from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
 from rollsight.scoring.parallel import Group, gathered_scores
 from rollsight.selection import Rule, Selection
+from rollsight.targets import Target
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How completions are scored. options: further ones of `score_records`; precondition: by the trainer's optimiser."""
+    """How completions are scored.
+
+    options: further ones of `score_records`; precondition: by the trainer's optimiser.
+    """
 
     algorithm: str
-    targets: list[targets.Target]
+    targets: list[Target]
     options: Mapping[str, Any]
     precondition: bool
 
-    def of(self, trainer: Any, seen: Seen, target: targets.Target, round: int) -> Scores:
+    @property
+    def columns(self) -> list[str]:
+        """Of the trainer's completions table, one for each target, then which are kept."""
+        return [*(f"influence_{target.name}" for target in self.targets), "influence_kept"]
+
+    def of(self, trainer: Any, seen: Seen, target: Target, round: int) -> Scores:
         """The scores of all processes' completions. Where nothing pulls (no advantage, or the same reward for all),
         they are 0, without computing."""
         group = ranks_of(trainer)
@@ -36,7 +45,7 @@ class Scoring:
         found = _zeros(seen.records, target) if silent else self._computed(trainer, seen.records, target, round)
         return found if group is None else gathered_scores(found, group)[0]
 
-    def _computed(self, trainer: Any, records: Records, target: targets.Target, round: int) -> Scores:
+    def _computed(self, trainer: Any, records: Records, target: Target, round: int) -> Scores:
         objective = objective_of(trainer, self.algorithm)
         if isinstance(target, targets.Objective) and target.objective is None:
             target = targets.Objective(objective, target.records, target.name)
@@ -75,6 +84,6 @@ def selected(rule: Rule, scores: Scores) -> Selection:
     return chosen
 
 
-def _zeros(records: Records, target: targets.Target) -> Scores:
+def _zeros(records: Records, target: Target) -> Scores:
     zeros = torch.zeros(len(records), device=records.log_probs.device)
     return Scores(zeros, None, records.ids, records.valid_rows, target.name, "raw", "none", "nothing pulls")

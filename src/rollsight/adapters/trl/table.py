@@ -8,12 +8,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 import trl
 from torch import Tensor
 
+from rollsight.adapters import summary
+from rollsight.adapters.trl.batch import Seen
 from rollsight.scoring import Scores
+from rollsight.selection import Selection
 
 _SETTINGS = (
     "loss_type",
@@ -52,12 +54,6 @@ def column_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-def total_reward(trainer: Any, rewards: Tensor) -> Tensor:
-    """(n,) weighted sum over the reward functions, from (n, F); NaN where none of them gave a reward."""
-    total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(1)
-    return torch.where(torch.isnan(rewards).all(1), torch.nan, total)
-
-
 def add_columns(trainer: Any, columns: Mapping[str, list[Any]]) -> None:
     """Per-row columns of the completions table, for the rows just generated. The table's columns are windows of one
     length, so rows from before a column's first values, and rows of evaluation, are None in it."""
@@ -72,6 +68,42 @@ def add_columns(trainer: Any, columns: Mapping[str, list[Any]]) -> None:
 def _short(value: Any) -> Any:
     """Four digits of a score: more do not fit the table that TRL prints. The run folder has all of them."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def summary_of(
+    trainer: Any,
+    seen: Seen,
+    scores: Mapping[str, Scores],
+    selection: Selection | None,
+    kept: Tensor,
+    seconds: float,
+) -> summary.Summary:
+    """The round in numbers. seconds: what scoring took."""
+    valid, tokens = seen.valid, seen.tokens
+    return {
+        "step": trainer.state.global_step,
+        "records": len(valid),
+        "valid": int(valid.sum()),
+        "invalid_rows": int((~valid).sum()),
+        "reward_mean": float(seen.total.nanmean()),
+        "scored": False,
+        **(summary.of_scores(next(iter(scores.values()))) if scores else {}),
+        **summary.of_selection(selection, max(int(valid.sum()), 1), "mask, normalised over the kept"),
+        "kept_tokens_frac": float((tokens * kept).sum() / tokens.sum().clamp(min=1)),
+        "time_score": seconds,
+    }
+
+
+def report(
+    trainer: Any, summed: summary.Summary, columns: list[str], scores: Mapping[str, Scores], kept: Tensor
+) -> None:
+    """Metrics to the trainer's log, and these columns, of which the last is what was kept, to its completions table."""
+    for name in (*summary.LOGGED, "kept_tokens_frac"):
+        if isinstance(value := summed.get(name), (int, float)):
+            trainer._metrics["train"][f"influence/{name.removeprefix('score_')}"].append(float(value))
+    values: dict[str, list[Any]] = dict.fromkeys(columns, [None] * len(kept))
+    values |= {f"influence_{name}": one.values.tolist() for name, one in scores.items()}
+    add_columns(trainer, values | {columns[-1]: kept.tolist()})
 
 
 def run_columns(

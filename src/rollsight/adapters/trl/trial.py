@@ -123,9 +123,7 @@ def _random_states(model: nn.Module) -> list[Any]:
 
 
 def _same(before: list[Any], after: list[Any]) -> bool:
-    return all(
-        torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b) for a, b in zip(before, after, strict=True)
-    )
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b) for a, b in zip(before, after, strict=True))
 
 
 def _numbers(model: nn.Module) -> dict[str, float]:
