@@ -115,11 +115,12 @@ def test_a_column_that_a_reward_function_logs_too_does_not_break_the_table(tmp_p
 
     evaluating = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
     shown = {"log_completions": True, "num_completions_to_print": 0}
-    trained = trainer(tmp_path, reward=reward, **evaluating, **shown)
+    window = {"per_device_train_batch_size": 8, "max_steps": 1}  # of 16 rows, and an evaluation of 8
+    trained = trainer(tmp_path, reward=reward, **evaluating, **shown, **window)
     attach(trained, drop=0.5)
     trained.train()
-    assert trained.state.global_step == 2
-    assert len(trained._logs["extra"]["influence_kept"]) == len(trained._logs["extra"]["length"]) == 8
+    assert trained.state.global_step == 1
+    assert len(trained._logs["extra"]["influence_kept"]) == len(trained._logs["extra"]["length"]) == 16
 
 
 def test_a_reward_function_named_like_a_column_of_the_table_is_refused(tmp_path: Any) -> None:
