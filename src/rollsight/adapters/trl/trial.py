@@ -148,8 +148,8 @@ def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in entries.items():
         if isinstance(value, Mapping):
             yield from _flat(value)
-        elif _is_noise(name, value):
-            yield name, value
+        elif _is_noise(str(name), value):
+            yield str(name), value
 
 
 def _is_noise(name: str, value: Any) -> bool:
