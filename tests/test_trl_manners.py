@@ -120,7 +120,7 @@ def test_detach_restores_the_trainer(tmp_path: Any) -> None:
     trained = trainer(tmp_path, log_completions=True, num_completions_to_print=0)
     before, callbacks = dict(vars(trained)), list(trained.callback_handler.callbacks)
     attachment = attach(trained, drop=0.5)
-    with pytest.raises(rs.RollsightError, match="2"):
+    with pytest.raises(rs.RollsightError, match="drop=2 is not a fraction"):
         attach(trained, drop=2)
     assert attachment._begin in [getattr(one, "_begin", None) for one in trained.callback_handler.callbacks]
     with pytest.warns(UserWarning, match="had an attachment already, which the new one replaces"):
@@ -208,11 +208,11 @@ def test_preconditioning_and_random_dropping_train(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"drop": 1.5}, "p=1.5 is outside"),
+        ({}, {"drop": 1.5}, "drop=1.5 is not a fraction"),
         ({}, {"drop": 0.5, "selection": "random:0.5"}, "two rules for the same records"),
         ({}, {"target": "f_seq"}, "target='f_seq' is unknown; give 'sequence' or 'return' or 'reward'"),
         ({}, {"unit": "record"}, "unit='record' is unknown; give 'completion' or 'group'"),
-        ({}, {"every": 0}, "every=0 is no number of rounds"),
+        ({}, {"every": 0}, "every=0 is not a number of rounds"),
         ({}, {"backend": "ghost"}, "backend='ghost' is unknown"),
         ({"lora": lora(lora_dropout=0.1)}, {}, "has dropout 0.1: .*; set lora_dropout=0 in its LoraConfig"),
     ],

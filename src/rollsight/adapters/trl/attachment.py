@@ -18,7 +18,7 @@ from rollsight.adapters import options
 from rollsight.adapters.trl import start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
-from rollsight.adapters.trl.folder import check_folder, check_metadata, in_main_process, open_writer
+from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.scoring import Scoring, ranks_of, selected
 from rollsight.adapters.trl.seams import algorithm_of
@@ -98,7 +98,7 @@ def attach(
         "every": options.check_every(every),
     }
     check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
-    folder = check_folder(run)
+    folder = options.run_folder(run)
     check_scoring(trainer, scoring)
     earlier = (getattr(hook, "__self__", None) for hook in vars(trainer).values())
     if (attached := next((one for one in earlier if isinstance(one, Attachment)), None)) is not None:
@@ -218,6 +218,7 @@ class Attachment:
         """
         trainer, started = self._trainer, time.perf_counter()
         self.scores, self.selection = {}, None
+        self._watch.begin(self.round)
         read = self._attempt("records", lambda: own_records(trainer, batch, self._rewards, self.round), together=True)
         if read is None or self._rewards is None:
             return batch
@@ -229,11 +230,10 @@ class Attachment:
         if self.selection is not None:
             kept = (self.selection.weights > 0).to(kept.device) | ~found.valid
         about = (found, self.scores, self.selection, kept)
-        said = self._watch.of_round()
         summed = self._attempt("summary", lambda: table.summary_of(trainer, *about, time.perf_counter() - started))
         if summed is not None:
             self._attempt("metrics", lambda: table.report(trainer, summed, self._scoring.columns, self.scores, kept))
-            self._attempt("record in the run folder", lambda: self._record({**summed, "warnings": said}, found, kept))
+            self._attempt("record in the run folder", lambda: self._record(summed, found, kept))
         return leave_out(batch, kept, trainer.accelerator.gather(loss_mask(batch).sum(1)), found.own, self._loss)
 
     def _attempt(self, part: str, call: Callable[[], Result], together: bool = False) -> Result | None:
@@ -244,7 +244,7 @@ class Attachment:
             with parallel.together(ranks_of(self._trainer)):
                 return call()
 
-        return self._watch.attempt(part, by_all if together else call, self.round)
+        return self._watch.attempt(part, by_all if together else call)
 
     def _score(self, found: Seen) -> Selection | None:
         """Scores by every target, and the selection by the first one's; None without a rule or those scores."""
@@ -265,9 +265,9 @@ class Attachment:
     def _name_missing(self, found: Seen) -> None:
         if missing := int((~torch.isfinite(found.total)).sum()):
             self._watch.warn(
-                f"round {self.round}: no reward function gave a number for {missing} of {len(found.total)} "
-                "completions; like TRL's advantages, the scores of such completions are 0, and they are kept",
-                ("rewards", "missing"),
+                "rewards",
+                f"no reward function gave a number for {missing} of {len(found.total)} completions; like TRL's "
+                "advantages, the scores of such completions are 0, and they are kept",
             )
 
     def _record(self, summed: Mapping[str, Any], found: Seen, kept: Tensor) -> None:
@@ -276,7 +276,7 @@ class Attachment:
             self._writer.write_records(
                 self.round, table.run_columns(self._trainer, self.round, found, self.scores, kept)
             )
-            self._writer.write_round(self.round, summed)
+            self._writer.write_round(self.round, {**summed, "warnings": self._watch.said})
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from accelerate.utils import broadcast_object_list
 
 from rollsight import runs
-from rollsight.errors import OptionError, RollsightError
+from rollsight.errors import RollsightError
 
 Result = TypeVar("Result")
 
@@ -21,13 +21,6 @@ _IDENTITY = {
     "peft": "use of an adapter",
     "rewards": "reward functions",
 }
-
-
-def check_folder(run: Any) -> Path | None:
-    """The run folder asked for; `RollsightError` where it cannot be one."""
-    if run is not None and (not isinstance(run, (str, Path)) or not str(run)):
-        raise OptionError("{run} is not a folder; give the path of the run to write.", run=run)
-    return None if run is None else Path(run)
 
 
 def check_metadata(given: Mapping[str, Any], taken: Mapping[str, Any]) -> None:
