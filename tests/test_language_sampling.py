@@ -84,6 +84,15 @@ def test_a_samples_log_probabilities_are_those_of_its_distribution(name):
     assert len(set(rollout.texts)) > 100
 
 
+def test_a_repetition_penalty_is_not_sampled_with():
+    """Long completions, in which characters come again."""
+    acting = policy(repetition_penalty=1.5)
+    before = copy.deepcopy(acting)
+    asked = options(prompts_per_round=300, max_new_tokens=24, micro_batch=100, minibatch=100, epochs=1, target="none")
+    excess = surprise(before, ppo.LanguagePPO(acting, PROMPTS, vowels, asked, 0).train_round()[0].records)
+    assert abs(float(excess.mean())) < 3 * float(excess.std()) / len(excess) ** 0.5  # with it, 6.6
+
+
 @pytest.mark.parametrize("name", ["colder", "top-k", "top-p", "all"])
 def test_held_out_completions_are_of_the_same_distribution(name):
     ours = ppo.LanguagePPO(policy(SAMPLINGS[name], **INTERFERING), PROMPTS, vowels, options(max_new_tokens=12), 0)
