@@ -72,14 +72,14 @@ def test_random_drop_with_matched_steps_takes_as_many_as_ppo() -> None:
         policy = ActorCritic(models.miniature(), 2, 0)
         prompts = ("Hello you", "The man is", "I", "We are here", "Go to it", "No")
         trainer = LanguagePPO(
-            policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], settings.options, 0
+            policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], many, 0
         )
         _, update = trainer.train_round()
         return int(update.kept.sum()), update.statistics["optimizer_steps"]
 
     plain, random, matched = of("ppo"), of("random"), of("matched-steps")
-    assert plain == (8, 4)
-    assert random[0] == matched[0] < 8
+    assert plain == (16, 8)
+    assert random[0] == matched[0] < 16
     assert random[1] < matched[1] == plain[1]
     with pytest.raises(RollsightError, match="rescore is epoch"):
         replace(OPTIONS, as_many_steps=True, rescore="epoch")

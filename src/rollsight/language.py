@@ -90,7 +90,8 @@ def token_entropies(logits: Tensor) -> Tensor:
 def pack_support(kept: Tensor) -> Tensor:
     """(..., W) bytes of booleans (..., V), eight tokens in each: which tokens could be sampled."""
     padded = F.pad(kept, (0, -kept.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (padded << torch.arange(8, dtype=torch.uint8, device=kept.device)).sum(-1, dtype=torch.uint8)
+    packed: Tensor = (padded << torch.arange(8, dtype=torch.uint8, device=kept.device)).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def within_support(logits: Tensor, support: Tensor) -> Tensor:

@@ -196,11 +196,11 @@ def _notes(console: Console) -> Iterator[None]:
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, UserWarning):
                 console.print(f"note: {message}", soft_wrap=True, markup=False)
             else:
-                shown(message, category, *rest)
+                shown(message, category, *rest, **more)
 
         warnings.showwarning = show
         yield

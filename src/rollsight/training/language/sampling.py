@@ -19,7 +19,7 @@ _OURS = {"transformers_version", "do_sample", "max_length", "max_new_tokens", "u
 _OURS |= {"eos_token_id", "pad_token_id", "bos_token_id"}
 
 
-class Sampler(LogitsProcessor):  # type: ignore[misc]
+class Sampler(LogitsProcessor):
     """Chooses each sequence's next token, by leaving it as the only possible one.
 
     seeds: of the sequences' random streams; width: columns of the prompts; length: of a completion at most.

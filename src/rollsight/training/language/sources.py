@@ -76,12 +76,12 @@ def _rows(name: str, split: str) -> Iterator[Prompt]:
             f"as {name}#COLUMN"
         )
     for row in rows:
-        value, columns = row[chosen], {other: row[other] for other in rows.column_names if other != chosen}
+        value, others = row[chosen], {other: row[other] for other in rows.column_names if other != chosen}
         if isinstance(value, list):
-            yield Prompt("", _conversation(value, name, chosen), columns)
+            yield Prompt("", _conversation(value, name, chosen), others)
         else:  # RealToxicityPrompts holds each prompt as {"text": ..., "toxicity": ...}
             value = value.get("text") if isinstance(value, Mapping) else value
-            yield Prompt("" if value is None else str(value), None, columns)
+            yield Prompt("" if value is None else str(value), None, others)
 
 
 def _conversation(value: list[Any], name: str, column: str) -> list[dict[str, str]]:
