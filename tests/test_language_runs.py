@@ -192,15 +192,15 @@ def test_scoring_that_fails_ends_no_training(settings, tmp_path, monkeypatch):
         return score(*given, **named)
 
     monkeypatch.setattr(ppo, "score_records", sometimes)
-    with pytest.warns(UserWarning, match=r"round 2 could not be scored \(OutOfMemoryError: no room\)") as caught:
+    with pytest.warns(UserWarning, match=r"round 2: no scores of .*OutOfMemoryError: no room") as caught:
         run.train(settings, tmp_path / "run")
-    assert len([one for one in caught if "could not be scored" in str(one.message)]) == 1
-    rows = runs.open(tmp_path / "run").sql("select scored, neg_frac, kept_frac, optimizer_steps, message from rounds")
+    assert len([one for one in caught if "no scores" in str(one.message)]) == 1
+    rows = runs.open(tmp_path / "run").sql("select scored, neg_frac, kept_frac, optimizer_steps, warnings from rounds")
     first, *others = rows.fetchall()
     assert first[0]
-    for scored, negative, kept, steps, message in others:
+    for scored, negative, kept, steps, said in others:
         assert (scored, negative, kept, steps) == (False, None, 1, 4)
-        assert "all of them were kept" in message
+        assert "every completion was kept" in said
 
 
 def test_rewards_of_the_wrong_number():

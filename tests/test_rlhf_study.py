@@ -68,12 +68,10 @@ def test_every_arm_is_another_run() -> None:
 
 def test_random_drop_with_matched_steps_takes_as_many_as_ppo() -> None:
     def of(kind: str) -> tuple[int, int]:
-        settings = Arm(kind).settings(STUDY, 0)
+        options = replace(Arm(kind).settings(STUDY, 0).options, prompts_per_round=16)
         policy = ActorCritic(models.miniature(), 2, 0)
         prompts = ("Hello you", "The man is", "I", "We are here", "Go to it", "No")
-        trainer = LanguagePPO(
-            policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], many, 0
-        )
+        trainer = LanguagePPO(policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], options, 0)
         _, update = trainer.train_round()
         return int(update.kept.sum()), update.statistics["optimizer_steps"]
 
@@ -81,7 +79,7 @@ def test_random_drop_with_matched_steps_takes_as_many_as_ppo() -> None:
     assert plain == (16, 8)
     assert random[0] == matched[0] < 16
     assert random[1] < matched[1] == plain[1]
-    with pytest.raises(RollsightError, match="rescore is epoch"):
+    with pytest.raises(RollsightError, match="rescore='epoch'"):
         replace(OPTIONS, as_many_steps=True, rescore="epoch")
 
 

@@ -14,10 +14,10 @@ A prompt x is a state, each token of its completion y an action, the completion 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rollsight import advantages, language, objectives, targets
+from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
@@ -95,8 +96,7 @@ class LanguagePPO:
         self.clock: Callable[[], float] = time.perf_counter
         self.follow: Follow = lambda phase, done, total: None
         self._forward: Forward | None = None  # of the round's sequences, until they are scored
-        self._unscored = ""  # why the round's sequences have no scores
-        self._warned: set[str] = set()
+        self.watch = Watch()  # over what may fail without ending training
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
@@ -104,7 +104,7 @@ class LanguagePPO:
         Raises:
             RollsightError: every completion is empty, or the reward fails. (Where scoring fails, everything is kept.)
         """
-        self.round, self.times, self._unscored = self.round + 1, {}, ""
+        self.round, self.times = self.round + 1, {}
         rollout = self._collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
         update = self._optimise(rollout)
@@ -234,10 +234,8 @@ class LanguagePPO:
                 if len(chosen) and (not steps or len(sums) < steps):
                     sums.append(self._step(records, torch.from_numpy(chosen)))
             epoch += 1
-        message = self._unscored
-        if not sums:
-            message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
-        return Update(scores, kept, _statistics(sums), message)
+        message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
+        return Update(scores, kept, _statistics(sums), "" if sums else message)
 
     def _select(self, records: Records, rows: Indices, when: tuple[int, ...]) -> tuple[Tensor, BoolArray]:
         """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
@@ -249,13 +247,13 @@ class LanguagePPO:
         if options.target == "none" or flat:
             return unscored
         self.follow("score", 0, len(rows))
-        try:
-            with self._timed("score"):
-                scores = self._score(part, _TARGETS[options.target], when)
-        except Exception as error:  # whatever scoring comes across, training goes on without it
-            if parallel.size() > 1:  # the other processes may be waiting for this one inside
-                raise
-            self._forward, self._unscored = None, self._warn_unscored(error)
+        with self._timed("score"):
+            score = partial(self._score, part, _TARGETS[options.target], when)
+            part_name = f"scores of {options.target!r}, so every completion was kept"
+            # On several processes the others may be waiting inside for one that fails.
+            scores = score() if parallel.size() > 1 else self.watch.attempt(part_name, score, self.round)
+        if scores is None:
+            self._forward = None
             return unscored
         like = DropNegative(options.drop)
         if options.random:
@@ -264,15 +262,6 @@ class LanguagePPO:
         else:
             selection = like(scores)
         return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True)
-
-    def _warn_unscored(self, error: Exception) -> str:
-        """What the round's message says; a warning for the first error of each kind."""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        message = f"the completions of round {self.round} could not be scored ({reason}), so all of them were kept"
-        if type(error).__name__ not in self._warned:
-            self._warned.add(type(error).__name__)
-            warnings.warn(message, stacklevel=2)
-        return message
 
     def _score(self, records: Records, target: targets.Target, when: tuple[int, ...]) -> Scores:
         """The records' scores, on every process; each computes its share where there are several."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -218,19 +217,14 @@ def _round(
         summary = _evaluate(trainer, held_out, writer)
         times["eval"] = trainer.clock() - started
     summary |= round_summary(rollout, update, options, times)
+    if writer is not None and settings.save is not None and settings.save_every and round % settings.save_every == 0:
+        folder = Path(settings.save) / f"round-{round:06d}"
+        trainer.watch.attempt(f"saved model in {folder}", lambda: saving.save(trainer.policy, folder), round)
+    summary["warnings"] = trainer.watch.of_round()
     if writer is not None:
         writer.write_round(round, summary)
         writer.remove_snapshot(round - 1)  # now that this round's is there to resume from
-        if settings.save is not None and settings.save_every and round % settings.save_every == 0:
-            _save_round(trainer, settings.save, round)
     return {"round": round, **summary}
-
-
-def _save_round(trainer: LanguagePPO, folder: str, round: int) -> None:
-    try:
-        saving.save(trainer.policy, Path(folder) / f"round-{round:06d}")
-    except RollsightError as error:  # the run itself is whole, and the next model may find room
-        warnings.warn(f"{error}; training goes on", stacklevel=2)
 
 
 def _evaluate(trainer: LanguagePPO, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None) -> dict[str, Any]:
