@@ -47,9 +47,10 @@ class SelectingMixin(_Base):
         self.reset()  # the host's own
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy, and what a file holds, is the host's own buffer.
         plain = object.__new__(_host_class(self))
         plain.__dict__ = {name: value for name, value in self.__dict__.items() if name not in _OWN}
-        return plain.__reduce_ex__(protocol)
+        return object.__new__, (type(plain),), plain.__getstate__()
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
         self._start_of_train()

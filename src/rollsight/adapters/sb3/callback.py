@@ -143,7 +143,8 @@ class InfluenceCallback(BaseCallback):
     ) -> None:
         if isinstance(error, Exception) and self._summary is not None:
             # A round whose update failed is what one looks at then; an interrupted one can be had again.
-            self._watch.warn("update", f"training stopped in the update ({type(error).__name__}: {error})")
+            named = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._watch.warn("update", f"training stopped before the update was over ({named})")
             self._store_round()
         self.close()
 
@@ -161,9 +162,13 @@ class InfluenceCallback(BaseCallback):
         continued = model.num_timesteps > 0
         buffered = model.n_steps * model.n_envs
         self.round = model.num_timesteps // buffered
-        evaluated = self.run_path is not None and self._open_run(self.run_path, continued)
+        evaluated, first_episode = False, 0
+        if self.run_path is not None:
+            opened = continuing.open_run(self.run_path, model, self._described(), self.metadata, self.overwrite)
+            self._writer, self.round = opened.writer, opened.round
+            evaluated, first_episode = opened.evaluated, opened.first_episode
         if self._tracker is None or not continued:
-            self._tracker = EpisodeTracker(self._next_episode())
+            self._tracker = EpisodeTracker(first_episode)
         self._tracker.begin_training(model)
         self._rule = self._rule_for(model, buffered)
         if self.snapshot_every and update_rule(model) is None:
@@ -173,6 +178,12 @@ class InfluenceCallback(BaseCallback):
             )
         if self.round == 0 and not evaluated:
             self._evaluate()
+
+    def _described(self) -> dict[str, Any]:
+        drop, selection, unit = self._options
+        rule = selection if drop is None else f"negative:{drop}"
+        names = [target.name for target in self.targets]
+        return describe(self._model, rule=rule, unit=unit, targets=names, every=self.every)
 
     def _on_training_end(self) -> None:
         self._finish_round()
@@ -211,7 +222,9 @@ class InfluenceCallback(BaseCallback):
         if self._writer is not None:
             self._watch.attempt("records in the run folder", self._write_records, translated, episodes)
             clock.lap("time_write")
-        self._summary |= self._watch.attempt("summary", self._of_rollout, translated, episodes, line) or {}
+        valid, returns = translated.records.valid_rows, episodes.finished_returns
+        semantic = "repack" if translated.position is None else "mask"
+        self._summary |= summary.of_rollout(valid, returns, self._leading, self.selection, line, semantic)
         self._summary |= clock.laps
         self._summary["overhead_s"] = sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write"))
         self._watch.attempt("scalars in the logger", self._log)
@@ -322,19 +335,6 @@ class InfluenceCallback(BaseCallback):
         columns = round_columns(self.round, translated, episodes, self.scores, self.selection)
         self._writer.write_records(self.round, columns)
 
-    def _of_rollout(self, translated: Translated, episodes: RoundEpisodes, line: TrustLine | None) -> summary.Summary:
-        records, valid = len(translated.records), int(translated.records.valid_rows.sum())
-        returns = episodes.finished_returns
-        return {
-            "valid": valid,
-            "invalid_rows": records - valid,
-            "episodes": len(returns),
-            "return_mean": float(returns.mean()) if len(returns) else None,
-            **(summary.of_scores(self._leading) if self._leading is not None else {}),
-            **summary.of_selection(self.selection, valid, "repack" if translated.position is None else "mask"),
-            **(summary.of_trust(line) if line is not None else {}),
-        }
-
     def _evaluate(self) -> None:
         if self.evaluate is None:
             return
@@ -351,26 +351,3 @@ class InfluenceCallback(BaseCallback):
         for name in summary.LOGGED:
             if isinstance(value := self._summary.get(name), (int, float)):
                 self.logger.record(f"influence/{name.removeprefix('score_')}", value)
-
-    def _open_run(self, path: Path, continued: bool) -> bool:
-        """Make the run or continue it; whether it has an evaluation from before training."""
-        drop, selection, unit = self._options
-        rule = selection if drop is None else f"negative:{drop}"
-        names = [target.name for target in self.targets]
-        described = describe(self._model, rule=rule, unit=unit, targets=names, every=self.every)
-        if continued and runs.is_run(path):
-            run = runs.open(path)
-            wrong = continuing.misfit(run, described)
-            if wrong is None:
-                self._writer, self.round = continuing.resume(run, self._model, described)
-                return 0 in run.evaluation_rounds
-            if not self.overwrite:
-                raise wrong
-        self._writer = runs.create(path, {**described, **self.metadata}, overwrite=self.overwrite)
-        return False
-
-    def _next_episode(self) -> int:
-        if self._writer is None or self._writer.last_round == 0:
-            return 0
-        ((last,),) = runs.open(self._writer.path).sql("select max(episode) from records").fetchall()
-        return int(last) + 1

@@ -68,6 +68,7 @@ class RoundUpdate:
 
     def _at_start(self) -> None:
         # Called from inside train(): learning rate, progress and random states are as the update sees them.
+        self._started = time.perf_counter()
         self._watch.attempt("comparison with what was scored", self._compare)
         if self._to_freeze is not None:
             self._watch.attempt("snapshot", self._freeze, self._to_freeze)
