@@ -221,3 +221,16 @@ def test_options_can_stand_in_a_yaml_file(tmp_path: Path) -> None:
 def test_other_algorithms_are_refused() -> None:
     with pytest.raises(RollsightError, match=r"InfluenceCallback needs an on-policy algorithm .* not DQN"):
         DQN("MlpPolicy", make_env(), buffer_size=100, learning_starts=10).learn(20, callback=InfluenceCallback())
+
+
+@pytest.mark.parametrize("run", ["", "  ", 123, 1.5, b"runs/lake", True, ["runs"]])
+def test_a_run_that_is_not_a_path(run: Any) -> None:
+    with pytest.raises(RollsightError, match=r"^run=.* is not the path of a folder: give a text or a Path such as"):
+        InfluenceCallback(run=run)
+
+
+def test_a_run_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for path in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run", str(tmp_path / "notes.txt")):
+        with pytest.raises(RollsightError, match=r"^run='.*' is not the path of a folder \(.*notes.txt is a file\)"):
+            InfluenceCallback(run=path)

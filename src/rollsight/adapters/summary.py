@@ -79,7 +79,7 @@ def of_rollout(
         "episodes": len(returns),
         "return_mean": float(returns.mean()) if len(returns) else None,
         **(of_scores(scores) if scores is not None else {}),
-        **of_selection(selection, count, semantic),
+        **of_selection(selection, max(count, 1), semantic),
         **(of_trust(line) if line is not None else {}),
     }
 

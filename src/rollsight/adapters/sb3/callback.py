@@ -16,13 +16,13 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from rollsight import objectives, runs, targets
 from rollsight.adapters import options, summary
 from rollsight.adapters.sb3 import buffer, continuing
-from rollsight.adapters.sb3.columns import round_columns
+from rollsight.adapters.sb3.columns import as_trained_on, round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
-from rollsight.adapters.sb3.finite import not_finite
+from rollsight.adapters.sb3.finite import NotFinite, not_finite
 from rollsight.adapters.sb3.metadata import describe
 from rollsight.adapters.sb3.round_update import RoundUpdate
 from rollsight.adapters.sb3.selecting import score, select
-from rollsight.adapters.sb3.streams import streams_of_their_own
+from rollsight.adapters.sb3.streams import restored_after_failure, streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
 from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
@@ -210,17 +210,17 @@ class InfluenceCallback(BaseCallback):
         read = self._watch.attempt("records", self._read)
         if read is None:
             return
-        translated, episodes = read
-        wrong = not_finite(model.rollout_buffer, episodes)
+        translated, episodes, wrong = read
         if wrong is not None:
-            self._watch.warn("numbers", f"{wrong}: nothing is scored or dropped, and the update may ruin the policy")
+            told = f"{wrong.text}: nothing is scored or dropped, and the update may ruin the policy"
+            self._watch.warn("numbers", told)
         elif self.round % self.every == 0:
             line = self._score_and_select(translated, clock)
         self._update = self._watch.attempt("view of the update", self._follow_update, translated)
         if self._update is None:
             self.selection = None
         if self._writer is not None:
-            self._watch.attempt("records in the run folder", self._write_records, translated, episodes)
+            self._watch.attempt("records in the run folder", self._write_records, *read)
             clock.lap("time_write")
         valid, returns = translated.records.valid_rows, episodes.finished_returns
         semantic = "repack" if translated.position is None else "mask"
@@ -256,12 +256,14 @@ class InfluenceCallback(BaseCallback):
             )
         return rule
 
-    def _read(self) -> tuple[Translated, RoundEpisodes]:
+    def _read(self) -> tuple[Translated, RoundEpisodes, NotFinite | None]:
         model = self._model
         last_dones = getattr(model, "_last_episode_starts")  # noqa: B009
         episodes = self._episodes.end_rollout(model.rollout_buffer.episode_starts, last_dones)
         grid = {"round": np.full_like(episodes.episode, self.round), "episode": episodes.episode}
-        return translate(model, grid, self.objective), episodes
+        wrong = not_finite(model.rollout_buffer, episodes)
+        valid = None if wrong is None else wrong.finite
+        return translate(model, grid, self.objective, valid), episodes, wrong
 
     def _score_and_select(self, translated: Translated, clock: summary.Clock) -> TrustLine | None:
         own = self._given if self._own else self._watch.attempt
@@ -320,8 +322,14 @@ class InfluenceCallback(BaseCallback):
         self._watch.attempt("evaluation", self._evaluate)
         self._store_round()
         if self.on_round is not None:
-            self._watch.attempt("call of on_round", self.on_round, {"round": self.round, **self._summary})
+            finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
+            self._watch.attempt("call of on_round", self._show, finished)
         self._summary = self._update = None
+
+    def _show(self, finished: Mapping[str, Any]) -> None:
+        assert self.on_round is not None
+        with restored_after_failure():
+            self.on_round(finished)
 
     def _store_round(self) -> None:
         """Write the summary, once: what comes later in a round that was stored early is not in the run folder."""
@@ -330,9 +338,11 @@ class InfluenceCallback(BaseCallback):
         if self._writer is not None and self._writer.last_round < self.round:
             self._watch.attempt("round in the run folder", self._writer.write_round, self.round, self._summary)
 
-    def _write_records(self, translated: Translated, episodes: RoundEpisodes) -> None:
+    def _write_records(self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None) -> None:
         assert self._writer is not None
         columns = round_columns(self.round, translated, episodes, self.scores, self.selection)
+        if wrong is not None:
+            columns |= as_trained_on(self._model.rollout_buffer)
         self._writer.write_records(self.round, columns)
 
     def _evaluate(self) -> None:

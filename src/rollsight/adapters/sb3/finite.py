@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from rollsight.adapters.sb3.episodes import RoundEpisodes
 
+Grid: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-def not_finite(buffer: Any, episodes: RoundEpisodes) -> str | None:
-    """The first of a full buffer's numbers that is NaN or infinite, as a sentence; None where all are finite.
+
+@dataclass(frozen=True, eq=False)
+class NotFinite:
+    """text: the first such number, as a sentence; finite: (n_steps, n_envs) the steps that have none."""
+
+    text: str
+    finite: Grid
+
+
+def not_finite(buffer: Any, episodes: RoundEpisodes) -> NotFinite | None:
+    """What is NaN or infinite in a full buffer; None where all is finite.
 
     Causes come before what follows from them: a reward makes every advantage before it in its episode NaN.
     """
@@ -20,14 +31,16 @@ def not_finite(buffer: Any, episodes: RoundEpisodes) -> str | None:
         "value": buffer.values,
         "log-probability": buffer.log_probs,
         "advantage": buffer.advantages,
+        "return": buffer.returns,
     }
-    for name, column in columns.items():
-        bad = np.argwhere(~np.isfinite(column))
-        if len(bad):
-            step, env = bad[0].tolist()
-            more = f" ({len(bad)} in all)" if len(bad) > 1 else ""
-            return (
-                f"the {name} at step {step} of environment {env} is {float(column[step, env])}{more}, step "
-                f"{int(episodes.episode_step[step, env])} of its episode {int(episodes.episode[step, env])}"
-            )
-    return None
+    finite = {name: np.isfinite(column) for name, column in columns.items()}
+    name = next((name for name, good in finite.items() if not good.all()), None)
+    if name is None:
+        return None
+    bad = np.argwhere(~finite[name])
+    step, env = bad[0].tolist()
+    number = float(columns[name][step, env])
+    more = f" ({len(bad)} in all)" if len(bad) > 1 else ""
+    of_episode = f"step {int(episodes.episode_step[step, env])} of its episode {int(episodes.episode[step, env])}"
+    text = f"the {name} at step {step} of environment {env} is {number}{more}, {of_episode}"
+    return NotFinite(text, np.logical_and.reduce(list(finite.values())))

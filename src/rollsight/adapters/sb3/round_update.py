@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight.adapters.sb3 import buffer
-from rollsight.adapters.sb3.translate import Translated, flat, update_rule
+from rollsight.adapters.sb3.translate import Translated, update_rule
 from rollsight.adapters.summary import Summary
 from rollsight.adapters.watching import Watch
 from rollsight.selection import Selection
@@ -42,7 +42,7 @@ class RoundUpdate:
         self._keep_snapshot = keep_snapshot
         # Of the records only what is needed: they hold a copy of every observation.
         self._to_freeze = translated if keep_snapshot is not None and translated.rule is not None else None
-        self._scored = translated.records.advantages, translated.records.returns
+        self._scored = [column.copy() for column in self._trained_on()]
         self._before = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
         self._last = [p for p in model.policy.parameters() if p.requires_grad and p.numel()][-1]
         self._diverged = False
@@ -74,17 +74,18 @@ class RoundUpdate:
             self._watch.attempt("snapshot", self._freeze, self._to_freeze)
             self._to_freeze = None
 
-    def _compare(self) -> None:
+    def _trained_on(self) -> tuple[Any, Any]:
         held: Any = self._model.rollout_buffer
-        for column, scored in zip((held.advantages, held.returns), self._scored, strict=True):
-            assert scored is not None
-            if not np.array_equal(flat(held, column).flatten().cpu().numpy(), scored.cpu().numpy(), equal_nan=True):
-                self._watch.warn(
-                    "order of callbacks",
-                    "advantages or returns changed after they were scored, so scores, selection and records are of "
-                    "others than the update's: put InfluenceCallback last in the list of callbacks",
-                )
-                return
+        return held.advantages, held.returns
+
+    def _compare(self) -> None:
+        pairs = zip(self._scored, self._trained_on(), strict=True)
+        if not all(np.array_equal(scored, now, equal_nan=True) for scored, now in pairs):
+            self._watch.warn(
+                "order of callbacks",
+                "advantages or returns changed after they were scored, so scores, selection and records are of "
+                "others than the update's: put InfluenceCallback last in the list of callbacks",
+            )
 
     def _freeze(self, translated: Translated) -> None:
         rule = update_rule(self._model)
