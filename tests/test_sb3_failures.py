@@ -164,6 +164,36 @@ def test_parametrised_layers_train_on(how: Any, tmp_path: Path) -> None:
         assert run.snapshot_rounds == []
 
 
+class FailsWhenScored(BaseFeaturesExtractor):
+    """Runs where the host runs it: without gradients in rollouts, in training mode in updates; raises in scoring."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 4)
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        features = self.first(obs).tanh()
+        if torch.is_grad_enabled() and not self.training:
+            torch.rand(3)
+            np.random.random(3)
+            raise RuntimeError("half-way")
+        rest: torch.Tensor = self.second(features)
+        return rest
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_scoring_that_breaks_off_half_way_leaves_nothing(algo: str) -> None:
+    settings = {"algo": algo, "policy_kwargs": {"features_extractor_class": FailsWhenScored}}
+    stock = trained(settings)
+    state = AtRolloutEnd(lambda m: sum(len(p._forward_hooks) + len(p._forward_pre_hooks) for p in m.policy.modules()))
+    modes = AtRolloutEnd(lambda m: any(part.training for part in m.policy.modules()))
+    with pytest.warns(UserWarning, match="no scores of 'return'.*half-way"):
+        model = trained(settings, [InfluenceCallback(drop=0.9), state, modes])
+    assert fingerprint(model) == fingerprint(stock)
+    assert state.results == [0, 0]
+    assert modes.results == [False, False]
+
+
 def test_a_trust_line_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callback, "trust_line", Fails(NotImplementedError("forward AD with _weight_norm_interface")))
     rounds = watched({}, InfluenceCallback(), "no trust line (NotImplementedError: forward AD")

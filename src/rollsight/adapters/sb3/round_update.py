@@ -44,7 +44,8 @@ class RoundUpdate:
         self._to_freeze = translated if keep_snapshot is not None and translated.rule is not None else None
         self._scored = [column.copy() for column in self._trained_on()]
         self._before = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
-        self._last = [p for p in model.policy.parameters() if p.requires_grad and p.numel()][-1]
+        parameter = [p for p in model.policy.parameters() if p.requires_grad and p.numel()][-1]
+        self._last_number = parameter.detach()[(-1,) * parameter.dim()]  # a view: it follows the optimiser
         self._diverged = False
         held = buffer.install(model, self._at_start, self._after_step)
         if self._weights is not None and bool((self._weights == 0).any()):
@@ -99,7 +100,7 @@ class RoundUpdate:
     def _after_step(self) -> None:
         self.steps += 1
         # One number: the host clips the gradient by its norm, so one that is not finite leaves none that is.
-        if not self._diverged and not math.isfinite(self._last.detach().flatten()[-1].item()):
+        if not self._diverged and not math.isfinite(self._last_number.item()):
             self._diverged = True
             self._watch.warn("update", f"step {self.steps} of the update left parameters that are not finite")
             self._watch.attempt("round in the run folder", self._on_diverged)
