@@ -119,14 +119,13 @@ def test_the_continued_rounds_are_those_of_the_uninterrupted_run(trained_run: Pa
     """Random drops are keyed by the round."""
 
     def dropped(path: Path, round: int) -> Any:
-        return runs.open(path).sql(f"select step from records where round = {round} and not kept order by 1").fetchall()
+        query = f"select step from records where round = {round} and not kept order by step"
+        return runs.open(path).sql(query).fetchall()
 
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="with another rule than it began with"):
         go_on(load(trained_run, "after_3"), run, selection="random:0.9")
-    model = load(trained_run, "after_3")
-    model.learn(
-        48, callback=InfluenceCallback(run=tmp_path / "other", selection="random:0.9"), reset_num_timesteps=False
-    )
+    model, other = load(trained_run, "after_3"), InfluenceCallback(run=tmp_path / "other", selection="random:0.9")
+    model.learn(48, callback=other, reset_num_timesteps=False)
     assert runs.open(tmp_path / "other").rounds == [4, 5]
     assert dropped(run, 4) == dropped(tmp_path / "other", 4) != []
 
@@ -226,6 +225,14 @@ def test_runs_written_before_updates_were_kept(trained_run: Path, run: Path) -> 
         pq.write_table(pq.read_table(path).drop_columns(["updates"]), path)
     with pytest.warns(UserWarning, match="the model is that of round 3"):
         assert go_on(load(trained_run, "after_3"), run)["after_round"] == 3
+
+
+def test_a_run_whose_records_are_lost_goes_on(trained_run: Path, run: Path) -> None:
+    for path in (run / "records").iterdir():
+        path.unlink()
+    go_on(load(trained_run, "end"), run)
+    ((first,),) = runs.open(run).sql("select min(episode) from records").fetchall()
+    assert first >= 192
 
 
 def test_a2c_goes_on(tmp_path: Path) -> None:

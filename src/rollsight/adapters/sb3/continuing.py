@@ -86,7 +86,7 @@ def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, 
     seen = [row for row in rows if _holds(model, row)]
     # Before its first complete round a run stands where it began.
     timesteps = min(int(run.metadata.get("timesteps_before", 0)), model.num_timesteps)
-    last = seen[-1] if seen else {"round": timesteps // _buffered(model), "timesteps": timesteps, "updates": None}
+    last: Row = seen[-1] if seen else {"round": timesteps // _buffered(model), "timesteps": timesteps, "updates": None}
     missed = model.num_timesteps - last["timesteps"]
     changed = {
         name: {"was": theirs, "is": ours}
@@ -102,11 +102,15 @@ def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, 
         _warn(f"the run {run.path} is continued with another {', '.join(changed)} than it began with")
     how = {"timesteps": model.num_timesteps, "timesteps_not_recorded": missed, "changed": changed}
     writer = runs.resume(run.path, after=last["round"] if seen else 0, **how)
-    first_episode = 0
-    if seen:
+    return Opened(writer, last["round"], 0 in run.evaluation_rounds, _first_episode(run, last) if seen else 0)
+
+
+def _first_episode(run: runs.Run, last: Row) -> int:
+    try:
         ((newest,),) = run.sql("select max(episode) from records").fetchall()
-        first_episode = int(newest) + 1
-    return Opened(writer, last["round"], 0 in run.evaluation_rounds, first_episode)
+        return int(newest) + 1
+    except RollsightError:  # records that are lost or damaged do not keep a model from going on
+        return int(last["timesteps"])  # an episode has at least one step
 
 
 def _buffered(model: OnPolicyAlgorithm) -> int:
