@@ -188,6 +188,9 @@ class RunWriter:
             os.close(self._lock)
             self._lock = None
 
+    def __del__(self) -> None:
+        self.close()  # an open descriptor holds the lock for as long as the process lives
+
     def __enter__(self) -> Self:
         return self
 
