@@ -20,7 +20,7 @@ import jax
 from rollsight import RollsightError, score_records
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Snapshot
-from rollsight.studies.networks import MiniGridFeatures
+from rollsight.training.networks import MiniGridFeatures
 from rollsight.training.classic import influence, ppo
 from rollsight.training.classic.batch import Batch, Minibatches, draw_minibatches
 from rollsight.training.classic.networks import evaluate, inputs_of, network_of

@@ -20,8 +20,8 @@ pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rolls
 from rollsight import RollsightError, cli, runs, score_records
 from rollsight.analysis.fidelity.faults import Buffer
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.run import RunSettings, run_training
 from rollsight.training.classic import environments, influence, ppo
 from rollsight.training.classic.trainer import FastTrainer, Plan
 

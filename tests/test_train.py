@@ -9,9 +9,9 @@ import pytest
 from rollsight import cli, runs
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import RollsightError
-from rollsight.studies import training_run
-from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.paper import settings_for
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.fixture(autouse=True)

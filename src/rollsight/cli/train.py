@@ -65,8 +65,8 @@ def train(
         overwrite: Replace the run folder if it is there.
     """
     from rollsight.adapters.sb3.environments import check_environment
-    from rollsight.studies.settings import settings_for
-    from rollsight.studies.training_run import RunSettings, run_training
+    from rollsight.training.paper import settings_for
+    from rollsight.training.run import RunSettings, run_training
 
     check_environment(env)
     use_one_thread()

@@ -58,6 +58,11 @@ class Run:
         """The complete rounds that have a snapshot, ascending."""
         return self._complete("snapshots")
 
+    @property
+    def checkpoint_rounds(self) -> list[int]:
+        """The complete rounds that training can go on from, ascending."""
+        return self._complete("checkpoints")
+
     def records(self, round: int) -> pa.Table:
         """Every record of a complete round, in buffer order.
 
@@ -80,6 +85,14 @@ class Run:
             RollsightError: the round has none; the message names those that do.
         """
         return self._existing("snapshots", round)
+
+    def checkpoint_path(self, round: int) -> Path:
+        """Where a round's checkpoint lies.
+
+        Raises:
+            RollsightError: the round has none; the message names those that do.
+        """
+        return self._existing("checkpoints", round)
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the run and return its result, already computed.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rollsight.studies.runner import Report
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training.run import RunSettings, run_training
 
 Arm: TypeAlias = Literal["ppo", "iif", "random"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -76,9 +76,17 @@ class Environments(Protocol):
         ...
 
 
-def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = None) -> Environments:
+def make(
+    env: str,
+    count: int,
+    key: tuple[int, ...],
+    stepper: Stepper | None = None,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Environments:
     """`count` environments whose random streams are keyed by `key`.
 
+    env_kwargs: what `gymnasium.make` gets with the name; EnvPool's environments are other programs and take none.
     stepper: None takes EnvPool, where it is installed, for the environments in `POOLED`, and gymnasium for others.
     Raises `RollsightError` for unknown environments and for those that the fast engine does not wrap.
     """
@@ -90,8 +98,11 @@ def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = N
     if stepper is None:
         # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.
         faster = count > 1 or sys.platform == "linux"
-        stepper = "envpool" if faster and env in POOLED and _has_envpool() else "gymnasium"
-    return Pool(env, seeds) if stepper == "envpool" else Copies(env, seeds)
+        pooled = faster and env in POOLED and not env_kwargs and _has_envpool()
+        stepper = "envpool" if pooled else "gymnasium"
+    if stepper == "envpool":
+        return Pool(env, seeds)
+    return Copies(env, seeds, env_kwargs or {})
 
 
 class Copies:
@@ -99,9 +110,9 @@ class Copies:
 
     resets_next_step = False
 
-    def __init__(self, env: str, seeds: Sequence[int]) -> None:
+    def __init__(self, env: str, seeds: Sequence[int], env_kwargs: Mapping[str, Any]) -> None:
         self.count, self._seeds = len(seeds), seeds
-        self._envs = [make_environment(env, disable_env_checker=True) for _ in seeds]
+        self._envs = [make_environment(env, disable_env_checker=True, **env_kwargs) for _ in seeds]
         self.action_space, space = self._envs[0].action_space, self._envs[0].observation_space
         # A number's own type is what the environment's dictionaries know; an array's scalar hashes to the same.
         self._plain = isinstance(self.action_space, gym.spaces.Discrete)
@@ -110,6 +121,7 @@ class Copies:
     def reset(self) -> Outcome:
         begun = [env.reset(seed=seed) for env, seed in zip(self._envs, self._seeds, strict=True)]
         starts = [(i, info.get(START)) for i, (_, info) in enumerate(begun)]
+        self._starts = [start for _, start in starts]
         self._obs = np.stack([np.asarray(self._see(obs)) for obs, _ in begun])
         return Outcome(self._obs.copy(), None, None, None, starts=starts)
 
@@ -123,7 +135,8 @@ class Copies:
                 if not terminated:
                     finals.append((row, np.asarray(self._see(obs))))
                 obs, info = self._envs[i].reset()
-                starts.append((row, info.get(START)))
+                self._starts[i] = info.get(START)
+                starts.append((row, self._starts[i]))
             self._obs[i] = self._see(obs)
             rewards.append(float(reward))
             ended.append(terminated)
