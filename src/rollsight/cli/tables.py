@@ -95,7 +95,9 @@ class Column:
     def widths(self) -> tuple[int, int]:
         """The least width, below which figures would be cut, and the one that shows everything."""
         heading = cell_len(visible(self.heading))
-        figures = [value for value in self.values if not isinstance(value, str | list | tuple | dict) or _is_figure(value)]
+        figures = [
+            value for value in self.values if not isinstance(value, str | list | tuple | dict) or _is_figure(value)
+        ]
         others = min(self.widest, _NARROW)
         least = max([others, *(cell_len(cell(value, 10**6)) for value in figures)])
         return max(heading, least), max(heading, self.widest)

@@ -38,7 +38,8 @@ class Checkpoints:
         started = time.monotonic()
         if not last and self._cost > _SHARE * (started - self._written):
             return
-        self._watch.attempt("checkpoint to resume from", lambda: self._write(round), round)
+        self._watch.begin(round)
+        self._watch.attempt("checkpoint to resume from", lambda: self._write(round))
         self._written = time.monotonic()
         self._cost = self._written - started
 
@@ -50,18 +51,21 @@ class Checkpoints:
         self._older = [round]
 
 
-def load(run: runs.Run) -> dict[str, Any]:
-    """The state of the newest checkpoint of a run, its round among it.
+def newest(path: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint of a run, its round among it; None where no round was completed.
 
     Raises:
-        RollsightError: there is none, or the file is damaged.
+        RollsightError: there is none although there are rounds, or the file is damaged.
     """
+    run = runs.open(path)
     if not run.checkpoint_rounds:
-        raise RollsightError(f"the run {run.path} has no checkpoint to resume from: start it again")
-    path = run.checkpoint_path(run.checkpoint_rounds[-1])
-    state = _read(path)
+        if run.rounds:
+            raise RollsightError(f"the run {path} has no checkpoint to resume from: start it again")
+        return None
+    file = run.checkpoint_path(run.checkpoint_rounds[-1])
+    state = _read(file)
     if state.get("format") != _FORMAT:
-        raise RollsightError(f"{path} was written by another version of rollsight: resume the run with that version")
+        raise RollsightError(f"{file} was written by another version of rollsight: resume the run with that version")
     return state
 
 

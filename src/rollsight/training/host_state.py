@@ -13,12 +13,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from rollsight import runs
 from rollsight.adapters.gymnasium import START
-from rollsight.training.restoring import restored
+from rollsight.adapters.sb3.episodes import EpisodeTracker
+from rollsight.training.restoring import History
 
 _ENVIRONMENT = 0xE4F  # the purpose in the key of the environments' seed where their episodes cannot be restored
 
 
-def state_of(model: OnPolicyAlgorithm) -> dict[str, Any]:
+def state_of(model: OnPolicyAlgorithm, tracker: EpisodeTracker) -> dict[str, Any]:
     """All that the next round depends on, as tensors and plain values."""
     steps = _stepped(model)
     last_obs, begins = model._last_obs, model._last_episode_starts
@@ -30,6 +31,7 @@ def state_of(model: OnPolicyAlgorithm) -> dict[str, Any]:
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
         "streams": _streams(),
+        "tracker": tracker.state(),
         "last_obs": torch.from_numpy(last_obs.copy()),
         "begins": [bool(begin) for begin in begins],
         "starts": [info.get(START) for info in steps.reset_infos],
@@ -97,7 +99,7 @@ def _plain(number: Any) -> int | float:
 
 def _restore_environments(model: OnPolicyAlgorithm, state: Mapping[str, Any], run: runs.Run) -> bool:
     steps = _stepped(model)
-    shown = restored(steps.envs, state["starts"], state["begins"], run, state["round"])
+    shown = History(run, state["round"], state["starts"], state["begins"]).episodes_under_way(steps.envs)
     if shown is None or not np.array_equal(np.stack(shown), state["shown"].numpy(), equal_nan=True):
         return False
     steps.buf_obs[None][:] = np.stack(shown)

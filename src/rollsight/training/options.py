@@ -1,4 +1,4 @@
-"""The options of one training run with Stable-Baselines3's algorithms, stated once: fields, command line, `run.json`."""
+"""The options of a training run, stated once: they are fields, the command line, and what `run.json` holds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def _default(text: str, **more: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How an agent is trained, scored and recorded. None stands for the default that the environment or the algorithm
-    has; `RunSettings.resolved` fills it in and checks every value."""
+    """How an agent is trained, scored and recorded."""
+
+    # None stands for what the environment or the algorithm has by default: `RunSettings.resolved` fills it in.
 
     algo: Algorithm = "ppo"
     """The algorithm; A2C makes one step from each round, and defaults to RMSprop at 7e-4."""

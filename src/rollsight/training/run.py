@@ -14,6 +14,7 @@ from rollsight import runs, selection
 from rollsight.adapters import options
 from rollsight.adapters.sb3.environments import check_environment, observations_of
 from rollsight.errors import OptionError, RollsightError
+from rollsight.trackers import Trackers
 from rollsight.training.engines import OnProgress, Prepared, prepare_fast, prepare_sb3
 from rollsight.training.options import Engine, TrainingOptions
 from rollsight.training.paper import A2C_LR, RECORDS_PER_ROUND, EnvSettings, settings_for
@@ -125,19 +126,27 @@ def prepared(
     tensorboard: Path | None = None,
     resume: bool = False,
 ) -> Iterator[Prepared]:
-    """A run that is ready to begin or, with `resume`, to go on: its settings are checked, its environments and its model
-    are there, and what it opens is closed at the end of the block.
+    """A run that is ready to begin or, with `resume`, to go on: its settings are checked, its environments and its
+    model are there, and what it opens is closed at the end of the block.
 
     Raises:
         RollsightError: a setting is wrong, the environment cannot be made, the folder is taken, or has nothing to
             resume from.
     """
     settings = settings.resolved()
+    assert settings.rounds is not None
     check_environment(settings.env)
     if not resume:
         _check_place(out, overwrite)
+    elif (done := max(runs.open(out).checkpoint_rounds, default=0)) >= settings.rounds:
+        raise OptionError(
+            f"the run {out} has its {done} rounds: give more of them with {{rounds}}", rounds=done + settings.rounds
+        )
     prepare = prepare_fast if settings.engine == "fast" else prepare_sb3
-    with prepare(settings, out, overwrite=overwrite, tensorboard=tensorboard, resume=resume) as training:
+    with (
+        Trackers(tensorboard) as trackers,
+        prepare(settings, out, overwrite=overwrite, trackers=trackers, resume=resume) as training,
+    ):
         yield training
 
 

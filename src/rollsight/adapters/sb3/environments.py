@@ -65,7 +65,9 @@ def make_environments(
 ) -> VecEnv:
     """`count` copies of the environment in one process, each noting how its episodes start.
 
-    env_kwargs: what `gymnasium.make` gets with the name. Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
+    env_kwargs: what `gymnasium.make` gets with the name.
+
+    Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
     """
     check_environment(env)
     try:

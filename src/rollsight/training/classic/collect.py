@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.compiled import Rolled, rollout_in
 from rollsight.training.classic.environments import Environments, Pool
 from rollsight.training.classic.networks import Network, Parameters
+from rollsight.training.restoring import History
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -98,6 +100,33 @@ class Collector:
             valid=torch.from_numpy(flat(done.valid)),
         )
         return Rollout(records, episodes)
+
+    def state(self) -> dict[str, Any]:
+        """Where collection stands between two rounds, as tensors and plain values."""
+        return {
+            "obs": torch.from_numpy(np.array(self._obs)),
+            "begins": self._ended.tolist(),
+            "resetting": self._resetting.tolist(),
+            "offset": self._offset.tolist(),
+            "starting": [list(start) for start in self._starts],
+            "starts": self._environments.starts(),
+            "tracker": self._tracker.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], history: History | None) -> bool:
+        """Go on from there with new environments, which play the history again; whether that brought them to where they
+        were. If not, or without a history, only the number of the next episode is taken over."""
+        shown = None if history is None else self._environments.replay(history)
+        if shown is None or not np.array_equal(shown, state["obs"].numpy(), equal_nan=True):
+            self._tracker = EpisodeTracker(state["tracker"]["next"])
+            self._tracker.begin(self._environments.count)
+            return False
+        self._obs = state["obs"].numpy().astype(self._obs.dtype)
+        self._ended, self._resetting = np.array(state["begins"]), np.array(state["resetting"])
+        self._offset = np.array(state["offset"], dtype=np.int64)
+        self._starts = [(t, env, how) for t, env, how in state["starting"]]
+        self._tracker.restore(state["tracker"])
+        return True
 
     def _step(self, actor: Actor, parameters: Parameters, steps: int, rng: np.random.Generator) -> _Steps:
         environments = self._environments

@@ -15,6 +15,8 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rollsight.adapters.gymnasium import START
 from rollsight.adapters.sb3.environments import check_environment, make_environment, observations_of
 from rollsight.errors import RollsightError
+from rollsight.training.classic.acting import executable
+from rollsight.training.restoring import History
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Stepper: TypeAlias = Literal["gymnasium", "envpool"]
@@ -69,6 +71,15 @@ class Environments(Protocol):
 
         only: (K,) rising numbers of the environments that are stepped, None for all; actions and outcome have K rows.
         """
+        ...
+
+    def starts(self) -> list[str | None]:
+        """How the episode under way in each environment started, None where it was not noted."""
+        ...
+
+    def replay(self, history: History) -> Array | None:
+        """Bring new, reset environments to where a run stood, by the actions that it recorded; what they show then,
+        (E, ...), or None where they cannot be brought there."""
         ...
 
     def close(self) -> None:
@@ -143,6 +154,16 @@ class Copies:
             cut.append(truncated)
         return Outcome(self._obs if only is None else self._obs[only], rewards, ended, cut, finals, starts)
 
+    def starts(self) -> list[str | None]:
+        return list(self._starts)
+
+    def replay(self, history: History) -> Array | None:
+        shown = history.episodes_under_way(self._envs)
+        if shown is None:
+            return None
+        self._obs, self._starts = np.stack([np.asarray(self._see(obs)) for obs in shown]), list(history.starts)
+        return self._obs.copy()
+
     def close(self) -> None:
         for env in self._envs:
             env.close()
@@ -183,6 +204,17 @@ class Pool:
             finals = [(0, seen[0])] if truncated[0] else []
             seen = self._shown(self._pool.step(actions)[0]).astype(self._dtype)
         return Outcome(seen, rewards, terminated, truncated, finals)
+
+    def starts(self) -> list[str | None]:
+        return [None] * self.count
+
+    def replay(self, history: History) -> Array | None:
+        # From its seeds on, as its states cannot be set; it steps some hundred thousand times a second.
+        shown = None
+        for actions in history.rounds_of_actions():
+            for taken in actions:
+                shown = self.step(executable(taken, self.action_space)).obs
+        return shown
 
     def close(self) -> None:
         self._pool.close()
