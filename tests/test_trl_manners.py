@@ -205,7 +205,7 @@ def test_preconditioning_and_random_dropping_train(tmp_path: Any) -> None:
         ({}, {"drop": 0.5, "selection": "random:0.5"}, "two rules for the same records"),
         ({}, {"target": "f_seq"}, "target='f_seq' is unknown; give 'sequence' or 'return' or 'reward'"),
         ({}, {"unit": "record"}, "unit='record' is unknown; give 'completion' or 'group'"),
-        ({}, {"every": 0}, "every=0 is no number of rounds"),
+        ({}, {"every": 0}, "every=0 is not a number of rounds"),
         ({}, {"backend": "ghost"}, "backend='ghost' is unknown"),
         ({"lora": lora(lora_dropout=0.1)}, {}, "has dropout 0.1: .*; set lora_dropout=0 in its LoraConfig"),
     ],

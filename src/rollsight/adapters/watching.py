@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from rollsight.errors import RollsightError
 
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
@@ -27,14 +28,16 @@ class Watch:
         """What fails from now on belongs to this round."""
         self.round, self._in_round = round, []
 
-    def attempt(self, part: str, call: Callable[[], Result]) -> Result | None:
+    def attempt(
+        self, part: str, call: Callable[Given, Result], *args: Given.args, **keywords: Given.kwargs
+    ) -> Result | None:
         """What `call` returns, or None where it raises: then training goes on without it.
 
         part: what is attempted, as it stands in the warning: "scores of 'return'". Only an `Exception` is caught: a
         KeyboardInterrupt ends training as it always does.
         """
         try:
-            return call()
+            return call(*args, **keywords)
         except Exception as error:
             text = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
             named = text if isinstance(error, RollsightError) else f"{type(error).__name__}: {text}"

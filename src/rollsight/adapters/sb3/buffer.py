@@ -117,9 +117,9 @@ def install(model: Any, on_train: Callable[[], None], on_step: Callable[[], None
     on_train: called at the beginning of the update; on_step: after each step of the optimiser. Both are bound methods,
     held weakly: a callback that is gone needs no calls.
     """
-    buffer = model.rollout_buffer
+    buffer: Any = model.rollout_buffer
     if not isinstance(buffer, SelectingMixin):
-        buffer.__class__ = selecting(type(buffer))
+        buffer.__class__ = selecting(buffer.__class__)
         buffer.keep, buffer.on_train, buffer.handles = None, [], []
     buffer.on_train.append(_weakly(on_train))
     buffer.handles.append(model.policy.optimizer.register_step_post_hook(_weakly(on_step)))
@@ -131,7 +131,7 @@ def release(buffer: Any) -> None:
     if isinstance(buffer, SelectingMixin):
         for handle in buffer.handles:
             handle.remove()
-        buffer.__class__ = _host_class(buffer)
+        buffer.__class__ = _host_class(buffer)  # type: ignore[assignment]
         for name in _OWN:
             buffer.__dict__.pop(name, None)
 

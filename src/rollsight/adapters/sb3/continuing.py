@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,25 +20,23 @@ _IDENTITY = ("algo", "policy", "env", "observation_space", "action_space", "n_en
 _CIRCUMSTANCES = ("host", "timesteps_before")
 
 
-def fits(run: runs.Run, described: Mapping[str, Any]) -> None:
-    """Refuse a model that is not the run's.
-
-    Raises:
-        RollsightError: naming the first thing that differs.
-    """
+def misfit(run: runs.Run, described: Mapping[str, Any]) -> RollsightError | None:
+    """Why the run is not this model's, by the first thing that differs; None where it is."""
     if str(run.metadata.get("host", "")).split(" ")[0] != "stable-baselines3":
-        raise RollsightError(
+        return RollsightError(
             f"the run {run.path} was not written by Stable-Baselines3 and cannot be continued here: choose another "
             "place for this model's run"
         )
     for name, theirs, ours in _differences(run.metadata, described):
-        if name in _IDENTITY:
-            if name == "parameters":
-                name, theirs, ours = _first_difference(theirs, ours)
-            raise RollsightError(
-                f"the run {run.path} is another model's ({name} {theirs!r}, this model has {ours!r}): continue that "
-                "model, or choose another place for this one's run"
-            )
+        if name not in _IDENTITY:
+            continue
+        if name == "parameters":
+            name, theirs, ours = _first_difference(theirs, ours)
+        return RollsightError(
+            f"the run {run.path} is another model's ({name} {theirs!r}, this one's is {ours!r}): continue that model, "
+            "or choose another place for this one's run"
+        )
+    return None
 
 
 def resume(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any]) -> tuple[runs.RunWriter, int]:
@@ -96,13 +96,18 @@ def _trained_without(model: OnPolicyAlgorithm, last: Mapping[str, Any] | None, m
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(name, theirs, ours) of the entries that both have and that differ, `settings` taken apart."""
     here = runs.jsonable(ours)
-    pairs = [(theirs.get("settings") or {}, here.get("settings") or {}), (theirs, here)]
+    pairs = [(theirs, here), (theirs.get("settings") or {}, here.get("settings") or {})]
     return [
         (name, one[name], value)
         for one, other in pairs
         for name, value in other.items()
-        if name in one and name != "settings" and one[name] != value
+        if name in one and name != "settings" and _text(one[name]) != _text(value)
     ]
+
+
+def _text(value: Any) -> str:
+    """As it is compared: objects without a text of their own differ by their address from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", json.dumps(value, sort_keys=True))
 
 
 def _first_difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> tuple[str, str | None, str | None]:

@@ -57,6 +57,11 @@ class EpisodeTracker:
         self._rewards.clear()
         self._starts = [(0, i, info.get(START)) for i, info in enumerate(_reset_infos(env))]
 
+    def begin_rollout(self, model: OnPolicyAlgorithm) -> None:
+        """Steps that no `end_rollout` took up are those of a rollout that was broken off, or not followed."""
+        if self._rewards:
+            self.begin_training(model)
+
     def begin(self, envs: int) -> None:
         """Unfinished episodes of which this tracker did not see every step (an earlier `learn` without it, a rollout
         that was broken off) get numbers of their own."""
