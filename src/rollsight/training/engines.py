@@ -18,6 +18,7 @@ from rollsight import runs
 from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.environments import make_environments
+from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
 from rollsight.errors import Diverged, RollsightError
 from rollsight.trackers import Trackers
@@ -91,7 +92,9 @@ def prepare_sb3(
             callback.trackers = trackers
             if state is not None:
                 host_state.restore_streams(state)
+                callback.how_continued = {"episodes": note}
                 if exact:
+                    callback.tracker = EpisodeTracker()
                     callback.tracker.restore(state["tracker"])
             ticks: list[BaseCallback] = [] if on_progress is None else [_Ticks(on_progress, settings.records)]
             left = (settings.rounds or 0) - done

@@ -19,7 +19,7 @@ from rollsight.training.restoring import History
 _ENVIRONMENT = 0xE4F  # the purpose in the key of the environments' seed where their episodes cannot be restored
 
 
-def state_of(model: OnPolicyAlgorithm, tracker: EpisodeTracker) -> dict[str, Any]:
+def state_of(model: OnPolicyAlgorithm, tracker: EpisodeTracker | None) -> dict[str, Any]:
     """All that the next round depends on, as tensors and plain values."""
     steps = _stepped(model)
     last_obs, begins = model._last_obs, model._last_episode_starts
@@ -31,7 +31,7 @@ def state_of(model: OnPolicyAlgorithm, tracker: EpisodeTracker) -> dict[str, Any
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
         "streams": _streams(),
-        "tracker": tracker.state(),
+        "tracker": None if tracker is None else tracker.state(),
         "last_obs": torch.from_numpy(last_obs.copy()),
         "begins": [bool(begin) for begin in begins],
         "starts": [info.get(START) for info in steps.reset_infos],

@@ -30,6 +30,7 @@ from rollsight.scoring import Scores, TrustLine, trust_line
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
+from rollsight.trackers import Trackers
 
 _EVALUATION = 0xE7A1  # the purpose in the key of evaluation's random streams
 
@@ -120,7 +121,9 @@ class InfluenceCallback(BaseCallback):
         self._tried = False
         self._watch = Watch()
         self._rule: Rule | None = None
-        self._tracker: EpisodeTracker | None = None
+        self.tracker: EpisodeTracker | None = None
+        self.trackers = Trackers()
+        self.how_continued: Mapping[str, Any] = {}  # further entries for the `continued` of `run.json`
         self._writer: runs.RunWriter | None = None
         self._summary: summary.Summary | None = None
         self._update: RoundUpdate | None = None
@@ -162,9 +165,9 @@ class InfluenceCallback(BaseCallback):
         buffered = model.n_steps * model.n_envs
         self.round = model.num_timesteps // buffered
         evaluated = self.run_path is not None and self._open_run(self.run_path, continued)
-        if self._tracker is None or not continued:
-            self._tracker = EpisodeTracker(self._next_episode())
-        self._tracker.begin_training(model)
+        if self.tracker is None or not continued:
+            self.tracker = EpisodeTracker(self._next_episode())
+        self.tracker.begin_training(model)
         self._rule = self._rule_for(model, buffered)
         if self.snapshot_every and update_rule(model) is None:
             warnings.warn(
@@ -219,6 +222,11 @@ class InfluenceCallback(BaseCallback):
             self._store_round()  # now: the host may stop in the update
 
     @property
+    def writer(self) -> runs.RunWriter | None:
+        """Of the run folder, while training lasts."""
+        return self._writer
+
+    @property
     def _model(self) -> OnPolicyAlgorithm:
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise RollsightError(
@@ -229,8 +237,8 @@ class InfluenceCallback(BaseCallback):
 
     @property
     def _episodes(self) -> EpisodeTracker:
-        assert self._tracker is not None
-        return self._tracker
+        assert self.tracker is not None
+        return self.tracker
 
     def _rule_for(self, model: OnPolicyAlgorithm, buffered: int) -> Rule | None:
         floor = min(getattr(model, "batch_size", None) or 2, buffered)
@@ -306,6 +314,7 @@ class InfluenceCallback(BaseCallback):
         self._watch.attempt("scalars in the logger", self._log)
         self._watch.attempt("evaluation", self._evaluate)
         self._store_round()
+        self.trackers.log({"round": self.round, **self._summary}, beside=self.logger)
         if self.on_round is not None:
             self._watch.attempt("call of on_round", self.on_round, {"round": self.round, **self._summary})
         self._summary = self._update = None
@@ -362,7 +371,7 @@ class InfluenceCallback(BaseCallback):
             run = runs.open(path)
             wrong = continuing.misfit(run, described)
             if wrong is None:
-                self._writer, self.round = continuing.resume(run, self._model, described)
+                self._writer, self.round = continuing.resume(run, self._model, described, self.how_continued)
                 return 0 in run.evaluation_rounds
             if not self.overwrite:
                 raise wrong

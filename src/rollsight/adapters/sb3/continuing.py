@@ -39,13 +39,15 @@ def misfit(run: runs.Run, described: Mapping[str, Any]) -> RollsightError | None
     return None
 
 
-def resume(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any]) -> tuple[runs.RunWriter, int]:
+def resume(
+    run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any], how: Mapping[str, Any]
+) -> tuple[runs.RunWriter, int]:
     """The run's writer after the last round whose update the model holds, and that round's number.
 
     Rounds that the model has not seen are replaced. A checkpoint made while a rollout was collected, its last step
     included, is that of the round before: the host collects the rollout anew. A warning says which rounds are replaced,
     that the model was trained on without the run, and which settings changed; `run.json` keeps all of it in
-    `continued`.
+    `continued`, and the entries of `how`.
     """
     table = run.sql("select * from rounds order by round") if run.rounds else None
     rows = [] if table is None else [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
@@ -68,8 +70,8 @@ def resume(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any]
     ):
         if said:
             warnings.warn(said, stacklevel=2)
-    how = {"timesteps": model.num_timesteps, "timesteps_not_recorded": missed, "changed": changed}
-    return runs.resume(run.path, after=seen[-1]["round"] if seen else 0, **how), round
+    noted = {"timesteps": model.num_timesteps, "timesteps_not_recorded": missed, "changed": changed, **how}
+    return runs.resume(run.path, after=seen[-1]["round"] if seen else 0, **noted), round
 
 
 def _holds(model: OnPolicyAlgorithm, row: Mapping[str, Any]) -> bool:
