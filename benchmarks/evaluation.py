@@ -24,7 +24,8 @@ from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.training.paper import settings_for
-from rollsight.training.run import RunSettings, model_of
+from rollsight.training.models import model_of
+from rollsight.training.run import RunSettings
 from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.environments import Environments, make
 from rollsight.training.classic.evaluation import play, side_by_side

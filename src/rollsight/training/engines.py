@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -68,6 +69,8 @@ def prepare_sb3(
         out.mkdir(parents=True, exist_ok=True)
 
         def train(on_progress: OnProgress | None) -> None:
+            kept: Checkpoints | None = None
+
             def on_round(summary: Mapping[str, Any]) -> None:
                 nonlocal kept
                 if kept is None and callback.writer is not None:
@@ -77,7 +80,6 @@ def prepare_sb3(
                 if on_progress is not None:
                     on_progress(summary["round"], summary)
 
-            kept: Checkpoints | None = None
             callback = InfluenceCallback(
                 selection=settings.selection,
                 unit=settings.unit,
@@ -99,7 +101,10 @@ def prepare_sb3(
             ticks: list[BaseCallback] = [] if on_progress is None else [_Ticks(on_progress, settings.records)]
             left = (settings.rounds or 0) - done
             try:
-                model.learn(left * settings.records, [*ticks, callback], reset_num_timesteps=state is None)
+                with warnings.catch_warnings():
+                    if resume:  # the note says so
+                        warnings.filterwarnings("ignore", "the model is that of round")
+                    model.learn(left * settings.records, [*ticks, callback], reset_num_timesteps=state is None)
             except ValueError as error:
                 if all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters()):
                     raise

@@ -35,7 +35,7 @@ def state_of(model: OnPolicyAlgorithm, tracker: EpisodeTracker | None) -> dict[s
         "last_obs": torch.from_numpy(last_obs.copy()),
         "begins": [bool(begin) for begin in begins],
         "starts": [info.get(START) for info in steps.reset_infos],
-        "shown": torch.from_numpy(steps.buf_obs[None].copy()),
+        "shown": torch.from_numpy(_shown(steps).copy()),
     }
     if (normalizer := model.get_vec_normalize_env()) is not None:
         state["normalizer"] = {
@@ -102,9 +102,15 @@ def _restore_environments(model: OnPolicyAlgorithm, state: Mapping[str, Any], ru
     shown = History(run, state["round"], state["starts"], state["begins"]).episodes_under_way(steps.envs)
     if shown is None or not np.array_equal(np.stack(shown), state["shown"].numpy(), equal_nan=True):
         return False
-    steps.buf_obs[None][:] = np.stack(shown)
+    _shown(steps)[:] = np.stack(shown)
     steps.reset_infos = [{START: start} for start in state["starts"]]
     return True
+
+
+def _shown(steps: DummyVecEnv) -> np.ndarray[Any, Any]:
+    """(E, ...) what the environments show; observations that are not dictionaries have no key."""
+    columns: Any = steps.buf_obs
+    return columns[None]  # type: ignore[no-any-return]
 
 
 def _stepped(model: OnPolicyAlgorithm) -> DummyVecEnv:

@@ -85,9 +85,8 @@ class RunSettings(TrainingOptions):
             selection=None if isinstance(rule, selection.DropNegative) and rule.p == 0 else self.selection,
         )
         if self.algo == "ppo":
-            settings = replace(
-                settings, **{name: value for name, value in _PPO.items() if getattr(settings, name) is None}
-            )
+            missing: dict[str, Any] = {n: value for n, value in _PPO.items() if getattr(settings, n) is None}
+            settings = replace(settings, **missing)
         if self.arm is None:
             settings = replace(settings, arm=_arm(settings))
         settings = replace(settings, rounds=_rounds(settings, paper.rounds))

@@ -12,7 +12,8 @@ from rollsight.studies.paper.arms import Arm
 from rollsight.training.classic import environments
 from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
 from rollsight.training.paper import settings_for
-from rollsight.training.run import RunSettings, model_of
+from rollsight.training.models import model_of
+from rollsight.training.run import RunSettings
 
 
 @contextmanager
