@@ -164,7 +164,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_optimisers_that_are_not_covered_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RollsightError, match=r"RMSprop.*--engine sb3"):
+    with pytest.raises(RollsightError, match=r"optimizer='rmsprop' is not covered .*engine='sb3'"):
         run_of(tmp_path / "run", optimizer="rmsprop")
 
 

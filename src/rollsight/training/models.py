@@ -54,7 +54,11 @@ def model_of(settings: RunSettings, environments: VecEnv) -> OnPolicyAlgorithm:
     try:
         if settings.algo == "a2c":
             return A2C(**common)
-        of_ppo: dict[str, Any] = {"batch_size": settings.batch_size, "n_epochs": settings.epochs, "clip_range": settings.clip}
+        of_ppo: dict[str, Any] = {
+            "batch_size": settings.batch_size,
+            "n_epochs": settings.epochs,
+            "clip_range": settings.clip,
+        }
         return PPO(**of_ppo, **common)
     except (AssertionError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")

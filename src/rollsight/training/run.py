@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 from rollsight import runs, selection
 from rollsight.adapters import options
-from rollsight.adapters.sb3.environments import check_environment, observations_of
+from rollsight.adapters.sb3.environments import check_environment, make_environment, observations_of
 from rollsight.errors import OptionError, RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training.engines import OnProgress, Prepared, prepare_fast, prepare_sb3
@@ -135,6 +136,7 @@ def prepared(
     settings = settings.resolved()
     assert settings.rounds is not None
     check_environment(settings.env)
+    _check_keywords(settings)
     if not resume:
         _check_place(out, overwrite)
     elif (done := max(runs.open(out).checkpoint_rounds, default=0)) >= settings.rounds:
@@ -147,6 +149,21 @@ def prepared(
         prepare(settings, out, overwrite=overwrite, trackers=trackers, resume=resume) as training,
     ):
         yield training
+
+
+def _check_keywords(settings: RunSettings) -> None:
+    if not settings.env_kwargs:
+        return
+    try:
+        make_environment(settings.env, **settings.env_kwargs).close()
+    except RollsightError:
+        raise
+    except Exception as error:  # whatever the environment's own code says of a keyword
+        raise OptionError(
+            f"{{env_kwargs}} does not fit {settings.env} ({type(error).__name__}: {str(error).partition(' was raised')[0]})"
+            ": give the keywords of its constructor",
+            env_kwargs=json.dumps(dict(settings.env_kwargs)),
+        ) from error
 
 
 def _check_numbers(settings: RunSettings) -> None:

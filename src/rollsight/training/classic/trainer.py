@@ -110,6 +110,7 @@ class FastTrainer:
         """All that the next round depends on, as tensors and plain values; random streams are keyed by the round."""
         return {
             "timesteps": self._model.num_timesteps,
+            "updates": self._model._n_updates,
             "parameters": twin.tensors_of(self._parameters),
             "optimizer": twin.tensors_of(self._state),
             "collection": self._collector.state(),
@@ -117,7 +118,8 @@ class FastTrainer:
 
     def restore(self, state: Mapping[str, Any], history: History | None) -> bool:
         """Go on from a `state` with its `round`; whether the episodes under way do so too (`Collector.restore`)."""
-        self._rounds, self._model.num_timesteps = state["round"], state["timesteps"]
+        self._rounds = state["round"]
+        self._model.num_timesteps, self._model._n_updates = state["timesteps"], state["updates"]
         self._parameters = twin.arrays_of(state["parameters"])
         self._state = twin.arrays_of(state["optimizer"])
         twin.copy_into(self._model.policy, self._parameters)
@@ -154,6 +156,7 @@ class FastTrainer:
         found = self._record(rollout, update.scores, update.selection, round, clock)
         if plan.snapshot_every and number % plan.snapshot_every == 0:
             self._watch.attempt("snapshot", lambda: self._take_snapshot(rollout, round, update.selection))
+        model._n_updates += round.rule.n_epochs  # as the host counts them
         moved = update.trained.parameters
         length = sum(float(np.sum(np.square(p - self._parameters[n], dtype=np.float64))) for n, p in moved.items())
         diverged = not np.isfinite(length)
@@ -164,6 +167,7 @@ class FastTrainer:
             "update_norm": length**0.5,
             "approx_kl": float(update.trained.approx_kl),
             "optimizer_steps": update.steps,
+            "updates": model._n_updates,
             "learning_rate": round.learning_rate,
         }
         if number % plan.evaluate_every == 0 and not diverged:
