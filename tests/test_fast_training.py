@@ -21,9 +21,9 @@ from rollsight import RollsightError, cli, runs, score_records
 from rollsight.analysis.fidelity.faults import Buffer
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run
-from rollsight.training.run import RunSettings, run_training
 from rollsight.training.classic import environments, influence, ppo
 from rollsight.training.classic.trainer import FastTrainer, Plan
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.fixture(autouse=True)

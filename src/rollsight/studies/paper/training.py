@@ -11,8 +11,8 @@ from rollsight.adapters.sb3.environments import make_environments
 from rollsight.studies.paper.arms import Arm
 from rollsight.training.classic import environments
 from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
-from rollsight.training.paper import settings_for
 from rollsight.training.models import model_of
+from rollsight.training.paper import settings_for
 from rollsight.training.run import RunSettings
 
 
