@@ -21,6 +21,7 @@ from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
+from rollsight.adapters.watching import Watch
 from rollsight.errors import Diverged, RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training import checkpoints, host_state
@@ -165,6 +166,7 @@ def prepare_fast(
         trainer.writer = writer
 
         def train(on_progress: OnProgress | None) -> None:
+            watch = Watch()
             kept = Checkpoints(writer, lambda: {"after": after, **trainer.state()})
 
             def report(summary: Mapping[str, Any]) -> None:
@@ -173,7 +175,8 @@ def prepare_fast(
                 kept.after(summary["round"], last=summary["round"] == settings.rounds)
                 trackers.log(summary)
                 if on_progress is not None:
-                    on_progress(summary["round"], summary)
+                    watch.begin(summary["round"])
+                    watch.attempt("progress shown", lambda: on_progress(summary["round"], summary))
 
             trainer.train((settings.rounds or 0) - done, report)
 

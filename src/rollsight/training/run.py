@@ -159,9 +159,9 @@ def _check_keywords(settings: RunSettings) -> None:
     except RollsightError:
         raise
     except Exception as error:  # whatever the environment's own code says of a keyword
+        reason = f"{type(error).__name__}: {str(error).partition(' was raised')[0]}"
         raise OptionError(
-            f"{{env_kwargs}} does not fit {settings.env} ({type(error).__name__}: {str(error).partition(' was raised')[0]})"
-            ": give the keywords of its constructor",
+            f"{{env_kwargs}} does not fit {settings.env} ({reason}): give keywords of its constructor",
             env_kwargs=json.dumps(dict(settings.env_kwargs)),
         ) from error
 
