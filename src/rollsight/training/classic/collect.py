@@ -26,11 +26,12 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class Rollout:
     """One round: N = steps x environments records, env-major as the SB3 adapter has them (row = env * T + step).
 
-    episodes: columns (T, E).
+    episodes: columns (T, E). broken: whether numbers that training needs are not finite; those rows are not valid.
     """
 
     records: Records
     episodes: RoundEpisodes
+    broken: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,8 @@ class Collector:
         # A step that only resets counts as its episode's first here, so that the columns are GAE row by row; being
         # invalid, it is neither trained on nor scored.
         advantages, returns = estimate(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
+        needed = (columns["log_prob"], values, advantages, returns)
+        finite = np.isfinite(needed).all(0)
         grid = np.indices(done.ends.shape)
         records = Records(
             torch.from_numpy(flat(done.obs)),
@@ -97,9 +100,9 @@ class Collector:
             values=torch.from_numpy(flat(values)),
             rewards=torch.from_numpy(flat(rewards.astype(np.float32))),
             ids={name: torch.from_numpy(flat(c)) for name, c in {"env": grid[1], "step": grid[0], **ids}.items()},
-            valid=torch.from_numpy(flat(done.valid)),
+            valid=torch.from_numpy(flat(done.valid & finite)),
         )
-        return Rollout(records, episodes)
+        return Rollout(records, episodes, broken=not finite[done.valid].all())
 
     def state(self) -> dict[str, Any]:
         """Where collection stands between two rounds, as tensors and plain values."""

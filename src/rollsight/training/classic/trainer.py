@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 
 from rollsight import runs
@@ -74,7 +73,7 @@ def _check_finite(rollout: Rollout, number: int) -> None:
             f"the reward at step {step} of environment {env} in round {number} is {rewards[step, env]}, by which every "
             "parameter would become NaN: look at the environment's reward there; the round's records are kept."
         )
-    if not torch.isfinite(rollout.records.log_probs).all():  # finite parameters can be too large to act by
+    if rollout.broken:  # finite parameters can be too large to act by
         raise Diverged.in_round(number - 1)
 
 
@@ -252,7 +251,7 @@ class FastTrainer:
             "episodes": len(finished),
             "return_mean": float(finished.mean()) if len(finished) else None,
             **(summary.of_scores(scores) if scores is not None else {}),
-            **summary.of_selection(selection, valid, "repack"),
+            **summary.of_selection(selection, max(valid, 1), "repack"),
             **(summary.of_trust(line) if line is not None else {}),
             **clock.laps,
             "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
