@@ -232,6 +232,7 @@ class InfluenceCallback(BaseCallback):
             optimizer,
             cross_fit=self.cross_fit,
             seed=self.round,
+            on_policy=True,
         )
         return translated.per_step(scores)
 

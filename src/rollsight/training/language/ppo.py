@@ -295,9 +295,11 @@ class LanguagePPO:
                 seed=halves,
                 chunk_size=width,
                 forward=self._forward if when == (0,) else None,
+                on_policy=when == (0,),
             )
         mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
-        scores = score_records(actor, trimmed(records.take(mine)), target, objective, chunk_size=width, group=group)
+        first, part = when == (0,), trimmed(records.take(mine))
+        scores = score_records(actor, part, target, objective, chunk_size=width, group=group, on_policy=first)
         return gathered_scores(scores, group)[0]
 
     def _step(self, records: Records, index: Tensor) -> Tensor:
