@@ -166,15 +166,30 @@ def test_nothing_that_is_written_can_be_written_again(path):
             writer.write_snapshot(3, lambda file: file.write(b"other"))
         with pytest.raises(RollsightError, match="rounds count from 1"):
             writer.write_snapshot(0, lambda file: file.write(b"other"))
-    assert {name: (path / name).read_bytes() for name in everything_in(path)} == before
+    after = {name: (path / name).read_bytes() for name in everything_in(path)}
+    assert runs.open(path).metadata["continued"][0]["after_round"] == 3
+    del before["run.json"], after["run.json"]  # which says that the run was continued
+    assert after == before
 
 
-def test_a_second_writer_is_refused_until_the_first_closes(path):
+def hold(path, held, done):
     with runs.resume(path):
-        for attempt in (lambda: runs.resume(path), lambda: runs.create(path, {}, overwrite=True)):
-            with pytest.raises(RollsightError, match="another process is writing"):
-                attempt()
-        assert runs.open(path).rounds == [1, 2, 3]
+        held.set()
+        done.wait(60)
+
+
+def test_a_writer_of_another_process_is_refused_until_the_first_closes(path):
+    context = multiprocessing.get_context("forkserver")
+    held, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(path, held, done))
+    process.start()
+    assert held.wait(60)
+    for attempt in (lambda: runs.resume(path), lambda: runs.create(path, {}, overwrite=True)):
+        with pytest.raises(RollsightError, match="another process is writing"):
+            attempt()
+    assert runs.open(path).rounds == [1, 2, 3]
+    done.set()
+    process.join()
     writer = runs.resume(path)
     writer.close()
     writer.close()
@@ -184,7 +199,7 @@ def test_a_second_writer_is_refused_until_the_first_closes(path):
 
 def test_create_refuses_an_existing_run_unless_told_to_overwrite(path):
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(RollsightError, match=r"exists already.*--overwrite"):
+    with pytest.raises(RollsightError, match=r"exists already.*overwrite=True"):
         runs.create(path, {})
     with runs.create(path, {"seed": 4}, overwrite=True) as writer:
         assert writer.last_round == 0

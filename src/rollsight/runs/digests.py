@@ -1,0 +1,100 @@
+"""`SHA256SUMS`: the digest of every file of a run, which `sha256sum --check --ignore-missing SHA256SUMS` reads too.
+
+The writer adds a round's lines before the round's summary appears: a complete round is listed. Lines are only added; a
+file that the writer removed has a comment for it, and continuing a run after an earlier round writes the list anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_path, whole_file
+
+SELF = "sha256"  # the entry of `run.json` with the digest of the others
+_LINE = re.compile(r"([0-9a-f]{64})  ((\w+)/round-(\d{6,})\.\w+)")
+_REMOVED = re.compile(r"# removed (\S+)")
+
+
+def name_of(kind: Kind, round: int) -> str:
+    """A file's name in the list: relative to the run folder."""
+    return str(round_path(Path(), kind, round))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_metadata(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of the entries of `run.json` other than `sha256`: compact JSON, keys sorted, as UTF-8."""
+    others = {name: value for name, value in metadata.items() if name != SELF}
+    return hashlib.sha256(json.dumps(others, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_digests(run: Path) -> dict[str, str]:
+    """Name -> digest of every listed file that the writer has not removed; empty where the run has no list."""
+    if not (run / DIGESTS).exists():
+        return {}
+    listed: dict[str, str] = {}
+    text = read_bytes(run / DIGESTS).decode("utf-8", "replace")
+    for line in text.split("\n")[:-1]:  # behind the last line break stands nothing, or what is being written
+        if match := _LINE.fullmatch(line):
+            listed[match[2]] = match[1]
+        elif match := _REMOVED.fullmatch(line):
+            listed.pop(match[1], None)
+    return listed
+
+
+def write_digests(run: Path, listed: Mapping[str, str]) -> None:
+    """Write the list anew."""
+    with whole_file(run / DIGESTS) as temporary:
+        temporary.write_text("".join(map(_line, listed.items())), "utf-8")
+
+
+def up_to(listed: Mapping[str, str], last: int) -> dict[str, str]:
+    """The listed files of the rounds up to `last`."""
+    return {name: digest for name, digest in listed.items() if int(name.rpartition("round-")[2].split(".")[0]) <= last}
+
+
+class DigestList:
+    """The list, open for adding lines."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / DIGESTS
+
+    @property
+    def size(self) -> int:
+        """In bytes; `cut` takes it."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def add(self, listed: Mapping[str, str]) -> None:
+        """Add files, on disk when this returns."""
+        self._append(map(_line, listed.items()))
+
+    def removed(self, name: str) -> None:
+        """Say that a file was removed on purpose."""
+        self._append([f"# removed {name}\n"])
+
+    def cut(self, size: int) -> None:
+        """Take back what was added since the list had this size."""
+        if self.size > size:
+            os.truncate(self._path, size)
+
+    def _append(self, lines: Iterable[str]) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(descriptor)
+
+
+def _line(entry: tuple[str, str]) -> str:
+    name, digest = entry
+    return f"{digest}  {name}\n"
