@@ -83,13 +83,13 @@ class Run:
         Raises:
             RollsightError: there is no such round, or its file is damaged.
         """
-        return _parse(self._existing("records", round), self._content(round))
+        return parse(self._existing("records", round), self._content(round))
 
     def targets(self, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order; empty where the round was not scored."""
         path, content = self._existing("records", round), self._content(round)
         names = [name for name in _schema(path, content).names if name.startswith(SCORE_PREFIX)]
-        scores = _parse(path, content, names)
+        scores = parse(path, content, names)
         return [name.removeprefix(SCORE_PREFIX) for name in names if scores[name].null_count < len(scores)]
 
     def snapshot_path(self, round: int) -> Path:
@@ -195,7 +195,7 @@ class Run:
         # The mistakes of a query need no look at the files; anything else may come from a damaged one.
         if not isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.CatalogException):
             for path in (path for paths in files.values() for path in paths):
-                _parse(path, read_bytes(path))
+                parse(path, read_bytes(path))
         hint = "".join(f" ({line})" for line in lines[1:] if line.startswith(("Candidate", "Did you mean")))
         return f"the query failed: {lines[0]}{hint}"
 
@@ -221,7 +221,12 @@ def _schema(path: Path, content: bytes) -> pa.Schema:
     return _opened(path, content).schema_arrow
 
 
-def _parse(path: Path, content: bytes, columns: list[str] | None = None) -> pa.Table:
+def parse(path: Path, content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table, or some columns of it, that the bytes of a file hold.
+
+    Raises:
+        RollsightError: they are no Parquet.
+    """
     try:
         return _opened(path, content).read(columns)
     except RollsightError:

@@ -39,7 +39,7 @@ class VerifiedFiles:
         content = read_bytes(path)
         expected = self.listed().get(name_of(kind, round))
         if expected is not None and hashlib.sha256(content).hexdigest() != expected:
-            raise damaged(path, _OTHER_DIGEST)
+            raise damaged(path, OTHER_DIGEST)
         return content
 
     def check(self, kind: Kind, rounds: Iterable[int]) -> None:
@@ -59,7 +59,7 @@ class VerifiedFiles:
                 if expected is None:
                     path.open("rb").close()  # may it be read?
                 elif digest_of(path) != expected:
-                    raise damaged(path, _OTHER_DIGEST)
+                    raise damaged(path, OTHER_DIGEST)
             except OSError as error:
                 raise unreadable(path, error) from error
             _agreed[path] = state
@@ -105,7 +105,7 @@ class VerifiedFiles:
         return complete if kind == "records" and recorded else set()
 
 
-_OTHER_DIGEST = f"its digest is not the one in {DIGESTS}"
+OTHER_DIGEST = f"its digest is not the one in {DIGESTS}"
 
 
 def damaged(path: Path, why: str) -> RollsightError:
