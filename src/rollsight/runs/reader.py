@@ -152,9 +152,10 @@ class Run:
         if kind != "rounds":
             self._say("rounds")  # a round without its summary is in no table
         if gone := self._files.missing(kind):
-            of = f"{kind} of {_plural(gone)}" if kind != "rounds" else f"summary of {_plural(gone)}"
-            without = {"records": self._rows_left(), "rounds": ", so that nothing of it is in any table"}.get(kind, "")
-            warnings.warn(f"{self.path}: the {of} is missing{without}", stacklevel=4)
+            left = {"records": self._rows_left(), "rounds": ", and with it all rows of the round"}.get(kind, "")
+            what = "summary" if kind == "rounds" else kind
+            are = "is" if kind == "rounds" else "are"
+            warnings.warn(f"{self.path}: the {what} of {_plural(gone)} {are} missing{left}", stacklevel=4)
         if foreign := self._files.unlisted(kind, self._complete(kind)):
             warnings.warn(
                 f"{self.path}: the {kind} of {_plural(foreign)} cannot be verified ({DIGESTS} does not list them): "
