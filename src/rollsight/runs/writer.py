@@ -203,6 +203,9 @@ class RunWriter:
             os.close(self._lock)
             self._lock = None
 
+    def __del__(self) -> None:
+        self.close()  # an open descriptor holds the lock for as long as the process lives
+
     def __enter__(self) -> Self:
         return self
 
@@ -257,7 +260,7 @@ class RunWriter:
 
 def _lock(path: Path) -> int:
     """The open, exclusively locked lock file. The system releases it with the process, also after kill -9."""
-    if (earlier := _open_writers.pop(_key(path), None)) is not None:
+    if (earlier := _open_writers.pop(_key(path), None)) is not None and earlier._lock is not None:
         earlier.close()
         earlier._taken_over = True
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
