@@ -73,7 +73,7 @@ def check_run(run: Path) -> Checked:
 
 
 def _check_kind(found: Checked, kind: Kind, from_round: int | None) -> None:
-    run, listed = found.run, read_digests(found.run)
+    run, listed = found.run, read_digests(found.run).files
     last = max(round_numbers(run, "rounds"), default=0)
     rounds = round_numbers(run, kind)
     for round in rounds:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rollsight.errors import RollsightError
-from rollsight.runs.digests import digest_of, name_of, read_digests
-from rollsight.runs.layout import DIGESTS, SUFFIXES, Kind, read_bytes, round_numbers, round_path, unreadable
-
-_IN_FLIGHT = 0.2  # seconds after which a round that is listed must have appeared
+from rollsight.runs.digests import Listed, digest_of, name_of, read_digests, round_of
+from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_numbers, round_path, unreadable
 
 # Files of this process that agreed with their digest, by path: what they were then.
 _agreed: dict[Path, tuple[int, int, int, str]] = {}
@@ -26,7 +23,7 @@ class VerifiedFiles:
 
     def __init__(self, run: Path, from_round: int | None) -> None:
         self._run, self._from = run, from_round
-        self._listed: dict[str, str] = {}
+        self._now = Listed()
         self._seen: tuple[int, int] | None = None
 
     def content(self, kind: Kind, round: int) -> bytes:
@@ -69,12 +66,7 @@ class VerifiedFiles:
 
     def missing(self, kind: Kind) -> list[int]:
         """The rounds whose file of this kind was written and is gone."""
-        listed = self._rounds(kind)
-        gone = listed - set(round_numbers(self._run, kind))
-        if gone and max(gone) == max(listed) and self._from is not None:  # listed, and about to appear?
-            time.sleep(_IN_FLIGHT)
-            gone -= set(round_numbers(self._run, kind))
-        return sorted(gone)
+        return sorted(self._written(kind) - set(round_numbers(self._run, kind)))
 
     def unlisted(self, kind: Kind, rounds: Iterable[int]) -> list[int]:
         """Those of the rounds whose file of this kind should be listed and is not: it cannot be verified."""
@@ -83,21 +75,24 @@ class VerifiedFiles:
         listed = self.listed()
         return [round for round in rounds if round >= self._from and name_of(kind, round) not in listed]
 
-    def listed(self) -> dict[str, str]:
+    def listed(self) -> Mapping[str, str]:
         """Name -> digest, read again where the list has changed."""
+        return self._list().files
+
+    def _list(self) -> Listed:
         try:
             found = os.stat(self._run / DIGESTS)
         except FileNotFoundError:
-            return {}
+            return Listed()
         if self._seen != (state := (found.st_mtime_ns, found.st_size)):
-            self._listed, self._seen = read_digests(self._run), state
-        return self._listed
+            self._now, self._seen = read_digests(self._run), state
+        return self._now
 
-    def _rounds(self, kind: Kind) -> set[int]:
+    def _written(self, kind: Kind) -> set[int]:
         if self._from is not None:
-            start = f"{kind}/round-"
-            numbers = (name.removeprefix(start) for name in self.listed() if name.startswith(start))
-            return {int(number.removesuffix(SUFFIXES[kind])) for number in numbers}
+            listed = self._list()
+            rounds = {round_of(name) for name in listed.files if name.startswith(f"{kind}/")}
+            return {round for round in rounds if round <= listed.complete}
         # What the other files of an earlier version's run say.
         complete, recorded = (set(round_numbers(self._run, k)) for k in ("rounds", "records"))
         if kind == "rounds":

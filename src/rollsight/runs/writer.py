@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import OptionError, RollsightError
-from rollsight.runs.digests import DigestList, digest_of, name_of, read_digests, up_to, write_digests
+from rollsight.runs.digests import DigestList, Listed, digest_of, name_of, read_digests, write_digests
 from rollsight.runs.layout import (
     DIGESTS,
     LOCK,
@@ -67,7 +67,7 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
         # In this order, so that a creation killed anywhere leaves what the next one accepts: an empty folder or a run.
         _remove_after(path, -1)
         write_metadata(path, {**described, "digests": {"file": DIGESTS, "from_round": 0}})
-        write_digests(path, {})
+        write_digests(path, Listed())
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)
     except BaseException:
@@ -113,7 +113,7 @@ def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter
         metadata["digests"] = {"file": DIGESTS, "from_round": min(first, after + 1)}
         write_metadata(path, {**metadata, "continued": [*(metadata.get("continued") or []), entry]})
         _remove_after(path, after)
-        write_digests(path, up_to(read_digests(path), after))
+        write_digests(path, read_digests(path).up_to(after))
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)  # a creation killed half-way may have made none
     except BaseException:
@@ -256,6 +256,8 @@ class RunWriter:
             raise
         if completes:
             self._unlisted.clear()
+        if kind == "rounds":
+            self._digests.complete(round)
 
 
 def _lock(path: Path) -> int:

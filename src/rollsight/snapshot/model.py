@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import io
+import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,14 @@ class Model:
     described: dict[str, Any] | None
     tensors: Mapping[str, Tensor]
     pickled: bytes | None = None
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of it: another for another policy, optimiser or state of them."""
+        digest = hashlib.sha256(self.pickled or json.dumps(self.described, sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            digest.update(self.tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.digest()
 
     @classmethod
     def freeze(cls, policy: Policy, optimizer: torch.optim.Optimizer) -> Model:
