@@ -1,7 +1,7 @@
 """`SHA256SUMS`: the digest of every file of a run, which `sha256sum --check --ignore-missing SHA256SUMS` reads too.
 
 The writer adds a round's lines before the round's summary appears, and when it has appeared a comment that says so: a
-complete round is listed, and a listed one that no comment calls complete is in flight. Lines are only added; a file that
+complete round is listed, and one that no comment calls complete is in flight. Lines are only added; a file that
 the writer removed has a comment for it, and continuing a run after an earlier round writes the list anew.
 """
 

@@ -152,10 +152,12 @@ class Run:
         if kind != "rounds":
             self._say("rounds")  # a round without its summary is in no table
         if gone := self._files.missing(kind):
-            left = {"records": self._rows_left(), "rounds": ", and with it all rows of the round"}.get(kind, "")
-            what = "summary" if kind == "rounds" else kind
-            are = "is" if kind == "rounds" else "are"
-            warnings.warn(f"{self.path}: the {what} of {_plural(gone)} {are} missing{left}", stacklevel=4)
+            what, left = f"{kind} of {_plural(gone)} are missing", ""
+            if kind == "rounds":
+                what, left = f"summary of {_plural(gone)} is missing", ", and with it all rows of the round"
+            elif kind == "records":
+                left = self._rows_left()
+            warnings.warn(f"{self.path}: the {what}{left}", stacklevel=4)
         if foreign := self._files.unlisted(kind, self._complete(kind)):
             warnings.warn(
                 f"{self.path}: the {kind} of {_plural(foreign)} cannot be verified ({DIGESTS} does not list them): "
