@@ -57,7 +57,9 @@ def loaded(*modules):
 def test_importing_rollsight_needs_torch_and_numpy_only():
     ground = [f"rollsight.{path.stem}" for path in SOURCE.glob("*.py") if path.stem not in ("__init__", "__main__")]
     assert loaded("rollsight") <= {"rollsight"} | loaded("sys")
-    assert loaded("rollsight.scoring", *ground) - loaded("torch", "numpy", "torch.func") == {"rollsight"}
+    assert loaded("rollsight.scoring", "rollsight.snapshot", *ground) - loaded("torch", "numpy", "torch.func") == {
+        "rollsight"
+    }
 
 
 @pytest.mark.parametrize("application", APPLICATIONS)
