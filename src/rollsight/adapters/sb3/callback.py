@@ -30,6 +30,7 @@ from rollsight.scoring import Scores, TrustLine, trust_line
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
+from rollsight.trackers import Trackers
 
 _EVALUATION = 0xE7A1  # the purpose in the key of evaluation's random streams
 
@@ -120,7 +121,9 @@ class InfluenceCallback(BaseCallback):
         self._tried = False
         self._watch = Watch()
         self._rule: Rule | None = None
-        self._tracker: EpisodeTracker | None = None
+        self.tracker: EpisodeTracker | None = None
+        self.trackers = Trackers()
+        self.how_continued: Mapping[str, Any] = {}  # further entries for the `continued` of `run.json`
         self._writer: runs.RunWriter | None = None
         self._summary: summary.Summary | None = None
         self._update: RoundUpdate | None = None
@@ -164,12 +167,14 @@ class InfluenceCallback(BaseCallback):
         self.round = model.num_timesteps // buffered
         evaluated, first_episode = False, 0
         if self.run_path is not None:
-            opened = continuing.open_run(self.run_path, model, self._described(), self.metadata, self.overwrite)
+            opened = continuing.open_run(
+                self.run_path, model, self._described(), self.metadata, self.overwrite, self.how_continued
+            )
             self._writer, self.round = opened.writer, opened.round
             evaluated, first_episode = opened.evaluated, opened.first_episode
-        if self._tracker is None or not continued:
-            self._tracker = EpisodeTracker(first_episode)
-        self._tracker.begin_training(model)
+        if self.tracker is None or not continued:
+            self.tracker = EpisodeTracker(first_episode)
+        self.tracker.begin_training(model)
         self._rule = self._rule_for(model, buffered)
         if self.snapshot_every and update_rule(model) is None:
             warnings.warn(
@@ -232,6 +237,11 @@ class InfluenceCallback(BaseCallback):
             self._store_round()  # now: the host may stop in the update
 
     @property
+    def writer(self) -> runs.RunWriter | None:
+        """Of the run folder, while training lasts."""
+        return self._writer
+
+    @property
     def _model(self) -> OnPolicyAlgorithm:
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise RollsightError(
@@ -242,8 +252,8 @@ class InfluenceCallback(BaseCallback):
 
     @property
     def _episodes(self) -> EpisodeTracker:
-        assert self._tracker is not None
-        return self._tracker
+        assert self.tracker is not None
+        return self.tracker
 
     def _rule_for(self, model: OnPolicyAlgorithm, buffered: int) -> Rule | None:
         floor = min(getattr(model, "batch_size", None) or 2, buffered)
@@ -321,8 +331,9 @@ class InfluenceCallback(BaseCallback):
         self._watch.attempt("scalars in the logger", self._log)
         self._watch.attempt("evaluation", self._evaluate)
         self._store_round()
+        finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
+        self._watch.attempt("scalars for trackers", self.trackers.log, finished, beside=self.logger)
         if self.on_round is not None:
-            finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
             self._watch.attempt("call of on_round", self._show, finished)
         self._summary = self._update = None
 

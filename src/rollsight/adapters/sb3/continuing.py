@@ -35,11 +35,17 @@ class Opened:
 
 
 def open_run(
-    path: Path, model: OnPolicyAlgorithm, described: Mapping[str, Any], more: Mapping[str, Any], overwrite: bool
+    path: Path,
+    model: OnPolicyAlgorithm,
+    described: Mapping[str, Any],
+    more: Mapping[str, Any],
+    overwrite: bool,
+    how: Mapping[str, Any],
 ) -> Opened:
     """The run in `path`: continued if the model is and the run is the model's, else made anew.
 
-    described: the model, by names that a later one is compared by; more: further entries of `run.json`.
+    described: the model, by names that a later one is compared by; more: further entries of `run.json`;
+    how: of its `continued`.
 
     Raises:
         RollsightError: there is a run already, and it is not to be overwritten.
@@ -48,7 +54,7 @@ def open_run(
         run = runs.open(path)
         wrong = _misfit(run, described)
         if wrong is None:
-            return _continued(run, model, described)
+            return _continued(run, model, described, how)
         if not overwrite:
             raise wrong
     writer = runs.create(path, {**described, **more}, overwrite=overwrite)
@@ -74,7 +80,7 @@ def _misfit(run: runs.Run, described: Mapping[str, Any]) -> RollsightError | Non
     return None
 
 
-def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any]) -> Opened:
+def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any], how: Mapping[str, Any]) -> Opened:
     """The run after the last round whose update the model holds.
 
     Rounds that the model has not seen are replaced. A checkpoint made while a rollout was collected, its last step
@@ -100,8 +106,8 @@ def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, 
         _warn(f"the model was trained beyond the run {run.path}, in {missed} time steps that are not recorded there")
     if changed:
         _warn(f"the run {run.path} is continued with another {', '.join(changed)} than it began with")
-    how = {"timesteps": model.num_timesteps, "timesteps_not_recorded": missed, "changed": changed}
-    writer = runs.resume(run.path, after=last["round"] if seen else 0, **how)
+    noted = {"timesteps": model.num_timesteps, "timesteps_not_recorded": missed, "changed": changed, **how}
+    writer = runs.resume(run.path, after=last["round"] if seen else 0, **noted)
     return Opened(writer, last["round"], 0 in run.evaluation_rounds, _first_episode(run, last) if seen else 0)
 
 

@@ -37,6 +37,7 @@ def score(
         optimizer,
         cross_fit=cross_fit,
         seed=round,
+        on_policy=True,
     )
     return translated.per_step(scores)
 
