@@ -118,6 +118,9 @@ def test_study_compares_arms_and_draws(tmp_path, capsys):
         (["train", "CartPole-v1", "--snapshots", "often"], "snapshots='often'"),
         (["study", "CartPole-v1", "--seeds", "0"], "seeds is 0"),
         (["study", "CartPole-v9000"], "CartPole-v1"),
+        (["study", "CartPole-v1", "--drop", "2"], "--drop 2.0 is not a fraction"),
+        (["study", "CartPole-v1", "--eval-episodes", "-1"], "--eval-episodes -1"),
+        (["study", "CartPole-v1", "--first-seed", "-1"], "--seed -1"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_1(arguments, said, capsys, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
 from rollsight.cli.progress import follow_jobs
-from rollsight.cli.train import describe
+from rollsight.cli.train import check_fraction, describe
 from rollsight.errors import RollsightError
 
 
@@ -79,7 +79,7 @@ def study(
     if folder.exists() and any(folder.iterdir()):
         raise RollsightError(f"{folder} exists already and is not empty: choose another --out")
     check_environment(env)
-    p = drop if drop is not None else settings_for(env).drop or 0.5
+    p = check_fraction(drop) if drop is not None else settings_for(env).drop or 0.5
     base = RunSettings(
         env,
         optimizer=optimizer,

@@ -27,7 +27,7 @@ class Evaluation:
 
     def __init__(self, settings: RunSettings) -> None:
         self._episodes, self._seed = settings.eval_episodes, settings.seed
-        self._envs = make_environments(settings.env, min(self._episodes, 10), env_kwargs=settings.env_kwargs)
+        self._envs = make_environments(settings.env, min(self._episodes, 10), keywords=settings.env_kwargs)
         if settings.normalize:
             self._envs = VecNormalize(self._envs, training=False, norm_reward=False)
 

@@ -61,13 +61,11 @@ def environment_of(run: Run, purpose: str) -> str:
 
 
 def make_environments(
-    env: str, count: int, seed: int | None = None, *, env_kwargs: Mapping[str, Any] | None = None
+    env: str, count: int, seed: int | None = None, keywords: Mapping[str, Any] | None = None
 ) -> VecEnv:
     """`count` copies of the environment in one process, each noting how its episodes start.
 
-    env_kwargs: what `gymnasium.make` gets with the name.
-
-    Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
+    keywords: for `gymnasium.make`. Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
     """
     check_environment(env)
     try:
@@ -77,7 +75,7 @@ def make_environments(
             seed=seed,
             wrapper_class=_wrapper(env),
             vec_env_cls=DummyVecEnv,
-            env_kwargs=dict(env_kwargs or {}),
+            env_kwargs=dict(keywords or {}),
         )
     except gym.error.DependencyNotInstalled as error:
         raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
