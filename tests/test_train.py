@@ -120,7 +120,7 @@ def test_study_compares_arms_and_draws(tmp_path, capsys):
         (["study", "CartPole-v9000"], "CartPole-v1"),
         (["study", "CartPole-v1", "--drop", "2"], "--drop 2.0 is not a fraction"),
         (["study", "CartPole-v1", "--eval-episodes", "-1"], "--eval-episodes -1"),
-        (["study", "CartPole-v1", "--first-seed", "-1"], "--seed -1"),
+        (["study", "CartPole-v1", "--first-seed", "-1"], "--first-seed -1 is not a seed"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_1(arguments, said, capsys, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
 from rollsight.cli.progress import follow_jobs
 from rollsight.cli.train import check_fraction, describe
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
 
 
 def study(
@@ -75,6 +75,8 @@ def study(
     for name, value in {"seeds": seeds, "processes": processes, "arms": len(arms)}.items():
         if value < 1:
             raise RollsightError(f"--{name} is {value}: give at least 1")
+    if not 0 <= first_seed < 2**32 - seeds:
+        raise OptionError("{first_seed} is not a seed: give a whole number from 0", first_seed=first_seed)
     folder = out or Path("runs") / f"study-{env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir()):
         raise RollsightError(f"{folder} exists already and is not empty: choose another --out")

@@ -65,7 +65,8 @@ def make_environments(
 ) -> VecEnv:
     """`count` copies of the environment in one process, each noting how its episodes start.
 
-    keywords: for `gymnasium.make`. Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
+    keywords: for `gymnasium.make`. Raises `RollsightError` as `check_environment` does, and where the environment
+    cannot be made.
     """
     check_environment(env)
     try:
