@@ -179,7 +179,7 @@ def test_log_probabilities_that_are_not_the_recorded_ones_are_said(name, backend
     assert not far(policy, same, backend=backend, on_policy=True)
     assert not far(policy, off, backend=backend), "records of an older policy are nobody's fault"
     (said,) = far(policy, off, backend=backend, on_policy=True)
-    assert re.search(r"\d+% of the records are more than 0\.1 nats off", said)
+    assert re.search(r"\d+% of the records are more than 0\.2 nats off", said)
     assert not far(policy, off, backend=backend, on_policy=True), "once for a module"
 
 
@@ -188,7 +188,7 @@ def test_a_few_records_off_are_not_said():
     records = zoo.KINDS["mlp"].records(policy, 40, shift=0.0, garbage=False)
     records.log_probs[0] += 3
     assert not far(policy, records, on_policy=True)
-    records.log_probs[1:3] += 3
+    records.log_probs[1:6] += 3
     assert far(policy, records, on_policy=True)
 
 

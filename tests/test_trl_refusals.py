@@ -146,8 +146,11 @@ def test_trying_leaves_the_model_and_every_random_stream_alone(tmp_path: Any, mo
 
 def test_encoder_decoders_are_refused(tmp_path: Any) -> None:
     config = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
-    trained = trainer(tmp_path)
+    trained, tokens = trainer(tmp_path), torch.ones(2, 4, dtype=torch.long)
     trained.model = made(T5ForConditionalGeneration, T5Config, **config)
+    records = rs.language.completion_records(tokens, tokens, tokens, tokens, torch.zeros(2, 4), torch.ones(2))
+    with pytest.raises(rs.RollsightError, match="T5ForConditionalGeneration is an encoder-decoder; give a causal"):
+        rs.score_records(rs.Policy(trained.model, rs.language.Completions()), records, rs.targets.Sequence())
     with pytest.raises(
         rs.RollsightError, match=r"T5ForConditionalGeneration is an encoder-decoder; .* causal language"
     ):

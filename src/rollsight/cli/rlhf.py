@@ -127,6 +127,7 @@ def rlhf(
     from rollsight.training.language import run
 
     silence_transformers()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read where datasets is imported, if it is
     torch.set_num_threads(threads or cores())
     done = 0
     if resume is not None:

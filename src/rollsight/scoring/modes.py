@@ -19,8 +19,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
     for part in modules:
         if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.scale_grad_by_freq and part.weight.requires_grad:
             raise RollsightError(
-                f"Embedding layer {_name(module, part)!r} has scale_grad_by_freq=True, where a record's gradient depends "
-                "on the other records; use scale_grad_by_freq=False."
+                f"Embedding layer {_name(module, part)!r} has scale_grad_by_freq=True, where a record's gradient "
+                "depends on the other records; use scale_grad_by_freq=False."
             )
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
             mode = "is in training mode" if part.training else "has no running statistics"

@@ -82,7 +82,7 @@ def score_records(
                 gets their scores: normalisation, direction and second moments are those of all ranks' records. A
                 target's own records are its rank's too; a rank may have no valid record.
     on_policy:  the module is still the policy that collected the records: warn (once for a module) where more than 1
-                record in 20 has a log-probability that is 0.1 nats off the recorded one (sequences: a token's mean).
+                record in 10 has a log-probability that is 0.2 nats off the recorded one (sequences: a token's mean).
                 Objectives with an `on_policy` of their own do not read the recorded ones, and nothing is compared.
 
     Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the

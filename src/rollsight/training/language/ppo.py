@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight import advantages, language, objectives, targets
+from rollsight import language, objectives, targets
 from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
-from rollsight.policy import Evaluation, Policy
+from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import Forward, Scores, score_records
 from rollsight.scoring.parallel import gathered_scores
@@ -37,6 +37,7 @@ from rollsight.training.language.padding import on_cpu, stack, trimmed
 from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.prompts import Prompt, as_prompt
 from rollsight.training.language.settings import Options
+from rollsight.training.language.terms import losses, token_rewards, with_advantages
 from rollsight.update import Indices, repack
 
 BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
@@ -328,33 +329,3 @@ def _statistics(sums: list[Tensor]) -> dict[str, Any]:
     tokens, *others = torch.stack(sums).sum(0).tolist()
     means = {name: value / tokens for name, value in zip(_SUMMED[1:], others, strict=True)}
     return steps | {"tokens_trained": int(tokens)} | means
-
-
-def token_rewards(rewards: Tensor, kl: Tensor, valid: Tensor, coefficient: float) -> Tensor:
-    """(N, T) rewards of tokens: the penalty at each, the reward (N,) added at the last valid one; kl: (N, T)."""
-    positions = torch.arange(valid.shape[1], device=valid.device)
-    last = valid & (positions == valid.sum(1, keepdim=True) - 1)
-    return torch.where(valid, -coefficient * kl, 0.0) + torch.where(last, rewards[:, None], 0.0)
-
-
-def with_advantages(records: Records, rewards: Tensor, gamma: float, gae_lambda: float) -> Records:
-    """The records with returns and, whitened over all valid tokens, advantages; rewards: (N, T)."""
-    valid, values = records.valid, records.values
-    assert values is not None
-    ends = ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1)  # nothing flows from padding into a completion
-    paid, old, last = (c.T.numpy(force=True) for c in (rewards, values, ends))
-    estimated, returns = advantages.estimate(paid, old, last, np.zeros(len(records)), gamma, gae_lambda)
-    raw = torch.from_numpy(estimated.T.copy()).to(values.device)
-    whitened = objectives.normalize_advantages(torch.where(valid, raw, 0.0), valid, "buffer")
-    return replace(records, advantages=whitened, returns=torch.from_numpy(returns.T.copy()).to(values.device))
-
-
-def losses(evaluation: Evaluation, batch: Records, options: Options) -> tuple[Tensor, Tensor]:
-    """Clipped policy and value losses of every token, each (n, T), to be minimised; 0 where invalid."""
-    assert evaluation.value is not None
-    assert batch.values is not None
-    assert batch.returns is not None
-    policy_loss = -objectives.PPO("raw", options.clip_range).losses(evaluation, batch)
-    near = batch.values + (evaluation.value - batch.values).clamp(-options.value_clip, options.value_clip)
-    value_loss = 0.5 * torch.max((evaluation.value - batch.returns) ** 2, (near - batch.returns) ** 2)
-    return policy_loss, torch.where(batch.valid, value_loss, 0.0)
