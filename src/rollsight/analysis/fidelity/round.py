@@ -85,6 +85,13 @@ class FidelityRound:
         return targets.Return(records)
 
     @property
+    def _trained_with(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self._run.metadata.get("settings") or {}
+        if missing := [name for name in ("gamma", "gae_lambda") if settings.get(name) is None]:
+            raise RollsightError(f"{self._run.path} does not say its {missing[0]}: no fresh buffer can be collected")
+        return settings
+
+    @property
     def fresh(self) -> Records:
         """As many records as the round has, collected anew by the policy that started it."""
         if self._fresh is None:
@@ -92,7 +99,7 @@ class FidelityRound:
             envs = make_environments(self.env, count)
             steps = max(2, len(self.snapshot.records) // count)
             key = (self._settings.seed, self._settings.round, _FRESH)
-            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._run.metadata["settings"], key)
+            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._trained_with, key)
             envs.close()
         return self._fresh
 
@@ -142,7 +149,7 @@ class FidelityRound:
             variants.BASELINES[0]: lambda records: self.objective.prepare(records).advantages,
             variants.BASELINES[3]: lambda records: torch.from_numpy(rng.standard_normal(len(records))),
         }
-        settings = self._run.metadata["settings"]
+        settings = self._trained_with
         try:
             buffer = faults.Buffer(self.snapshot.records, float(settings["gamma"]), float(settings["gae_lambda"]))
             paid = column_as_floats(self._run.records(self._settings.round), "reward")
