@@ -167,6 +167,8 @@ class Snapshot:
             raise _of_another_version(file)
         described = state.pop("model")
         pickled = content.tensors.get("model.pickle")
+        if pickled is None and content.signature:
+            raise ValueError("its signature is damaged: it needs none")
         if pickled is not None and not trust:
             if not content.signature:
                 raise _not_trusted(file, "it has no signature")
