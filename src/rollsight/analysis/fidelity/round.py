@@ -67,6 +67,7 @@ class FidelityRound:
         self._settings = settings
         self._run: Run = runs.open(settings.run)
         number = settings.round
+        _check_settings(self._run)
         if number not in self._run.rounds:
             raise RollsightError(
                 f"{self._run.path} has no round {number}: its rounds are {runs.spell(self._run.rounds)}"
@@ -85,13 +86,6 @@ class FidelityRound:
         return targets.Return(records)
 
     @property
-    def _trained_with(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self._run.metadata.get("settings") or {}
-        if missing := [name for name in ("gamma", "gae_lambda") if settings.get(name) is None]:
-            raise RollsightError(f"{self._run.path} does not say its {missing[0]}: no fresh buffer can be collected")
-        return settings
-
-    @property
     def fresh(self) -> Records:
         """As many records as the round has, collected anew by the policy that started it."""
         if self._fresh is None:
@@ -99,7 +93,7 @@ class FidelityRound:
             envs = make_environments(self.env, count)
             steps = max(2, len(self.snapshot.records) // count)
             key = (self._settings.seed, self._settings.round, _FRESH)
-            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._trained_with, key)
+            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._run.metadata["settings"], key)
             envs.close()
         return self._fresh
 
@@ -149,7 +143,7 @@ class FidelityRound:
             variants.BASELINES[0]: lambda records: self.objective.prepare(records).advantages,
             variants.BASELINES[3]: lambda records: torch.from_numpy(rng.standard_normal(len(records))),
         }
-        settings = self._trained_with
+        settings = self._run.metadata["settings"]
         try:
             buffer = faults.Buffer(self.snapshot.records, float(settings["gamma"]), float(settings["gae_lambda"]))
             paid = column_as_floats(self._run.records(self._settings.round), "reward")
@@ -196,3 +190,10 @@ class Playing:
                     p.copy_(parameters[name][i])
             means.append(float(self._episodes(self._policy.module).mean()))
         return torch.tensor(means, dtype=torch.float64)
+
+
+def _check_settings(run: Run) -> None:
+    """Complain where the run does not say how its advantages were computed."""
+    stored = run.metadata.get("settings") or {}
+    if missing := [name for name in ("gamma", "gae_lambda") if stored.get(name) is None]:
+        raise RollsightError(f"{run.path} does not say its {missing[0]}: no fresh buffer can be collected")
