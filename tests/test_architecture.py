@@ -78,4 +78,4 @@ def test_how_an_episode_started_needs_gymnasium_only():
 
 def test_training_loads_no_duckdb():
     """DuckDB 2.0 complains of leaks, on the user's terminal, where a worker process that loaded it ends."""
-    assert "duckdb" not in loaded("rollsight.studies.training_run", "rollsight.studies.runner")
+    assert "duckdb" not in loaded("rollsight.training.run", "rollsight.studies.runner")

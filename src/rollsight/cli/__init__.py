@@ -66,7 +66,12 @@ def _dispatch(arguments: list[str]) -> None:
         if (name := " ".join(arguments[:words])) in COMMANDS:
             module = name.replace(" ", "_")
             command = getattr(importlib.import_module(f"rollsight.cli.{module}"), module)
-            tyro.cli(command, prog=f"rollsight {name}", args=arguments[words:], config=(tyro.conf.FlagCreatePairsOff,))
+            tyro.cli(
+                command,
+                prog=f"rollsight {name}",
+                args=arguments[words:],
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
             return
     # Help and usage errors need the summaries only, not the commands and what they import.
     tyro.extras.subcommand_cli_from_dict(

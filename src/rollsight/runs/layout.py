@@ -11,7 +11,7 @@ from typing import Literal
 
 from rollsight.errors import RollsightError
 
-Kind = Literal["records", "rounds", "evaluations", "snapshots"]
+Kind = Literal["records", "rounds", "evaluations", "snapshots", "checkpoints"]
 
 FORMAT = 1  # raised when a reader of the older layout could misread a newer folder
 METADATA = "run.json"
@@ -26,6 +26,7 @@ SUFFIXES: dict[Kind, str] = {
     "records": ".parquet",
     "evaluations": ".parquet",
     "snapshots": ".pt",
+    "checkpoints": ".pt",
 }
 
 

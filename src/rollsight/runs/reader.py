@@ -77,6 +77,11 @@ class Run:
         """The complete rounds that have a snapshot, ascending."""
         return self._complete("snapshots")
 
+    @property
+    def checkpoint_rounds(self) -> list[int]:
+        """The complete rounds that training can go on from, ascending."""
+        return self._complete("checkpoints")
+
     def records(self, round: int) -> pa.Table:
         """Every record of a complete round, in buffer order.
 
@@ -117,6 +122,16 @@ class Run:
         path = self._existing("snapshots", round)
         self._say("snapshots")
         self._files.check("snapshots", [round])
+        return path
+
+    def checkpoint_path(self, round: int) -> Path:
+        """Where a round's checkpoint lies.
+
+        Raises:
+            RollsightError: the round has none (the message names those that do), or it is damaged.
+        """
+        path = self._existing("checkpoints", round)
+        self._files.check("checkpoints", [round])
         return path
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:

@@ -79,10 +79,10 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
 def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter":
     """Hold an existing run folder for writing after its last complete round, or after an earlier one.
 
-    Whatever a killed writer left of the round in flight (temporary files; records, evaluations and snapshots of a
-    round that never completed) is removed, and so are the rounds past `after`: training goes on from a checkpoint of
-    that round and writes them anew. `run.json` says so in its list `continued`: after which round, which rounds were
-    replaced, when, by which command, and the entries of `how`.
+    Whatever a killed writer left of the round in flight (temporary files; records, evaluations, snapshots and
+    checkpoints of a round that never completed) is removed, and so are the rounds past `after`: training goes on from a
+    checkpoint of that round and writes them anew. `run.json` says so in its list `continued`: after which round, which
+    rounds were replaced, when, by which command, and the entries of `how`.
 
     Raises:
         RollsightError: the folder is no run, ends before round `after`, or another process writes to it.
@@ -183,19 +183,23 @@ class RunWriter:
         Raises:
             RollsightError: the round has its snapshot already.
         """
-
-        def into(path: Path) -> None:
-            with path.open("wb") as file:
-                write(file)
-
-        self._write("snapshots", round, into)
+        self._write_bytes("snapshots", round, write)
 
     def remove_snapshot(self, round: int) -> None:
         """Remove a round's snapshot, for example when a later one replaces it; harmless where there is none."""
-        path, name = round_path(self.path, "snapshots", round), name_of("snapshots", round)
-        if self._unlisted.pop(name, None) is None and path.exists():
-            self._digests.removed(name)
-        path.unlink(missing_ok=True)
+        self._remove("snapshots", round)
+
+    def write_checkpoint(self, round: int, write: Callable[[BinaryIO], None]) -> None:
+        """Write what training goes on from after this round; `write` puts its bytes into the open binary file.
+
+        Raises:
+            RollsightError: the round has its checkpoint already.
+        """
+        self._write_bytes("checkpoints", round, write)
+
+    def remove_checkpoint(self, round: int) -> None:
+        """Remove a round's checkpoint when a later one replaces it; harmless where there is none."""
+        self._remove("checkpoints", round)
 
     def close(self) -> None:
         """Let another writer in. Closing twice is harmless."""
@@ -241,6 +245,19 @@ class RunWriter:
     def _write_table(self, kind: Kind, round: int, table: pa.Table) -> None:
         # No dictionaries: the columns hold few repeated values, and building them triples the time.
         self._write(kind, round, lambda path: pq.write_table(table, path, compression="zstd", use_dictionary=False))
+
+    def _write_bytes(self, kind: Kind, round: int, write: Callable[[BinaryIO], None]) -> None:
+        def into(path: Path) -> None:
+            with path.open("wb") as file:
+                write(file)
+
+        self._write(kind, round, into)
+
+    def _remove(self, kind: Kind, round: int) -> None:
+        path, name = round_path(self.path, kind, round), name_of(kind, round)
+        if self._unlisted.pop(name, None) is None and path.exists():
+            self._digests.removed(name)
+        path.unlink(missing_ok=True)
 
     def _write(self, kind: Kind, round: int, write: Callable[[Path], None]) -> None:
         path, name, listed = self._new_path(kind, round), name_of(kind, round), self._digests.size
