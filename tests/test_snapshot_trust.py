@@ -121,19 +121,21 @@ def test_a_policy_of_a_known_package_is_data_alone(tmp_path):
     assert type(policy.module) is type(model.policy)
 
 
-def test_memory_order_frozen_parts_and_modes_come_back(tmp_path):
+def test_memory_order_frozen_parts_and_modes_come_back():
     model = make_model(obs="image")
-    model.policy.features_extractor.cnn[2].weight.data = model.policy.features_extractor.cnn[2].weight.data.to(
-        memory_format=torch.channels_last
-    )
+    weight = model.policy.features_extractor.cnn[2].weight
+    weight.data = weight.data.to(memory_format=torch.channels_last)
     model.policy.value_net.bias.requires_grad_(False)
     model.policy.mlp_extractor.eval()
-    influence = InfluenceCallback(snapshots="all")
-    model.learn(24, callback=influence)
-    policy = Snapshot.load(saved(influence.snapshot, tmp_path / "s.pt")).policy.module
-    weight = policy.features_extractor.cnn[2].weight
-    assert weight.stride() == model.policy.features_extractor.cnn[2].weight.stride() != weight.contiguous().stride()
+    frozen = Model.freeze(Policy(model.policy, evaluate_actions), model.policy.optimizer)
+    assert frozen.described is not None
+    policy = frozen.build()[0].module
+    built = policy.features_extractor.cnn[2].weight
+    assert torch.equal(built, weight)
+    assert built.stride() == weight.stride() != weight.contiguous().stride()
     assert [name for name, p in policy.named_parameters() if not p.requires_grad] == ["value_net.bias"]
+    assert policy.action_net.training
+    assert not policy.mlp_extractor.training
 
 
 @pytest.mark.parametrize(
@@ -332,33 +334,6 @@ def test_a_language_models_checkpoint_is_named_as_such(tmp_path):
     torch.save({"language_format": 1, "trainable": {}}, tmp_path / "c.pt")
     with pytest.raises(RollsightError, match="checkpoint of a language model's run"):
         Snapshot.load(tmp_path / "c.pt")
-
-
-# The emulator's state.
-
-
-def test_no_pickle_is_taken_from_a_records_column(tmp_path):
-    from base64 import b64encode
-
-    import ale_py
-    import gymnasium as gym
-
-    from rollsight.adapters.gymnasium import START, EpisodeStart, restart
-
-    gym.register_envs(ale_py)
-    env = EpisodeStart(gym.make("ALE/Pong-v5", frameskip=4))
-    env.reset(seed=1)
-    for _ in range(20):
-        env.step(2)
-    obs, info = env.reset()
-    again = gym.make("ALE/Pong-v5", frameskip=4)
-    again.reset(seed=2)
-    assert np.array_equal(restart(again, info[START]), obs)
-    how = json.loads(info[START])
-    how["ale"] = b64encode(pickle.dumps(Evil(tmp_path / "flag"))).decode()
-    with pytest.raises(TypeError, match="a pickle of an earlier version"):
-        restart(again, json.dumps(how))
-    assert not (tmp_path / "flag").exists()
 
 
 def test_a_run_with_own_classes_is_read_by_commands_without_a_word(tmp_path, capsys):
