@@ -52,10 +52,12 @@ class Completions:
 def completion_logits(module: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
     """(N, length, V): the logits of each row's last `length` tokens, by the model's own forward.
 
-    Raises `RollsightError` for sequences longer than the model's context, and for prompt-learning adapters, whose
-    virtual tokens move the positions.
+    Raises `RollsightError` for sequences longer than the model's context, for encoder-decoders, and for prompt-learning
+    adapters, whose virtual tokens move the positions.
     """
     total = input_ids.shape[1]
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        raise RollsightError(f"{type(module).__name__} is an encoder-decoder; give a causal language model.")
     context = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     if context is not None and total > context:
         raise RollsightError(

@@ -13,6 +13,7 @@ from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import cores, progress_bar, use_one_thread
 from rollsight.cli.record_lists import read_record_list
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
@@ -38,6 +39,7 @@ def intervene(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Replay rounds with and without some of their records, and compare the policies they end in.
 
@@ -67,7 +69,9 @@ def intervene(
             run again with the same settings it continues after the finished rounds.
         figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
         json: Print JSON instead of tables.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     from rollsight.analysis.intervention import InterventionSettings, run_intervention
     from rollsight.analysis.intervention.figures import draw
 
