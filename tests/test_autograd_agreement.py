@@ -137,6 +137,17 @@ def test_padding_in_every_way_of_scoring(tied, options):
                 assert zoo.relative_error(scores.tokens, expected.tokens) <= 1e-10
 
 
+def test_a_score_for_every_token_comes_from_the_first_backend_that_gives_them():
+    policy = zoo.KINDS["lstm"].policy()
+    records = zoo.KINDS["lstm"].records(policy, 6)
+    scores = rs.score_records(policy, records, tokens=True)
+    assert (scores.backend, scores.tokens.shape) == ("jvp", records.valid.shape)
+    next(policy.module.parameters()).register_hook(lambda g: None)
+    again = rs.score_records(policy, records, tokens=True)
+    assert again.backend == "double_backward"
+    assert zoo.relative_error(again.tokens, scores.tokens) <= 1e-10
+
+
 # --- what `reason` says
 
 

@@ -93,14 +93,15 @@ def test_a_repetition_penalty_is_not_sampled_with():
     assert abs(float(excess.mean())) < 3 * float(excess.std()) / len(excess) ** 0.5  # with it, 6.6
 
 
-@pytest.mark.parametrize("name", ["colder", "top-k", "top-p", "all"])
+@pytest.mark.parametrize("name", ["colder", "top-p", "all"])
 def test_held_out_completions_are_of_the_same_distribution(name):
     ours = ppo.LanguagePPO(policy(SAMPLINGS[name], **INTERFERING), PROMPTS, vowels, options(max_new_tokens=12), 0)
-    _, _, lengths, kl = ours.sample(PROMPTS * 5)
+    asked = PROMPTS * (2 if ours.policy.sampling.truncated else 12)
+    _, _, lengths, kl = ours.sample(asked)
     assert bool((kl == 0).all())  # the policy is the reference still
     assert ours.policy.sampling.truncated or bool((lengths < 6).any())
     ours.train_round()
-    assert bool((ours.sample(PROMPTS * 5)[3] != 0).any())
+    assert bool((ours.sample(PROMPTS)[3] != 0).any())
 
 
 @pytest.mark.parametrize("name", ["top-k", "top-p", "all"])

@@ -5,6 +5,7 @@ One forward and backward captures each call's input x and output gradient g_out;
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -67,10 +68,14 @@ def _probe(layers: Layers, records: Records, objective: Objective) -> None:
     if losses.requires_grad:
         check_uses(layers, calls, losses)
     large = Backward(layers, calls, evaluation.log_prob, torch.full_like(evaluation.log_prob, _LARGE))
-    large.compare(large.total)
+    large.compare(large.total.keys())
     again, again_calls = layers.forward(record)
-    small = Backward(layers, again_calls, again.log_prob, torch.full_like(again.log_prob, 1 / _LARGE))
-    small.compare({name: g / _LARGE**2 for name, g in large.total.items()})
+    small = Backward(layers, again_calls, again.log_prob, torch.full_like(again.log_prob, 1 / _LARGE)).total
+    for name, g in large.total.items():
+        if float((g - _LARGE**2 * small[name]).norm()) > large.tolerance * float(g.norm()):
+            raise NotCovered(
+                "layerwise", f"{name!r}: its gradient is not in proportion to the loss, so a gradient hook may clip it"
+            )
     _covered[layers.policy.module] = _described(calls)
 
 
@@ -112,23 +117,17 @@ class Backward:
                 name = next(iter(call.layer.names.values()))
                 raise NotCovered("layerwise", f"{name!r}: the input of its layer is changed in place after the call")
         self._y = y.detach()
-        self._tolerance = 5e-2 if half else 1e-9 if y.dtype == torch.float64 else 1e-4
+        self.tolerance = 5e-2 if half else 1e-9 if y.dtype == torch.float64 else 1e-4
         hooked = {name for name, p in layers.parameters.items() if p._backward_hooks}
-        if hooked:
-            self.compare({name: g for name, g in self.total.items() if name in hooked})
+        self.compare(hooked & self.total.keys())
 
-    def compare(self, expected: Direction) -> None:
-        """`NotCovered` unless these parameters' gradients, by the calls of their layers, are the expected."""
-        found: Direction = {}
-        scale = dict.fromkeys(expected, 0.0)
-        for call, g_out in self.reached:
-            if not expected.keys().isdisjoint(call.layer.names.values()):
-                for name, grad in call.gradient(g_out, EVERY).items():
-                    found[name] = found[name] + grad if name in found else grad
-                    scale[name] = scale.get(name, 0.0) + float(grad.norm())
-        for name, g in expected.items():
-            missing = float((g - found[name]).norm())
-            if missing > self._tolerance * max(scale[name], float(g.norm())):
+    def compare(self, names: Iterable[str]) -> None:
+        """`NotCovered` unless these parameters' gradients by the calls of their layers are autograd's."""
+        for name in names:
+            calls = [(call, g_out) for call, g_out in self.reached if name in call.layer.names.values()]
+            parts = [call.gradient(g_out, EVERY)[name] for call, g_out in calls]
+            missing = float((self.total[name] - sum(parts)).norm())
+            if missing > self.tolerance * (float(self.total[name].norm()) + sum(float(part.norm()) for part in parts)):
                 raise NotCovered(
                     "layerwise",
                     f"{name!r}: its gradient by its layer's calls is {missing:.3g} from autograd's, so a gradient hook "
@@ -144,7 +143,7 @@ class Backward:
         for call, g_out in self.reached:
             column += call.along(direction, g_out)
         found, scale, expected = float(column.sum()), float(column.abs().sum()), inner(self.total, direction)
-        if abs(found - expected) > self._tolerance * (scale + abs(expected)):
+        if abs(found - expected) > self.tolerance * (scale + abs(expected)):
             raise NotCovered(
                 "layerwise",
                 f"{self._most_missed(direction)!r}: the scores add up to {found:.6g} but autograd's gradient gives "
@@ -160,7 +159,7 @@ class Backward:
                 rows[name] = rows[name] + grads if name in rows else grads
         for name, grads in rows.items():
             missing, scale = float((grads.sum(0) - self.total[name].flatten()).norm()), float(grads.norm(dim=1).sum())
-            if missing > self._tolerance * scale:
+            if missing > self.tolerance * scale:
                 raise NotCovered(
                     "layerwise",
                     f"{name!r}: the records' gradients miss {missing:.6g} of autograd's, so its layer computes "

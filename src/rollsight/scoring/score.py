@@ -53,6 +53,7 @@ def score_records(
     forward: Forward | None = None,
     group: Group | None = None,
     on_policy: bool = False,
+    tokens: bool = False,
 ) -> Scores:
     """Score every record: `s_i = <grad l_i(theta), grad f(theta)>` at the module's present parameters.
 
@@ -84,6 +85,7 @@ def score_records(
     on_policy:  the module is still the policy that collected the records: warn (once for a module) where more than 1
                 record in 10 has a log-probability that is 0.2 nats off the recorded one (sequences: a token's mean).
                 Objectives with an `on_policy` of their own do not read the recorded ones, and nothing is compared.
+    tokens:     of (N, T) records, score every token: "auto" leaves out layerwise, which gives sequences' scores only.
 
     Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the
     backend gives them. Gradients, training modes and random states are left as they were; dropout is off while scoring.
@@ -105,22 +107,22 @@ def score_records(
         noting = Compared(objective) if read else None
         loss = noting or objective
         job = _Job(policy, part, target, loss, optimizer, current, cross_fit, seed, chunk_size, forward, group)
-        values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend)
+        values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend, tokens)
         if noting is not None:
             noting.warn(policy.module)
         if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
             full[valid] = values
             values = full
-    tokens = None
+    by_token = None
     if records.log_probs.dim() == 2 and values.dim() == 3:
-        tokens, values = values, values.sum(1)
-        tokens = tokens[..., 0] if tokens.shape[-1] == 1 else None
+        by_token = values[..., 0] if values.shape[-1] == 1 else None
+        values = values.sum(1)
     if not getattr(target, "each", False):
         values = values.squeeze(-1)
     scores = Scores(
         values,
-        tokens,
+        by_token,
         records.ids,
         valid,
         target=target.name,
@@ -172,12 +174,14 @@ class _Job:
         if group is not None and (cross_fit or getattr(target, "each", False)):
             raise RollsightError("group= gives every record one direction; leave out cross_fit=True and each=True.")
 
-    def run(self, backend: Backend) -> tuple[Tensor, str, str]:
+    def run(self, backend: Backend, tokens: bool) -> tuple[Tensor, str, str]:
         """(n, M) or (n, T, M) values, the backend used, and why."""
         if backend != "auto":
             return self.by(backend), backend, "asked for"
-        names = ("layerwise", "jvp", "double_backward")
+        names = ["layerwise", "jvp", "double_backward"][1 if tokens else 0 :]
         values, used, why = first_that_covers({name: partial(self.by, name) for name in names})
+        if tokens:
+            return values, used, why or "the first that scores every token"
         return values, used, why or "every trainable parameter is in a layer linear in its parameters"
 
     def run_without_self(self, backend: str) -> tuple[Tensor, str, str]:

@@ -23,9 +23,7 @@ def score(
     cross_fit: bool,
     round: int,
 ) -> Scores:
-    """One score a step. "auto" is "jvp" for recurrent policies, whose scores per step no other fast backend gives."""
-    if translated.position is not None and backend == "auto":
-        backend = "jvp"
+    """One score a step."""
     if isinstance(target, targets.Objective) and target.objective is None:
         target = replace(target, objective=translated.objective)
     scores = score_records(
@@ -38,6 +36,7 @@ def score(
         cross_fit=cross_fit,
         seed=round,
         on_policy=True,
+        tokens=translated.position is not None,  # a recurrent policy's records are sequences of steps
     )
     return translated.per_step(scores)
 
