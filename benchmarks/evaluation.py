@@ -22,7 +22,7 @@ from statistics import median
 import numpy as np
 from stable_baselines3 import PPO
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 from rollsight.studies.settings import settings_for
 from rollsight.studies.training_run import RunSettings, model_of
 from rollsight.training.classic.acting import Actor, executable

@@ -11,7 +11,7 @@ import torch
 
 from rollsight import advantages as estimates
 from rollsight import cli, runs
-from rollsight.adapters.sb3.environments import make_environment
+from rollsight.environments.make import make_environment
 from rollsight.analysis.diagnosis import advantages, pages
 from rollsight.analysis.diagnosis import statistics as diagnosis
 from rollsight.analysis.diagnosis.advantages import advantage_from

@@ -14,8 +14,8 @@ from test_stacked import snapshot_of
 from torch import Tensor
 
 from rollsight import cli, objectives, runs, score_records, targets
-from rollsight.adapters.sb3.environments import make_environments
-from rollsight.adapters.sb3.rollouts import collect
+from rollsight.environments.make import make_environments
+from rollsight.playing.collect import collect
 from rollsight.analysis.fidelity import (
     Fidelity,
     FidelitySettings,

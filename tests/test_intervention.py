@@ -10,8 +10,8 @@ from torch import distributions
 
 import rollsight as rs
 from rollsight import cli, runs
-from rollsight.adapters.sb3 import common_episodes
-from rollsight.adapters.sb3.common_episodes import CommonEpisodes, sample
+from rollsight.playing import common_episodes
+from rollsight.playing.common_episodes import CommonEpisodes, sample
 from rollsight.analysis.intervention import arms as intervention
 from rollsight.analysis.intervention import pages
 from rollsight.analysis.intervention import run as interventions

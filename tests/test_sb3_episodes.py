@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from rollsight import runs
-from rollsight.adapters.gymnasium import EpisodeStart
+from rollsight.environments.episode_start import EpisodeStart
 from rollsight.adapters.sb3 import InfluenceCallback
 
 Row = dict[str, Any]

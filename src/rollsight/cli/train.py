@@ -64,7 +64,7 @@ def train(
         out: The run folder.
         overwrite: Replace the run folder if it is there.
     """
-    from rollsight.adapters.sb3.environments import check_environment
+    from rollsight.environments.make import check_environment
     from rollsight.studies.settings import settings_for
     from rollsight.studies.training_run import RunSettings, run_training
 

@@ -6,7 +6,7 @@ import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 
 _EVALUATION = 0xE7A1  # the purpose in the key of the evaluation environments' seed
 

@@ -18,8 +18,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from rollsight import runs, selection
 from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
-from rollsight.adapters.sb3.environments import make_environments, observations_of
 from rollsight.adapters.sb3.metadata import describe
+from rollsight.environments.make import make_environments, observations_of
 from rollsight.errors import Diverged, RollsightError
 from rollsight.studies.evaluation import Evaluation
 from rollsight.studies.networks import MiniGridFeatures

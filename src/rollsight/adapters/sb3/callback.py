@@ -20,7 +20,7 @@ from rollsight.adapters import options, summary
 from rollsight.adapters.sb3 import buffer
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker
-from rollsight.adapters.sb3.metadata import describe
+from rollsight.adapters.sb3.metadata import describe, statistics_entry
 from rollsight.adapters.sb3.streams import streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
 from rollsight.errors import RollsightError
@@ -193,11 +193,16 @@ class InfluenceCallback(BaseCallback):
             **(summary.of_scores(next(iter(self.scores.values()))) if self.scores else {}),
             **summary.of_selection(self.selection, valid, "repack" if translated.position is None else "mask"),
             **(summary.of_trust(line) if line is not None else {}),
+            **(statistics_entry(model.get_env()) if self._snapshot_due else {}),
             **clock.laps,
             "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
         }
         self._log()
         self._trained = time.perf_counter()
+
+    @property
+    def _snapshot_due(self) -> bool:
+        return self.snapshot_every > 0 and self.round % self.snapshot_every == 0
 
     @property
     def _model(self) -> OnPolicyAlgorithm:
@@ -266,7 +271,7 @@ class InfluenceCallback(BaseCallback):
     def _prepare_training(self, translated: Translated) -> None:
         self._before = torch.nn.utils.parameters_to_vector(self._model.policy.parameters()).detach().clone()
         self._count = 0
-        if translated.rule is None or not self.snapshot_every or self.round % self.snapshot_every:
+        if translated.rule is None or not self._snapshot_due:
             return
         weights = None if self.selection is None else self.selection.weights
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from typing import Any
 
 import stable_baselines3
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from rollsight.environments.describe import Described, describe_environments
+from rollsight.environments.plain_values import decode
+from rollsight.environments.trained import STATISTICS
+from rollsight.environments.vector import statistics_of
 
 _SETTINGS = (
     "n_steps",
@@ -27,7 +34,7 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
     """Algorithm, environment, seed and hyper-parameters, as plain values."""
     env = model.get_env()
     assert env is not None
-    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
+    environment = _environment(env)
     optimizer = model.policy.optimizer
     settings = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
     if callable(clip := getattr(model, "clip_range", None)):
@@ -36,10 +43,12 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "host": f"stable-baselines3 {stable_baselines3.__version__}",
         "algo": type(model).__name__.lower(),
         "policy": type(model.policy).__name__,
-        "env": None if spec is None else spec.id,
-        "env_kwargs": None if spec is None else dict(spec.kwargs),
-        "max_episode_steps": None if spec is None else spec.max_episode_steps,
+        "env": environment["id"],
+        "env_kwargs": decode(environment.get("kwargs")),
+        "max_episode_steps": _limit(environment),
         "env_wrappers": _wrappers(env),
+        "environment": environment,
+        "units": units(env),
         "n_envs": env.num_envs,
         "seed": model.seed,
         "optimizer": type(optimizer).__name__,
@@ -56,3 +65,42 @@ def _wrappers(env: VecEnv) -> list[str]:
         names.append(type(env).__name__)
         env = env.venv
     return names
+
+
+def units(env: VecEnv) -> dict[str, str]:
+    """What the columns of records, and the returns of a round's summary, are measured in."""
+    own = "the environment's reward"
+    scaled = own
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_reward:
+            scaled = f"{own} as VecNormalize scales it: over the running standard deviation of its discounted sum"
+        env = env.venv
+    return {
+        **dict.fromkeys(("reward", "episode_return", "return_mean"), own),
+        **dict.fromkeys(("value", "advantage", "return"), scaled),
+    }
+
+
+def statistics_entry(env: VecEnv | None) -> dict[str, str]:
+    """The entry of a round's summary that says what each `VecNormalize` has seen by now; none where there is none."""
+    found = [] if env is None else statistics_of(env)
+    return {STATISTICS: json.dumps(found)} if found else {}
+
+
+def _environment(env: VecEnv) -> Described:
+    try:
+        return describe_environments(env)
+    except Exception as error:  # of an environment's own code; training goes on, and analyses refuse to play
+        warnings.warn(
+            f"the run will not say how its environment was made: {type(error).__name__}: {error}", stacklevel=2
+        )
+        return {"id": None, "problem": "it could not be described", "vec_wrappers": []}
+
+
+def _limit(environment: Described) -> int | None:
+    limits = [
+        layer["arguments"]["max_episode_steps"]
+        for layer in environment.get("wrappers", ())
+        if layer["wrapper"].endswith(":TimeLimit")
+    ]
+    return min(limits, default=None)

@@ -17,9 +17,20 @@ from gymnasium.envs.classic_control import (
     PendulumEnv,
 )
 from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import (
+    ClipAction,
+    ClipReward,
+    DiscretizeAction,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RescaleAction,
+    TimeLimit,
+    TransformReward,
+)
+from stable_baselines3.common.monitor import Monitor
 
-from rollsight.adapters.gymnasium import restart
+from rollsight.environments.episode_start import EpisodeStart, restart
 from rollsight.errors import RollsightError
 
 Array = np.ndarray[Any, Any]
@@ -112,15 +123,19 @@ def choose_method(make: Callable[[], Env], see: Callable[[Any], Array], points: 
     if not replayable:
         raise RollsightError(
             f"{_name(env)} cannot be branched: its state cannot be set, and the run does not store how the episodes of "
-            "these records started; wrap the environments in rollsight.adapters.gymnasium.EpisodeStart to train, as "
-            "`rollsight train --engine sb3` does."
+            "these records started; wrap the environments in EpisodeStart (from "
+            "rollsight.environments.episode_start) to train, as `rollsight train --engine sb3` does."
         )
     return "copy" if _can_be_copied(env, see) else "replay"
 
 
 def can_be_set(env: Env) -> bool:
     """Whether the observation says all there is to know of the environment's state, apart from the time."""
-    inner = env.unwrapped
+    layer, inner = env, env.unwrapped
+    while isinstance(layer, gym.Wrapper):
+        if type(layer) not in _PASSIVE:  # it may show something else, or have a state of its own
+            return False
+        layer = layer.env
     if isinstance(inner, TaxiEnv) and getattr(inner, "fickle_passenger", False):
         return False  # whether the passenger changes his mind is hidden
     return type(inner) in _SETTERS  # exactly: a subclass may hold more
@@ -225,6 +240,11 @@ def _set_pendulum(env: Any, obs: Array) -> None:
     env.state, env.last_u = np.array([np.arctan2(sin, cos), velocity]), None
 
 
+# Wrappers that show the observation as it is, and whose state, if they have any, does not matter or is set as well.
+_PASSIVE = {
+    *(OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit, Monitor, EpisodeStart),
+    *(ClipReward, TransformReward, ClipAction, RescaleAction, DiscretizeAction),
+}
 _SETTERS: dict[type, Callable[[Any, Array], None]] = {
     FrozenLakeEnv: _set_toy_text,
     CliffWalkingEnv: _set_toy_text,

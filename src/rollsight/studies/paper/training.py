@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from stable_baselines3 import PPO
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.settings import settings_for
 from rollsight.studies.training_run import RunSettings, model_of

@@ -1,0 +1,251 @@
+"""The environment that a run was trained in, made again: exactly, or not at all."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
+
+from rollsight.environments.describe import describe_environment, entry_point
+from rollsight.environments.make import STACKED, check_environment, observations_of, wrapper_of
+from rollsight.environments.plain_values import decode
+from rollsight.environments.vector import Statistics, seen_alone, wrap_vector
+from rollsight.environments.wrappers import Layer, make_wrapper, may_be_made, name_of
+from rollsight.errors import RollsightError
+from rollsight.runs import Run
+
+MakeEnv: TypeAlias = Callable[[], gym.Env[Any, Any]]
+"""A function without arguments that returns a new gymnasium environment, wrapped as in training."""
+
+STATISTICS = "vec_normalize"  # the column of a round's summary that holds what `VecNormalize` had seen by then
+_NORMALIZE = "stable_baselines3.common.vec_env.vec_normalize:VecNormalize"
+_INSTEAD = "name a function that makes it (--env MODULE:FUNCTION, in Python make_env=)"
+
+
+@dataclass(frozen=True)
+class TrainedEnvironment:
+    """How to make a run's environment again, in plain values for worker processes.
+
+    name: its id, or what made it. base: `id`, `entry_point`, `kwargs` and `wrappers`; None where `make` is given, the
+    user's function. limit: where a run of an earlier version says no more than its id, keywords and time limit.
+    vector: the vector wrappers, the innermost first; statistics: of each `VecNormalize` among them.
+    """
+
+    name: str
+    base: Mapping[str, Any] | None
+    vector: tuple[Layer, ...] = ()
+    statistics: Statistics = ()
+    limit: int | None = None
+    make: CloudpickleWrapper | None = field(default=None, repr=False)
+
+    def one(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """A new environment inside its gymnasium wrappers. Raises `RollsightError` where it cannot be made."""
+        if self.make is not None:
+            return _made_by(self.make.var)
+        assert self.base is not None
+        if "wrappers" in self.base:
+            return _made_again(self.base, render_mode)
+        return _made_by_name(self.base, self.limit, render_mode)
+
+    def alone(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
+        """A new environment as the policy saw it, through the vector wrappers too. Its rewards are its own."""
+        return seen_alone(self.one(render_mode), self.vector, self.statistics)
+
+    def vectorised(self, count: int) -> VecEnv:
+        """`count` of them in one process inside the vector wrappers; `VecNormalize` learns nothing more."""
+        ones = [self.one() for _ in range(count)]
+        if len({id(one.unwrapped) for one in ones}) < count:
+            raise RollsightError(f"{self.name} returned one environment twice: it must make a new one in each call")
+        return wrap_vector(DummyVecEnv([_returning(one) for one in ones]), self.vector, self.statistics)
+
+
+def trained_environment(
+    run: Run, purpose: str, *, round: int | None = None, make_env: MakeEnv | None = None
+) -> TrainedEnvironment:
+    """The environment that a run was trained in.
+
+    purpose: what cannot be done without it, for the error. round: the one whose `VecNormalize` statistics are played
+    with. make_env: makes the environment instead, without its vector wrappers, which are still the run's.
+
+    Raises `RollsightError` where the run does not say how its environment was made, or a part of it cannot be made
+    again; the message names the part.
+    """
+    env, described = run.metadata.get("env"), run.metadata.get("environment")
+
+    def refuse(why: str, instead: bool = True) -> RollsightError:
+        return RollsightError(f"{run.path} {why}, so {purpose}" + (f": {_INSTEAD}" if instead else ""))
+
+    if described is None:
+        base, vector = _of_earlier_version(run, env, refuse)
+    else:
+        if not _is_described(described):
+            raise refuse("has an entry `environment` in its run.json that is damaged")
+        base, vector = described, tuple(described["vec_wrappers"])
+    for layer in vector:
+        if "problem" in layer or not may_be_made(layer["wrapper"]):
+            why = layer.get("problem", "it is not a wrapper that can be made again")
+            raise refuse(f"was trained inside {name_of(layer)}, which cannot be made again ({why})", instead=False)
+    statistics: Statistics = ()
+    if count := sum(layer["wrapper"] == _NORMALIZE for layer in vector):
+        statistics = _statistics(run, round)
+        if len(statistics) != count:
+            raise refuse("was trained inside VecNormalize, whose running statistics the run does not hold", False)
+    if make_env is not None:
+        name = str(env or getattr(make_env, "__qualname__", "make_env"))
+        return TrainedEnvironment(name, None, vector, statistics, make=CloudpickleWrapper(make_env))
+    if "problem" in base and base.get("id") is None:
+        raise refuse(f"does not say which environment it was trained in ({base['problem']})")
+    if not isinstance(env, str):
+        raise refuse("does not say which environment it was trained in")
+    if base["id"] != env:
+        raise refuse(f"names the environment {env} but describes {base['id']}")
+    if "problem" in base:
+        raise refuse(f"was trained in {env}, which cannot be made again ({base['problem']})")
+    for layer in base.get("wrappers", ()):
+        if "problem" in layer or not may_be_made(layer["wrapper"]):
+            why = layer.get("problem", "it is not a wrapper that can be made again")
+            raise refuse(f"was trained inside {name_of(layer)}, which cannot be made again ({why})")
+    trained = TrainedEnvironment(env, base, vector, statistics, run.metadata.get("max_episode_steps"))
+    try:
+        trained.one().close()  # complains now, and not in a worker process
+    except RollsightError as error:
+        raise RollsightError(f"{error}; or {_INSTEAD}") from error
+    return trained
+
+
+def function_named(text: str) -> MakeEnv:
+    """The function that `MODULE:FUNCTION` names. Raises `RollsightError` where there is none."""
+    module, colon, name = text.partition(":")
+    if not (colon and module and name):
+        raise RollsightError(f"--env {text} names no function: write MODULE:FUNCTION, such as my_envs:make")
+    if "" not in sys.path and os.getcwd() not in sys.path:  # an installed command does not look into its folder
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise RollsightError(f"--env {text}: the module {module} cannot be imported ({error})") from error
+    for part in name.split("."):
+        found = getattr(found, part, None)  # type: ignore[assignment]
+    if not callable(found):
+        raise RollsightError(f"--env {text}: the module {module} has no function {name}")
+    function: MakeEnv = found
+    return function
+
+
+def _returning(env: gym.Env[Any, Any]) -> MakeEnv:
+    return lambda: env
+
+
+def _made_by(make: MakeEnv) -> gym.Env[Any, Any]:
+    name = getattr(make, "__qualname__", "make_env")
+    try:
+        made = make()
+    except Exception as error:  # the user's own code
+        reason = str(error).partition("\n")[0]
+        raise RollsightError(
+            f"{name}() raised {type(error).__name__} ({reason}): it must return an environment"
+        ) from error
+    if not isinstance(made, gym.Env):
+        raise RollsightError(f"{name}() returned a {type(made).__name__}: it must return one gymnasium environment")
+    return made
+
+
+def _made_again(base: Mapping[str, Any], render_mode: str | None) -> gym.Env[Any, Any]:
+    name = base["id"]
+    check_environment(name)
+    spec = copy.deepcopy(gym.spec(name))
+    if entry_point(spec) != base["entry_point"]:
+        raise RollsightError(f"{name} is {entry_point(spec)} here, and the run was trained in {base['entry_point']}")
+    spec.kwargs = _keywords(decode(base["kwargs"]), render_mode)
+    # The environment alone: everything around it, the time limit too, is in the list, in the order it had.
+    spec.max_episode_steps, spec.order_enforce, spec.additional_wrappers = None, False, ()
+    try:
+        env: gym.Env[Any, Any] = gym.make(spec, disable_env_checker=True)
+    except Exception as error:  # keywords of another version, a missing package: whatever its constructor meets
+        reason = str(error).partition("\n")[0]
+        raise RollsightError(f"{name} cannot be made again ({type(error).__name__}: {reason})") from error
+    layers, inside = base["wrappers"], describe_environment(env)["wrappers"]  # some come wrapped
+    if layers[: len(inside)] != inside:
+        raise RollsightError(f"{name} comes inside {', '.join(map(name_of, inside))} here, and did not in training")
+    for layer in layers[len(inside) :]:
+        env = make_wrapper(layer, gym.Wrapper, env)
+    return env
+
+
+def _made_by_name(base: Mapping[str, Any], limit: int | None, render_mode: str | None) -> gym.Env[Any, Any]:
+    """As our own training runs make it, of which earlier versions wrote no more."""
+    name = base["id"]
+    check_environment(name)
+    keywords = _keywords(dict(base["kwargs"]), render_mode)
+    try:
+        made = gym.make(name, max_episode_steps=limit, disable_env_checker=True, **keywords)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise RollsightError(f"{name} cannot be made again ({type(error).__name__}: {reason})") from error
+    return wrapper_of(name)(Monitor(made))
+
+
+def _keywords(keywords: dict[str, Any], render_mode: str | None) -> dict[str, Any]:
+    if keywords.get("render_mode") == "human":  # a window for each would open
+        keywords.pop("render_mode")
+    return keywords if render_mode is None else {**keywords, "render_mode": render_mode}
+
+
+def _of_earlier_version(
+    run: Run, env: Any, refuse: Callable[..., RollsightError]
+) -> tuple[dict[str, Any], tuple[Layer, ...]]:
+    """Of a run that describes no environment: id and keywords, and its vector wrappers where they can be told."""
+    names = run.metadata.get("env_wrappers") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise refuse(f"has env_wrappers={names!r} in its run.json, which is not a list of names", instead=False)
+    atari = isinstance(env, str) and observations_of(env) == "atari"
+    if "VecNormalize" in names:
+        raise refuse("was trained inside VecNormalize, whose running statistics the run does not hold", instead=False)
+    harmless = {"VecTransposeImage", "VecMonitor", "VecCheckNan", *(["VecFrameStack"] if atari else [])}
+    if unknown := [name for name in names if name not in harmless]:
+        raise refuse(f"was trained inside {unknown[0]}, whose arguments the run does not hold", instead=False)
+    keywords = run.metadata.get("env_kwargs") or {}
+    if not isinstance(keywords, dict):
+        raise refuse(f"has env_kwargs={keywords!r} in its run.json, which are not keywords")
+    limit = run.metadata.get("max_episode_steps")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise refuse(f"has max_episode_steps={limit!r} in its run.json, which is not a number of steps")
+    return {"id": env, "kwargs": keywords}, (STACKED,) if atari else ()
+
+
+def _is_described(described: Any) -> bool:
+    """Whether it is what `describe_environments` writes, as far as shapes go."""
+
+    def layers(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(layer, dict)
+            and isinstance(layer.get("wrapper"), str)
+            and ("problem" in layer or isinstance(layer.get("arguments"), dict))
+            for layer in value
+        )
+
+    if not isinstance(described, dict) or not layers(described.get("vec_wrappers")):
+        return False
+    if "problem" in described:
+        return True
+    texts = all(isinstance(described.get(name), str) for name in ("id", "entry_point"))
+    return texts and isinstance(described.get("kwargs"), dict) and layers(described.get("wrappers"))
+
+
+def _statistics(run: Run, round: int | None) -> Statistics:
+    try:
+        found = run.sql(f"select {STATISTICS} from rounds where round = {round}").fetchall() if round else []
+    except RollsightError:  # no such column
+        return ()
+    texts = [text for (text,) in found if text is not None]
+    return json.loads(texts[0]) if texts else ()
