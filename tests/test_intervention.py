@@ -17,6 +17,7 @@ from rollsight.analysis.intervention import pages
 from rollsight.analysis.intervention import run as interventions
 from rollsight.analysis.intervention.run import InterventionSettings, run_intervention
 from rollsight.cli.record_lists import read_record_list
+from rollsight.environments.make import make_environments
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
@@ -43,6 +44,10 @@ def snapshot(run):
 
 def settings(run, **changes):
     return InterventionSettings(run, **{"rounds": (2, 3), "orders": 2, "episodes": 4, **changes})
+
+
+def pole(count):
+    return make_environments("CartPole-v1", count)
 
 
 def returns(result, round=0):
@@ -108,18 +113,18 @@ def test_permuted_advantages_are_those_of_the_scores_only(snapshot):
 
 def test_equal_policies_play_equal_episodes_whoever_played_before(snapshot, monkeypatch):
     one, two = snapshot.policy.module, snapshot.replay(order=0).policy.module
-    episodes = CommonEpisodes("CartPole-v1", 7, (0, 2))
+    episodes = CommonEpisodes(pole, 7, (0, 2))
     first, second = episodes(one), episodes(two)
     assert not np.array_equal(first, second)
     assert np.array_equal(episodes(one), first)  # and in the other order
     torch.manual_seed(5), np.random.seed(5)
     monkeypatch.setattr(common_episodes, "_AT_ONCE", 3)
-    fewer = CommonEpisodes("CartPole-v1", 7, (0, 2))
+    fewer = CommonEpisodes(pole, 7, (0, 2))
     assert np.array_equal(fewer(two), second)
     assert np.array_equal(fewer(one), first)
-    assert not np.array_equal(CommonEpisodes("CartPole-v1", 7, (1, 2))(one), first)
+    assert not np.array_equal(CommonEpisodes(pole, 7, (1, 2))(one), first)
     # Common numbers: the episodes of the two policies go together more than those of independent ones.
-    assert np.array_equal(CommonEpisodes("CartPole-v1", 3, (0, 2))(one), first[:3])
+    assert np.array_equal(CommonEpisodes(pole, 3, (0, 2))(one), first[:3])
 
 
 def test_actions_follow_their_distribution():
@@ -328,25 +333,12 @@ def test_a_run_without_snapshots_or_environment_is_said(run, tmp_path):
     with pytest.raises(RollsightError, match="does not say which environment"):
         run_intervention(settings(tmp_path / "moved"))
     (tmp_path / "moved" / "run.json").write_text(json.dumps({**metadata, "env": "Acrobot-v1"}))
+    with pytest.raises(RollsightError, match="names the environment Acrobot-v1 but describes CartPole-v1"):
+        run_intervention(settings(tmp_path / "moved"))
+    del metadata["environment"]  # as earlier versions wrote it
+    (tmp_path / "moved" / "run.json").write_text(json.dumps({**metadata, "env": "Acrobot-v1"}))
     with pytest.raises(RollsightError, match="wrapped in a way that its name does not say"):
         run_intervention(settings(tmp_path / "moved"))
-
-
-def test_a_run_inside_vec_normalize_is_not_played(tmp_path, capsys):
-    """Its policy saw normalised observations; an environment without the statistics would be another task."""
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    from rollsight.adapters.sb3 import InfluenceCallback
-
-    path = tmp_path / "normalised"
-    model = PPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 2)), n_steps=32, batch_size=16, n_epochs=1)
-    model.learn(64, callback=InfluenceCallback(run=path, snapshots="all"))
-    assert runs.open(path).metadata["env_wrappers"] == ["VecNormalize"]
-    for command in (["intervene"], ["fidelity", "--round", "1"], ["diagnose", "--out", str(tmp_path / "figures")]):
-        assert cli.main([command[0], str(path), *command[1:]]) == 1
-        assert "inside VecNormalize" in capsys.readouterr().err
 
 
 def test_whole_episodes_are_dropped(run):

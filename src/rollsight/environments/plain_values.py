@@ -37,7 +37,7 @@ def encode(value: Any) -> Any:
         if all(type(key) is str for key in value) and not any(tag in value for tag in _TAGS):
             return {key: encode(item) for key, item in value.items()}
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    name = getattr(value, "__qualname__", None)
+    name = getattr(value, "__name__", None)
     raise NotPlain(f"the function {name}" if callable(value) and name else f"a {type(value).__name__}")
 
 

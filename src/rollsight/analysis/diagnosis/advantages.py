@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, Env, Method
+from rollsight.analysis.diagnosis.branching import EXACT, Brancher, BranchPoint, Env, Method
 from rollsight.environments.trained import TrainedEnvironment
 from rollsight.playing.actor import Actor
 from rollsight.processes import start_worker, terminate
@@ -49,7 +49,7 @@ class Experiment:
     """What the branches of a round have in common, for worker processes to set up: paths and plain values.
 
     seed: of every random stream, keyed by (seed, round, purpose, record): no result depends on the number of processes.
-    deadline: in `time.time()`; a record that is not done by then is given up.
+    deadline: in `time.time()`; a record that is not done by then is given up. tolerance: of `branching.replay`.
     """
 
     snapshot: Path
@@ -60,9 +60,10 @@ class Experiment:
     seed: int
     round: int
     deadline: float | None = None
+    tolerance: float = EXACT
 
-    def make(self, render_mode: str | None = None) -> Env:
-        return self.environment.alone(render_mode)
+    def make(self) -> Env:
+        return self.environment.alone()
 
 
 class Worker:
@@ -74,7 +75,8 @@ class Worker:
         snapshot = Snapshot.load(experiment.snapshot)
         self._actor = Actor(snapshot.policy)
         self._obs, self._log_probs = snapshot.records.obs, snapshot.records.log_probs
-        self._brancher = Brancher(experiment.make, experiment.method, lambda obs: flat(self._actor.see([obs])))
+        see = lambda obs: flat(self._actor.see([obs]))  # noqa: E731
+        self._brancher = Brancher(experiment.make, experiment.method, see, experiment.tolerance)
 
     def estimate(self, point: BranchPoint) -> Estimate | None:
         """The advantage of one record; None where the deadline passed."""

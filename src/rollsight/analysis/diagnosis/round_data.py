@@ -11,7 +11,7 @@ from torch import Tensor
 from rollsight import advantages
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
-from rollsight.analysis.diagnosis.branching import BranchPoint, Method
+from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.actor import Actor
@@ -43,6 +43,7 @@ class RoundData:
         if missing:
             raise RollsightError(f"the records of {run.path} have no column {min(missing)!r}, which diagnose needs")
         self.environment = trained_environment(run, "its records cannot be branched", round=round, make_env=make_env)
+        self.tolerance = DRIFTING if self.environment.statistics else EXACT
         check_spaces(self.snapshot.policy.module, *_spaces(self.environment.alone()))
         settings = run.metadata.get("settings") or {}
         if "gamma" not in settings:
@@ -56,9 +57,8 @@ class RoundData:
 
     def experiment(self, method: Method, branches: int, seed: int, deadline: float | None = None) -> Experiment:
         """What is common to the branches of this round."""
-        return Experiment(
-            self.snapshot_path, self.environment, method, branches, self.gamma, seed, self.round, deadline
-        )
+        where = self.snapshot_path, self.environment
+        return Experiment(*where, method, branches, self.gamma, seed, self.round, deadline, self.tolerance)
 
     def see(self, observation: Any) -> Array:
         return flat(self.actor.see([observation]))
