@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 _GRACE = 5.0  # seconds that a worker has to end before it is killed
 
@@ -39,6 +41,20 @@ def terminate(pool: ProcessPoolExecutor) -> None:
             worker.kill()
     if results is not None:
         results._writer.close()  # type: ignore[attr-defined]  # or the pool's thread waits for the rest of a result
+
+
+@contextmanager
+def no_interrupts_inherited() -> Iterator[None]:
+    """Workers that start in this block do not see SIGINT, from their first moment on: an interrupt while they import
+    would print their tracebacks. One that comes meanwhile reaches this process after the block."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
