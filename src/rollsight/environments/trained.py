@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import json
 import os
@@ -47,6 +48,15 @@ class TrainedEnvironment:
     statistics: Statistics = ()
     limit: int | None = None
     make: CloudpickleWrapper | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Text that is equal where the environment is: what was played in another must not be taken for this one's."""
+        if self.make is not None:
+            made = self.make.var
+            return f"{getattr(made, '__module__', '')}:{getattr(made, '__qualname__', type(made).__qualname__)}"
+        content = json.dumps([self.base, self.vector, self.limit], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def one(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """A new environment inside its gymnasium wrappers. Raises `RollsightError` where it cannot be made."""
@@ -102,7 +112,7 @@ def trained_environment(
             raise refuse("was trained inside VecNormalize, whose running statistics the run does not hold", False)
     if make_env is not None:
         name = str(env or getattr(make_env, "__qualname__", "make_env"))
-        return TrainedEnvironment(name, None, vector, statistics, make=CloudpickleWrapper(make_env))
+        return _tried(TrainedEnvironment(name, None, vector, statistics, make=CloudpickleWrapper(make_env)), refuse)
     if "problem" in base and base.get("id") is None:
         raise refuse(f"does not say which environment it was trained in ({base['problem']})")
     if not isinstance(env, str):
@@ -115,11 +125,21 @@ def trained_environment(
         if "problem" in layer or not may_be_made(layer["wrapper"]):
             why = layer.get("problem", "it is not a wrapper that can be made again")
             raise refuse(f"was trained inside {name_of(layer)}, which cannot be made again ({why})")
-    trained = TrainedEnvironment(env, base, vector, statistics, run.metadata.get("max_episode_steps"))
+    return _tried(
+        TrainedEnvironment(env, base, vector, statistics, run.metadata.get("max_episode_steps")),
+        refuse,
+        f"; or {_INSTEAD}",
+    )
+
+
+def _tried(trained: TrainedEnvironment, refuse: Callable[..., RollsightError], instead: str = "") -> TrainedEnvironment:
+    """The same, after one was made: complains now, and not in a worker process."""
     try:
-        trained.one().close()  # complains now, and not in a worker process
+        trained.alone().close()
     except RollsightError as error:
-        raise RollsightError(f"{error}; or {_INSTEAD}") from error
+        raise RollsightError(f"{error}{instead}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise refuse("holds statistics of VecNormalize that are damaged", False) from error
     return trained
 
 
@@ -248,4 +268,8 @@ def _statistics(run: Run, round: int | None) -> Statistics:
     except RollsightError:  # no such column
         return ()
     texts = [text for (text,) in found if text is not None]
-    return json.loads(texts[0]) if texts else ()
+    try:
+        known = json.loads(texts[0]) if texts else ()
+    except ValueError:
+        return ()
+    return known if isinstance(known, list) else ()

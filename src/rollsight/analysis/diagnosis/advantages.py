@@ -16,7 +16,7 @@ import torch
 from rollsight.analysis.diagnosis.branching import EXACT, Brancher, BranchPoint, Env, Method
 from rollsight.environments.trained import TrainedEnvironment
 from rollsight.playing.actor import Actor
-from rollsight.processes import start_worker, terminate
+from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 from rollsight.records import Rows, take_rows
 from rollsight.snapshot import Snapshot
 
@@ -183,7 +183,8 @@ def _in_processes(
     context = get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(experiment,)) as pool:
         try:
-            waiting = {pool.submit(_estimate, point) for point in points}
+            with no_interrupts_inherited():
+                waiting = {pool.submit(_estimate, point) for point in points}
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:

@@ -78,7 +78,7 @@ class FidelityRound:
         self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         self.objective = self.snapshot.rule.policy_term()
         self.target = self._target(None)
-        self.described = f"{settings.target} {settings.seed} {settings.returns}"
+        self.described = f"{settings.target} {settings.seed} {settings.returns} {self._environment.identity}"
         self._fresh: Records | None = None
 
     def _target(self, records: Records | None) -> targets.Target:

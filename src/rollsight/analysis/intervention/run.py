@@ -30,7 +30,7 @@ from rollsight.analysis.intervention.arms import (
 from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.common_episodes import CommonEpisodes
-from rollsight.processes import start_worker, terminate
+from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
 from rollsight.update import Semantic
@@ -85,16 +85,17 @@ def run_intervention(
             environment cannot be made again as it was trained in, or a policy cannot be played in it.
     """
     run = runs.open(settings.run)
-    environments = {
-        round: trained_environment(run, "nothing can be played", round=round, make_env=make_env)
-        for round in settings.rounds
-    }
+    environments: dict[int, TrainedEnvironment] = {}
+    for round in settings.rounds:
+        same = next((one for one in environments.values() if not one.statistics), None)
+        environments[round] = same or trained_environment(run, "nothing can be played", round=round, make_env=make_env)
+    environment = environments[settings.rounds[0]]
     DropNegative(settings.p, settings.unit)  # complains about p now
     paths = {round: run.snapshot_path(round) for round in settings.rounds}
     for round, pairs in (settings.listed or {}).items():
         if round in paths:  # complains about unknown records now, not after an hour
             arms_by_list(Snapshot.load(paths[round]), pairs, order=0)
-    done = _finished(settings, run.metadata, out)
+    done = _finished(settings, run.metadata, environment, out)
     tasks = [
         _Task(settings, paths[round], environments[round], round, order)
         for round in settings.rounds
@@ -112,7 +113,7 @@ def run_intervention(
             if out is not None:
                 _write(out / f"round-{task.round:06d}.json", done[task.round])
         on_progress(count, total)
-    return _result(settings, environments[settings.rounds[0]].name, done)
+    return _result(settings, environment.name, done)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def _run(tasks: list[_Task], processes: int) -> Iterator[tuple[_Task, Played]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=start_worker) as pool:
         try:
-            futures = {pool.submit(_play, task): task for task in tasks}
+            with no_interrupts_inherited():
+                futures = {pool.submit(_play, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
@@ -211,14 +213,17 @@ def _result(settings: InterventionSettings, env: str, done: Mapping[int, Played]
     )
 
 
-def _finished(settings: InterventionSettings, metadata: Mapping[str, Any], out: Path | None) -> dict[int, Played]:
+def _finished(
+    settings: InterventionSettings, metadata: Mapping[str, Any], environment: TrainedEnvironment, out: Path | None
+) -> dict[int, Played]:
     """The rounds that `out` has; writes the settings there first."""
     if out is None:
         return {}
     listed = None
     if settings.listed is not None:
         listed = hashlib.sha256(repr(sorted(settings.listed.items())).encode()).hexdigest()
-    mine = runs.jsonable({**asdict(settings), "listed": listed, "run_created": metadata.get("created")})
+    more = {"listed": listed, "run_created": metadata.get("created"), "environment": environment.identity}
+    mine = runs.jsonable({**asdict(settings), **more})
     for name in ("run", "rounds"):  # a run may move, and rounds may be added
         mine.pop(name)
     out.mkdir(parents=True, exist_ok=True)
