@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from rollsight import runs
+from rollsight.adapters.sb3.metadata import describe_env
 from rollsight.environments.describe import describe_environments
 from rollsight.environments.episode_start import EpisodeStart
 from rollsight.environments.make import make_environments
@@ -73,8 +74,7 @@ NOT_FOR_CARTPOLE = {
 
 def run_of(folder, venv, **more):
     """A run folder that says how these environments were made, as training writes it."""
-    described = describe_environments(venv)
-    metadata = {"env": described["id"], "environment": described, "n_envs": venv.num_envs, **more}
+    metadata = {**describe_env(venv), "n_envs": venv.num_envs, **more}
     with runs.create(folder, metadata) as writer:
         state = statistics_of(venv)
         writer.write_round(1, {"records": 1, **({STATISTICS: json.dumps(state)} if state else {})})
@@ -417,7 +417,7 @@ def test_a_run_of_an_earlier_version_keeps_its_keywords_and_limit_or_is_refused(
 def test_a_run_cannot_name_other_code_to_load(path, tmp_path, monkeypatch):
     import importlib
 
-    described = describe_environments(DummyVecEnv([lambda: gym.make(POLE)]))
+    described = describe_env(DummyVecEnv([lambda: gym.make(POLE)]))["environment"]
     described["wrappers"].append({"wrapper": path, "arguments": {}})
     loaded = []
     monkeypatch.setattr(importlib, "import_module", lambda name: loaded.append(name))

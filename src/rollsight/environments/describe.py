@@ -57,6 +57,16 @@ def entry_point(spec: Any) -> str:
     return f"{made.__module__}:{made.__qualname__}" if callable(made) and hasattr(made, "__qualname__") else str(made)
 
 
+def time_limit(described: Described) -> int | None:
+    """The smallest limit of an episode's steps that its wrappers set."""
+    limits = [
+        layer["arguments"]["max_episode_steps"]
+        for layer in described.get("wrappers", ())
+        if layer["wrapper"].endswith(":TimeLimit")
+    ]
+    return min(limits, default=None)
+
+
 def _each(venv: VecEnv) -> list[Described]:
     if isinstance(venv, DummyVecEnv):
         return [describe_environment(env) for env in venv.envs]

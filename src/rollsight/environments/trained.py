@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from rollsight.environments.describe import describe_environment, entry_point
+from rollsight.environments.describe import describe_environment, entry_point, time_limit
 from rollsight.environments.make import STACKED, check_environment, observations_of, wrapper_of
 from rollsight.environments.plain_values import decode
 from rollsight.environments.vector import Statistics, seen_alone, wrap_vector
@@ -37,8 +37,8 @@ _INSTEAD = "name a function that makes it (--env MODULE:FUNCTION, in Python make
 class TrainedEnvironment:
     """How to make a run's environment again, in plain values for worker processes.
 
-    name: its id, or what made it. base: `id`, `entry_point`, `kwargs` and `wrappers`; None where `make` is given, the
-    user's function. limit: where a run of an earlier version says no more than its id, keywords and time limit.
+    name: its id, or what made it. base: `id` and `kwargs`, and the `entry_point` and the `wrappers` around it, or in runs
+    of earlier versions no more than the time `limit`; None where `make` is given, the user's function.
     vector: the vector wrappers, the innermost first; statistics: of each `VecNormalize` among them.
     """
 
@@ -46,7 +46,6 @@ class TrainedEnvironment:
     base: Mapping[str, Any] | None
     vector: tuple[Layer, ...] = ()
     statistics: Statistics = ()
-    limit: int | None = None
     make: CloudpickleWrapper | None = field(default=None, repr=False)
 
     @property
@@ -55,7 +54,7 @@ class TrainedEnvironment:
         if self.make is not None:
             made = self.make.var
             return f"{getattr(made, '__module__', '')}:{getattr(made, '__qualname__', type(made).__qualname__)}"
-        content = json.dumps([self.base, self.vector, self.limit], sort_keys=True)
+        content = json.dumps([self.base, self.vector], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def one(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -65,7 +64,7 @@ class TrainedEnvironment:
         assert self.base is not None
         if "wrappers" in self.base:
             return _made_again(self.base, render_mode)
-        return _made_by_name(self.base, self.limit, render_mode)
+        return _made_by_name(self.base, render_mode)
 
     def alone(self, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """A new environment as the policy saw it, through the vector wrappers too. Its rewards are its own."""
@@ -95,16 +94,11 @@ def trained_environment(
     def refuse(why: str, instead: bool = True) -> RollsightError:
         return RollsightError(f"{run.path} {why}, so {purpose}" + (f": {_INSTEAD}" if instead else ""))
 
-    if described is None:
-        base, vector = _of_earlier_version(run, env, refuse)
-    else:
-        if not _is_described(described):
-            raise refuse("has an entry `environment` in its run.json that is damaged")
-        base, vector = described, tuple(described["vec_wrappers"])
-    for layer in vector:
-        if "problem" in layer or not may_be_made(layer["wrapper"]):
-            why = layer.get("problem", "it is not a wrapper that can be made again")
-            raise refuse(f"was trained inside {name_of(layer)}, which cannot be made again ({why})", instead=False)
+    if described is not None and not _is_described(described):
+        raise refuse("has an entry `environment` in its run.json that is damaged", False)
+    vector = _vector_of_earlier_version(run, refuse) if described is None else tuple(described["vec_wrappers"])
+    if (problem := _first_problem(vector)) is not None:
+        raise refuse(problem, False)
     statistics: Statistics = ()
     if count := sum(layer["wrapper"] == _NORMALIZE for layer in vector):
         statistics = _statistics(run, round)
@@ -113,23 +107,31 @@ def trained_environment(
     if make_env is not None:
         name = str(env or getattr(make_env, "__qualname__", "make_env"))
         return _tried(TrainedEnvironment(name, None, vector, statistics, make=CloudpickleWrapper(make_env)), refuse)
-    if "problem" in base and base.get("id") is None:
-        raise refuse(f"does not say which environment it was trained in ({base['problem']})")
+    problem = None if described is None else described.get("problem")
     if not isinstance(env, str):
-        raise refuse("does not say which environment it was trained in")
-    if base["id"] != env:
-        raise refuse(f"names the environment {env} but describes {base['id']}")
-    if "problem" in base:
-        raise refuse(f"was trained in {env}, which cannot be made again ({base['problem']})")
-    for layer in base.get("wrappers", ()):
+        raise refuse("does not say which environment it was trained in" + (f" ({problem})" if problem else ""))
+    if problem is not None:
+        raise refuse(f"was trained in {env}, which cannot be made again ({problem})")
+    keywords, limit = run.metadata.get("env_kwargs") or {}, run.metadata.get("max_episode_steps")
+    if not isinstance(keywords, dict):
+        raise refuse(f"has env_kwargs={keywords!r} in its run.json, which are not keywords")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise refuse(f"has max_episode_steps={limit!r} in its run.json, which is not a number of steps")
+    base = {"id": env, "kwargs": keywords, **({"limit": limit} if described is None else described)}
+    if described is not None:
+        if (problem := _first_problem(described["wrappers"])) is not None:
+            raise refuse(problem)
+        if limit != (told := time_limit(described)):
+            raise refuse(f"has max_episode_steps={limit} in its run.json, and its wrappers say {told}")
+    return _tried(TrainedEnvironment(env, base, vector, statistics), refuse, f"; or {_INSTEAD}")
+
+
+def _first_problem(layers: Sequence[Layer]) -> str | None:
+    for layer in layers:
         if "problem" in layer or not may_be_made(layer["wrapper"]):
             why = layer.get("problem", "it is not a wrapper that can be made again")
-            raise refuse(f"was trained inside {name_of(layer)}, which cannot be made again ({why})")
-    return _tried(
-        TrainedEnvironment(env, base, vector, statistics, run.metadata.get("max_episode_steps")),
-        refuse,
-        f"; or {_INSTEAD}",
-    )
+            return f"was trained inside {name_of(layer)}, which cannot be made again ({why})"
+    return None
 
 
 def _tried(trained: TrainedEnvironment, refuse: Callable[..., RollsightError], instead: str = "") -> TrainedEnvironment:
@@ -186,10 +188,10 @@ def _made_again(base: Mapping[str, Any], render_mode: str | None) -> gym.Env[Any
     spec = copy.deepcopy(gym.spec(name))
     if entry_point(spec) != base["entry_point"]:
         raise RollsightError(f"{name} is {entry_point(spec)} here, and the run was trained in {base['entry_point']}")
-    spec.kwargs = _keywords(decode(base["kwargs"]), render_mode)
     # The environment alone: everything around it, the time limit too, is in the list, in the order it had.
     spec.max_episode_steps, spec.order_enforce, spec.additional_wrappers = None, False, ()
     try:
+        spec.kwargs = _keywords(decode(base["kwargs"]), render_mode)
         env: gym.Env[Any, Any] = gym.make(spec, disable_env_checker=True)
     except Exception as error:  # keywords of another version, a missing package: whatever its constructor meets
         reason = str(error).partition("\n")[0]
@@ -202,13 +204,13 @@ def _made_again(base: Mapping[str, Any], render_mode: str | None) -> gym.Env[Any
     return env
 
 
-def _made_by_name(base: Mapping[str, Any], limit: int | None, render_mode: str | None) -> gym.Env[Any, Any]:
+def _made_by_name(base: Mapping[str, Any], render_mode: str | None) -> gym.Env[Any, Any]:
     """As our own training runs make it, of which earlier versions wrote no more."""
     name = base["id"]
     check_environment(name)
     keywords = _keywords(dict(base["kwargs"]), render_mode)
     try:
-        made = gym.make(name, max_episode_steps=limit, disable_env_checker=True, **keywords)
+        made = gym.make(name, max_episode_steps=base["limit"], disable_env_checker=True, **keywords)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise RollsightError(f"{name} cannot be made again ({type(error).__name__}: {reason})") from error
@@ -221,26 +223,18 @@ def _keywords(keywords: dict[str, Any], render_mode: str | None) -> dict[str, An
     return keywords if render_mode is None else {**keywords, "render_mode": render_mode}
 
 
-def _of_earlier_version(
-    run: Run, env: Any, refuse: Callable[..., RollsightError]
-) -> tuple[dict[str, Any], tuple[Layer, ...]]:
-    """Of a run that describes no environment: id and keywords, and its vector wrappers where they can be told."""
-    names = run.metadata.get("env_wrappers") or []
+def _vector_of_earlier_version(run: Run, refuse: Callable[..., RollsightError]) -> tuple[Layer, ...]:
+    """The vector wrappers of a run that has only their names, where these tell all."""
+    names, env = run.metadata.get("env_wrappers") or [], run.metadata.get("env")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise refuse(f"has env_wrappers={names!r} in its run.json, which is not a list of names", instead=False)
-    atari = isinstance(env, str) and observations_of(env) == "atari"
+        raise refuse(f"has env_wrappers={names!r} in its run.json, which is not a list of names", False)
     if "VecNormalize" in names:
-        raise refuse("was trained inside VecNormalize, whose running statistics the run does not hold", instead=False)
+        raise refuse("was trained inside VecNormalize, whose running statistics the run does not hold", False)
+    atari = isinstance(env, str) and observations_of(env) == "atari"
     harmless = {"VecTransposeImage", "VecMonitor", "VecCheckNan", *(["VecFrameStack"] if atari else [])}
     if unknown := [name for name in names if name not in harmless]:
-        raise refuse(f"was trained inside {unknown[0]}, whose arguments the run does not hold", instead=False)
-    keywords = run.metadata.get("env_kwargs") or {}
-    if not isinstance(keywords, dict):
-        raise refuse(f"has env_kwargs={keywords!r} in its run.json, which are not keywords")
-    limit = run.metadata.get("max_episode_steps")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise refuse(f"has max_episode_steps={limit!r} in its run.json, which is not a number of steps")
-    return {"id": env, "kwargs": keywords}, (STACKED,) if atari else ()
+        raise refuse(f"was trained inside {unknown[0]}, whose arguments the run does not hold", False)
+    return (STACKED,) if atari else ()
 
 
 def _is_described(described: Any) -> bool:
@@ -258,8 +252,7 @@ def _is_described(described: Any) -> bool:
         return False
     if "problem" in described:
         return True
-    texts = all(isinstance(described.get(name), str) for name in ("id", "entry_point"))
-    return texts and isinstance(described.get("kwargs"), dict) and layers(described.get("wrappers"))
+    return isinstance(described.get("entry_point"), str) and layers(described.get("wrappers"))
 
 
 def _statistics(run: Run, round: int | None) -> Statistics:

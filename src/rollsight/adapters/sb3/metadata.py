@@ -10,8 +10,7 @@ import stable_baselines3
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from rollsight.environments.describe import Described, describe_environments
-from rollsight.environments.plain_values import decode
+from rollsight.environments.describe import Described, describe_environments, time_limit
 from rollsight.environments.trained import STATISTICS
 from rollsight.environments.vector import statistics_of
 
@@ -34,7 +33,6 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
     """Algorithm, environment, seed and hyper-parameters, as plain values."""
     env = model.get_env()
     assert env is not None
-    environment = _environment(env)
     optimizer = model.policy.optimizer
     settings = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
     if callable(clip := getattr(model, "clip_range", None)):
@@ -43,18 +41,26 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "host": f"stable-baselines3 {stable_baselines3.__version__}",
         "algo": type(model).__name__.lower(),
         "policy": type(model.policy).__name__,
-        "env": environment["id"],
-        "env_kwargs": decode(environment.get("kwargs")),
-        "max_episode_steps": _limit(environment),
-        "env_wrappers": _wrappers(env),
-        "environment": environment,
-        "units": units(env),
+        **describe_env(env),
         "n_envs": env.num_envs,
         "seed": model.seed,
         "optimizer": type(optimizer).__name__,
         "learning_rate": float(model.lr_schedule(1.0)),
         "settings": settings,
         **{name: value if isinstance(value, (list, int, type(None))) else str(value) for name, value in more.items()},
+    }
+
+
+def describe_env(env: VecEnv) -> dict[str, Any]:
+    """How the environments were made, and what their rewards and the columns made of them are measured in."""
+    described = _described(env)
+    return {
+        "env": described.pop("id"),
+        "env_kwargs": described.pop("kwargs", None),
+        "max_episode_steps": time_limit(described),
+        "env_wrappers": _wrappers(env),
+        "environment": described,
+        "units": units(env),
     }
 
 
@@ -87,7 +93,7 @@ def statistics_entry(env: VecEnv | None) -> dict[str, str]:
     return {STATISTICS: json.dumps(found)} if found else {}
 
 
-def _environment(env: VecEnv) -> Described:
+def _described(env: VecEnv) -> Described:
     try:
         return describe_environments(env)
     except Exception as error:  # of an environment's own code; training goes on, and analyses refuse to play
@@ -95,12 +101,3 @@ def _environment(env: VecEnv) -> Described:
             f"the run will not say how its environment was made: {type(error).__name__}: {error}", stacklevel=2
         )
         return {"id": None, "problem": "it could not be described", "vec_wrappers": []}
-
-
-def _limit(environment: Described) -> int | None:
-    limits = [
-        layer["arguments"]["max_episode_steps"]
-        for layer in environment.get("wrappers", ())
-        if layer["wrapper"].endswith(":TimeLimit")
-    ]
-    return min(limits, default=None)
