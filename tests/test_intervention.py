@@ -1,7 +1,14 @@
 """Interventions: replays in arms, common episodes, intervals, `rollsight intervene`. Rounds are short to be quick."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,6 +346,44 @@ def test_a_run_without_snapshots_or_environment_is_said(run, tmp_path):
     (tmp_path / "moved" / "run.json").write_text(json.dumps({**metadata, "env": "Acrobot-v1"}))
     with pytest.raises(RollsightError, match="wrapped in a way that its name does not say"):
         run_intervention(settings(tmp_path / "moved"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
+@pytest.mark.parametrize("command", ["intervene", "diagnose"])
+def test_an_interrupt_of_the_parent_alone_ends_its_workers(run, command, tmp_path):
+    """As from an editor's stop button: nothing trains on, and nothing waits for ever."""
+    more = ("--episodes", "1000000") if command == "intervene" else ("--branches", "100000", "--out", str(tmp_path))
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "rollsight", command, str(run), "--processes", "2", *more],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while len(workers_of(parent.pid)) < 2:
+            assert parent.poll() is None, parent.communicate()[1]
+            time.sleep(0.1)
+        workers = workers_of(parent.pid)
+        time.sleep(1)
+        os.kill(parent.pid, signal.SIGINT)
+        _, error = parent.communicate(timeout=30)
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert parent.returncode == 130
+    assert "Traceback" not in error
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def workers_of(pid):
+    """The children that `multiprocessing` started, without its own helper."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def test_whole_episodes_are_dropped(run):

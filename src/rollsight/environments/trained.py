@@ -37,8 +37,8 @@ _INSTEAD = "name a function that makes it (--env MODULE:FUNCTION, in Python make
 class TrainedEnvironment:
     """How to make a run's environment again, in plain values for worker processes.
 
-    name: its id, or what made it. base: `id` and `kwargs`, and the `entry_point` and the `wrappers` around it, or in runs
-    of earlier versions no more than the time `limit`; None where `make` is given, the user's function.
+    name: its id, or what made it. base: `id`, `kwargs`, `entry_point` and `wrappers`, or in runs of earlier versions no
+    more than `id`, `kwargs` and the time `limit`; None where `make` is given, the user's function.
     vector: the vector wrappers, the innermost first; statistics: of each `VecNormalize` among them.
     """
 
