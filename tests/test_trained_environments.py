@@ -209,20 +209,34 @@ def test_a_run_without_those_statistics_is_refused(tmp_path, capsys):
     ],
 )
 def test_metadata_of_another_environment_are_one_sentence(changes, said, pole_run, tmp_path, capsys):
-    metadata = {**json.loads((pole_run / "run.json").read_text()), "environment": None, **changes}
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    for folder in ("records", "rounds", "snapshots"):
-        (moved / folder).symlink_to(pole_run / folder)
-    (moved / "run.json").write_text(json.dumps(metadata))
+    moved = changed(pole_run, tmp_path, {"environment": None, **changes})
     for error in all_three(capsys, moved, tmp_path / "figures"):
         assert said in error
         assert error.count("\n") == 1
 
 
+def changed(run, folder, metadata):
+    """The run with other metadata."""
+    moved = folder / "moved"
+    moved.mkdir()
+    for part in ("records", "rounds", "snapshots"):
+        (moved / part).symlink_to(run / part)
+    (moved / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), **metadata}))
+    return moved
+
+
 @pytest.fixture(scope="module")
 def pole_run(tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "pole", pole())
+
+
+@pytest.mark.parametrize("settings", [None, "gamma=0.99", {"gamma": "x", "gae_lambda": 0.9}, {"gamma": 0.9}])
+def test_metadata_without_discounts_are_one_sentence(settings, pole_run, tmp_path, capsys):
+    _, fidelity, diagnosis = all_three(
+        capsys, changed(pole_run, tmp_path, {"settings": settings}), tmp_path / "figures"
+    )
+    assert "does not say its g" in fidelity
+    assert "does not say its g" in diagnosis
 
 
 def test_a_difference_of_rounding_is_none():

@@ -12,6 +12,7 @@ from rollsight import advantages
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
 from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
+from rollsight.analysis.discounts import discounts_of
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.actor import Actor
@@ -45,10 +46,8 @@ class RoundData:
         self.environment = trained_environment(run, "its records cannot be branched", round=round, make_env=make_env)
         self.tolerance = DRIFTING if self.environment.statistics else EXACT
         check_spaces(self.snapshot.policy.module, *_spaces(self.environment.alone()))
-        settings = run.metadata.get("settings") or {}
-        if "gamma" not in settings:
-            raise RollsightError(f"{run.path} does not say its gamma: its records cannot be branched")
-        self.env_id, self.gamma = self.environment.name, float(settings["gamma"])
+        self.env_id = self.environment.name
+        self.gamma = discounts_of(run, "its records cannot be branched")["gamma"]
         self.scores = column_as_floats(self.table, f"score_{TARGET}")
         self.scored = scored_records(self.table, self.scores)
         self.a_hat = column_as_floats(self.table, "advantage")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rollsight import runs, targets
+from rollsight.analysis.discounts import discounts_of
 from rollsight.analysis.fidelity import faults, variants
 from rollsight.analysis.fidelity.outcomes import Floats, Measure
 from rollsight.analysis.fidelity.stacked import target_values
@@ -74,6 +75,7 @@ class FidelityRound:
         purpose = "no fresh buffer can be collected"
         self._environment = trained_environment(self._run, purpose, round=number, make_env=make_env)
         self.env = self._environment.name
+        self._discounts = discounts_of(self._run, purpose)
         # Masks are over the full buffer, whatever the run itself left out of this round.
         self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         self.objective = self.snapshot.rule.policy_term()
@@ -90,11 +92,11 @@ class FidelityRound:
     def fresh(self) -> Records:
         """As many records as the round has, collected anew by the policy that started it."""
         if self._fresh is None:
-            count = int(self._run.metadata.get("n_envs", 1))
+            count = int(self.snapshot.records.ids["env"].max()) + 1
             envs = self._environment.vectorised(count)
             steps = max(2, len(self.snapshot.records) // count)
             key = (self._settings.seed, self._settings.round, _FRESH)
-            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._run.metadata["settings"], key)
+            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._discounts, key)
             envs.close()
         return self._fresh
 
@@ -144,9 +146,8 @@ class FidelityRound:
             variants.BASELINES[0]: lambda records: self.objective.prepare(records).advantages,
             variants.BASELINES[3]: lambda records: torch.from_numpy(rng.standard_normal(len(records))),
         }
-        settings = self._run.metadata["settings"]
         try:
-            buffer = faults.Buffer(self.snapshot.records, float(settings["gamma"]), float(settings["gae_lambda"]))
+            buffer = faults.Buffer(self.snapshot.records, self._discounts["gamma"], self._discounts["gae_lambda"])
             paid = column_as_floats(self._run.records(self._settings.round), "reward")
             stale, note = self._stale_values()
             return faults.detect(buffer, scorers, paid, stale, seed), [note]
