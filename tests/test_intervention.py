@@ -359,6 +359,8 @@ def test_an_interrupt_of_the_parent_alone_ends_its_workers(run, command, tmp_pat
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore interrupts, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         while len(workers_of(parent.pid)) < 2:
