@@ -225,7 +225,6 @@ class InfluenceCallback(BaseCallback):
         return rule
 
     def _score(self, translated: Translated, target: targets.Target, optimizer: torch.optim.Optimizer | None) -> Scores:
-        backend: Backend = "jvp" if translated.position is not None and self.backend == "auto" else self.backend
         if isinstance(target, targets.Objective) and target.objective is None:
             target = replace(target, objective=translated.objective)
         scores = score_records(
@@ -233,10 +232,12 @@ class InfluenceCallback(BaseCallback):
             translated.scored,
             target,
             translated.objective,
-            backend,
+            self.backend,
             optimizer,
             cross_fit=self.cross_fit,
             seed=self.round,
+            on_policy=True,
+            tokens=translated.position is not None,
         )
         return translated.per_step(scores)
 
