@@ -107,9 +107,8 @@ def main(args: Args) -> None:
         worst = shares.argmax(1)
         print(f"\nseed {seed}: share of the negative influence by environment, mean over {len(shares)} rounds")
         print("  ".join(f"{env}: {share:.0%}" for env, share in enumerate(shares.mean(0))))
-        print(
-            f"environment {args.faulty} has the largest share in {(worst == args.faulty).sum()} of {len(shares)} rounds\n"
-        )
+        found = int((worst == args.faulty).sum())
+        print(f"environment {args.faulty} has the largest share in {found} of {len(shares)} rounds\n")
         draw(shares, args.out / f"harm-{seed}.png")
     print("return in healthy environments after training")
     for name, values in returns.items():

@@ -28,8 +28,8 @@ from rollsight.playing import common_episodes
 from rollsight.playing.common_episodes import CommonEpisodes, sample
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ def test_each_kind_is_said_once_and_every_round_remembers() -> None:
         warnings.simplefilter("always")
         for round in (1, 2):
             watch.begin(round)
-            watch.attempt("scores", lambda: failing(RuntimeError("a")))
+            for _ in range(100):
+                watch.attempt("scores", lambda: failing(RuntimeError("a")))
             watch.attempt("scores", lambda: failing(KeyError()))
             assert str(watch.said).count(f"round {round}: no scores") == 2
     assert len(caught) == 2

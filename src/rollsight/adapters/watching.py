@@ -22,11 +22,11 @@ class Watch:
     def __init__(self) -> None:
         self.round = 0
         self._warned: set[tuple[str, str]] = set()
-        self._in_round: list[str] = []
+        self._in_round: dict[str, None] = {}
 
     def begin(self, round: int) -> None:
         """What fails from now on belongs to this round."""
-        self.round, self._in_round = round, []
+        self.round, self._in_round = round, {}
 
     def attempt(
         self, part: str, call: Callable[Given, Result], *args: Given.args, **keywords: Given.kwargs
@@ -47,12 +47,12 @@ class Watch:
     def warn(self, part: str, text: str, kind: str = "") -> None:
         """Keep `text` for the round's summary, and warn where nothing of this part and kind was said before."""
         text = f"round {self.round}: {text}"
-        self._in_round.append(text)
+        self._in_round[text] = None
         if (part, kind) not in self._warned:
             self._warned.add((part, kind))
             warnings.warn(text, stacklevel=2)
 
     @property
     def said(self) -> str | None:
-        """Everything that went wrong in this round, one sentence a line; None where nothing did."""
+        """Everything that went wrong in this round, one sentence a line, none twice; None where nothing did."""
         return "\n".join(self._in_round) or None

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from rollsight.cli.warning_lines import warnings_as_lines
 from rollsight.errors import OptionError, RollsightError
 
 # Name and summary of each command. The command `x y` is the function `x_y` in `rollsight.cli.x_y`; its typed arguments
@@ -24,6 +25,7 @@ COMMANDS = {
     "phases": "Follow how one behaviour formed, round by round.",
     "compare": "Compare runs: final return and area under the learning curve, with intervals.",
     "sql": "Query a run's records, rounds and evaluations with SQL.",
+    "check": "Verify the files of runs: what is damaged, missing or foreign.",
     "export": "Write a run's records, rounds or evaluations to a CSV, Parquet or JSON file.",
 }
 
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _dispatch(list(arguments))
+        with warnings_as_lines():
+            _dispatch(list(arguments))
         sys.stdout.flush()  # here, where a reader that went away can still be handled
     except BrokenPipeError:
         # `rollsight sql ... | head`: the reader has what it wanted. Python would complain when it flushes at exit.
@@ -63,7 +66,12 @@ def _dispatch(arguments: list[str]) -> None:
         if (name := " ".join(arguments[:words])) in COMMANDS:
             module = name.replace(" ", "_")
             command = getattr(importlib.import_module(f"rollsight.cli.{module}"), module)
-            tyro.cli(command, prog=f"rollsight {name}", args=arguments[words:], config=(tyro.conf.FlagCreatePairsOff,))
+            tyro.cli(
+                command,
+                prog=f"rollsight {name}",
+                args=arguments[words:],
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
             return
     # Help and usage errors need the summaries only, not the commands and what they import.
     tyro.extras.subcommand_cli_from_dict(

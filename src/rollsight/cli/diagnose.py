@@ -12,6 +12,7 @@ from rich.console import Console
 from rollsight import runs
 from rollsight.cli import output
 from rollsight.cli.progress import cores, progress_bar
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def diagnose(
     overwrite: bool = False,
     env: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Why do the bottom records hurt? Compare the advantages in the buffer with Monte-Carlo ones.
 
@@ -63,7 +65,9 @@ def diagnose(
         env: A function that returns a new environment, wrapped as in training, where the run's
             own cannot be made again; the run's vector wrappers go around it.
         json: Print everything as JSON.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     from rollsight.analysis.diagnosis import pages
     from rollsight.analysis.diagnosis.figures import draw_statistics
     from rollsight.analysis.diagnosis.record_figures import draw_records

@@ -12,6 +12,7 @@ from rich.console import Console
 from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import progress_bar, use_one_thread
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def fidelity(
     seed: int = 0,
     env: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None,
     json: bool = False,
+    trust: bool = False,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
 ) -> None:
@@ -59,10 +61,12 @@ def fidelity(
         env: A function that returns a new environment, wrapped as in training, where the run's
             own cannot be made again; the run's vector wrappers go around it.
         json: Print JSON instead of tables.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
         figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
         out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
             with the same settings it continues after the finished retraining.
     """
+    trust_run(run, trust)
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
     from rollsight.analysis.fidelity.figures import draw
     from rollsight.environments.trained import function_named

@@ -1,22 +1,25 @@
-"""How the commands print: tables that fit the terminal, and JSON."""
+"""How the commands print: one console that shows foreign text as it stands, JSON, and files that replace nothing."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rollsight.runs import jsonable, whole_file
-
-_CELL = 32  # characters of a long value that are shown
+from rollsight import runs
+from rollsight.cli.tables import Column, Grid
+from rollsight.cli.tables import cell as cell
+from rollsight.errors import RollsightError
+from rollsight.escaping import visible, visible_json
 
 
 def print_json(value: Any) -> None:
@@ -26,12 +29,13 @@ def print_json(value: Any) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write the same to a file."""
-    with whole_file(path) as temporary:
+    with runs.whole_file(path) as temporary:
         temporary.write_text(_json(value) + "\n", "utf-8")
 
 
 def _json(value: Any) -> str:
-    return json.dumps(jsonable(value, non_finite_as_null=True), indent=2, allow_nan=False, ensure_ascii=False)
+    plain = runs.jsonable(value, non_finite_as_null=True)
+    return visible_json(json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False))
 
 
 def figure_files(figure: Path | None, out: Path | None, name: str) -> list[Path]:
@@ -40,61 +44,79 @@ def figure_files(figure: Path | None, out: Path | None, name: str) -> list[Path]
     return inside if figure is None else [figure, *inside]
 
 
+def check_free(
+    files: Sequence[Path], *, overwrite: bool, advice: str = "choose another file, or add --overwrite"
+) -> None:
+    """Make sure, before any work, that writing these files takes nothing away.
+
+    Raises:
+        RollsightError: one of them exists and `overwrite` is not given (`advice` says what to do), or lies in a run
+            folder, by whatever way its name leads there: only training writes to those.
+    """
+    for path in files:
+        if path.is_dir():
+            raise RollsightError(f"{path} is a folder: choose another file")
+        if inside := next((folder for folder in path.resolve().parents if runs.is_run(folder)), None):
+            raise RollsightError(
+                f"{path} lies in the run folder {inside}, which only training writes to: choose another place"
+            )
+        if not overwrite and os.path.lexists(path):
+            raise RollsightError(f"{path} exists already: {advice}")
+
+
 def print_text(target: Console, text: str) -> None:
-    """Print a text as it stands, Markdown tables above all."""
-    target.print(text, highlight=False, soft_wrap=True, markup=False)
+    """Print a text of several lines, Markdown tables above all."""
+    target.print(text, soft_wrap=True)
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files by name, those that are not empty; each appears whole or not at all."""
     for name, text in ((name, text) for name, text in texts.items() if text):
-        with whole_file(folder / name) as temporary:
+        with runs.whole_file(folder / name) as temporary:
             temporary.write_text(text, "utf-8")
 
 
 def print_files(target: Console, files: Sequence[Path]) -> None:
     """Say where figures were written."""
     for path in files:
-        target.print(f"figure: {path}", soft_wrap=True)
+        target.print(f"figure: {visible(str(path))}", soft_wrap=True)
 
 
-def console() -> Console:
-    """Standard output; 100 columns wide where it is no terminal, whatever the reader's terminal."""
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100, highlight=False)
+def command(*words: str | Path) -> str:
+    """A `rollsight` command as one pastes it into a shell."""
+    # A folder whose name starts with a dash would be taken for an option.
+    safe = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return visible(shlex.join(["rollsight", *safe]))
 
 
-def cell(value: Any) -> str:
-    """A value in a few characters: four significant digits, long lists and texts shortened, null as a dash."""
-    text = _text(value)
-    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+class PlainConsole(Console):
+    """A console for foreign text. Nothing in a text is markup, and characters that would steer the terminal are spelt
+    out, whichever way a text comes: as a string, as a `Text`, in a table or a progress bar."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        how |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(visible(text, lines=True), **how)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Any:
+        if isinstance(renderable, Text) and (plain := visible(renderable.plain, lines=True)) != renderable.plain:
+            how = {"justify": renderable.justify, "overflow": renderable.overflow, "no_wrap": renderable.no_wrap}
+            renderable = Text(plain, renderable.style, end=renderable.end, **how)  # type: ignore[arg-type]
+        return super().render(renderable, options)
 
 
-def _text(value: Any) -> str:
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}" if value == 0 or not 1e4 <= abs(value) < 1e15 else f"{value:.0f}"
-        case list() | tuple():
-            # A long list is an image or a large state: its beginning says enough, and formatting all of it is slow.
-            return "[" + ", ".join(_text(item) for item in value[:_CELL]) + "]"
-        case dict():
-            return ", ".join(f"{key}={_text(item)}" for key, item in value.items())
-    return str(value)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, 100 columns wide where it is no terminal, whatever the reader's terminal; or standard error."""
+    stream = sys.stderr if stderr else sys.stdout
+    return PlainConsole(stderr=stderr, width=None if stream.isatty() or "COLUMNS" in os.environ else 100)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
-    """A table of values, numbers to the right. Where it is too wide, texts and lists are cut, numbers last."""
-    style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "header_style": "bold"}
-    grid = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), **style)
-    for index, column in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float | None) for row in rows)
-        grid.add_column(Text(column), justify="right" if numeric else "left", no_wrap=numeric)
-    for row in rows:
-        grid.add_row(*(Text(cell(value), no_wrap=True, overflow="ellipsis") for value in row))
-    return grid
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Grid:
+    """A table of values, numbers to the right. Where it is too wide, texts and lists are cut, numbers never."""
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+    return Grid([Column(name, list(column)) for name, column in zip(columns, values, strict=True)], title)
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
@@ -106,17 +128,16 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
         long = any(isinstance(row[index], str) for row in rows)
         grid.add_column(Text(column), justify="left" if long else "right", ratio=1 if long else None, no_wrap=not long)
     for row in rows:
-        grid.add_row(
-            *(Text(value.strip() if isinstance(value, str) else cell(value)) for value in row), end_section=True
-        )
+        shown = (visible(value.strip(), lines=True) if isinstance(value, str) else cell(value) for value in row)
+        grid.add_row(*map(Text, shown), end_section=True)
     return grid
 
 
 def print_rows(target: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows as a table, or, where they are too many columns for the width, one below the other."""
     grid = table(columns, rows)
-    if target.measure(grid, options=target.options.update(max_width=10_000)).maximum <= target.width:
+    if grid.natural_width <= target.width:
         target.print(grid)
         return
-    for number, row in enumerate(rows, 1):
-        target.print(table(["column", f"row {number}"], list(zip(columns, row, strict=True))))
+    for block in grid.blocks(target.width):
+        target.print(block)

@@ -16,6 +16,7 @@ from rollsight.cli import output
 from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.cli.record_lists import parse_record_name
 from rollsight.cli.top import find_record
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
@@ -39,6 +40,7 @@ def phases(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Follow one behaviour, an action in a state, through every round that has a snapshot.
 
@@ -64,7 +66,9 @@ def phases(
         out: Folder for result.json, phases.png and phases.html.
         figure: Draw the development (.png, .pdf, .svg; interactive: .html).
         json: Print JSON instead of a table.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     for name, value, least in (
         ("top", top, 1),
         ("neighbours", neighbours, 1),

@@ -12,8 +12,8 @@ from rich.console import Console
 from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
 from rollsight.cli.progress import follow_jobs
-from rollsight.cli.train import describe
-from rollsight.errors import RollsightError
+from rollsight.cli.train import check_fraction, describe
+from rollsight.errors import OptionError, RollsightError
 
 
 def study(
@@ -69,17 +69,19 @@ def study(
     from rollsight.environments.make import check_environment
     from rollsight.studies.comparison import runs_of
     from rollsight.studies.runner import run_jobs
-    from rollsight.studies.settings import settings_for
-    from rollsight.studies.training_run import RunSettings
+    from rollsight.training.paper import settings_for
+    from rollsight.training.run import RunSettings
 
     for name, value in {"seeds": seeds, "processes": processes, "arms": len(arms)}.items():
         if value < 1:
             raise RollsightError(f"--{name} is {value}: give at least 1")
+    if not 0 <= first_seed < 2**32 - seeds:
+        raise OptionError("{first_seed} is not a seed: give a whole number from 0", first_seed=first_seed)
     folder = out or Path("runs") / f"study-{env.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir()):
         raise RollsightError(f"{folder} exists already and is not empty: choose another --out")
     check_environment(env)
-    p = drop if drop is not None else settings_for(env).drop or 0.5
+    p = check_fraction(drop) if drop is not None else settings_for(env).drop or 0.5
     base = RunSettings(
         env,
         optimizer=optimizer,

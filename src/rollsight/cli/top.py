@@ -8,6 +8,7 @@ import tyro
 
 from rollsight import runs
 from rollsight.cli import output
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
@@ -42,6 +43,7 @@ def top(
     bottom: bool = False,
     n: int = 10,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Show the records of one round with the highest scores: those that helped the target most.
 
@@ -59,7 +61,9 @@ def top(
         bottom: The lowest scores instead of the highest.
         n: How many records.
         json: Print JSON instead of a table.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     if n < 1:
         raise RollsightError(f"--n must be at least 1, not {n}")
     opened = runs.open(run)

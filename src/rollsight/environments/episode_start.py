@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
 from base64 import b64decode, b64encode
-from io import BytesIO
 from typing import Any
 
 import gymnasium as gym
@@ -40,42 +38,33 @@ def restart(env: gym.Env[Any, Any], start: str) -> Any:
     if "seed" in how:
         return env.reset(seed=how["seed"])[0]
     env.unwrapped.np_random.bit_generator.state = how["state"]
-    if "ale" in how or "emulator" in how:
+    if "ale" in how:
         if not hasattr(env.unwrapped, "restore_state"):
             raise TypeError("it is an Atari emulator's")
         env.unwrapped.reset(seed=0)  # loads the game, into which the state goes, and leaves the wrappers alone
         env.unwrapped.np_random.bit_generator.state = how["state"]
-        env.unwrapped.restore_state(_emulator_state(how))
+        env.unwrapped.restore_state(_emulator_state(how["ale"]))
     return env.reset()[0]
 
 
 def _state_of(env: Any) -> dict[str, Any]:
     state = {"state": env.np_random.bit_generator.state}
     if hasattr(env, "clone_state"):  # Atari's sticky actions are drawn by the emulator itself
-        state["emulator"] = b64encode(env.clone_state(include_rng=True).serialize()).decode()
+        state["ale"] = b64encode(env.clone_state(include_rng=True).serialize()).decode()
     return state
 
 
-def _emulator_state(how: dict[str, Any]) -> Any:
+def _emulator_state(text: str) -> Any:
+    """An Atari emulator's state from its own bytes.
+
+    Raises TypeError for a run of an earlier version, which stored a pickle: that is code, and is not loaded.
+    """
     from ale_py import ALEState
 
-    try:
-        if "emulator" in how:
-            return ALEState(b64decode(how["emulator"]))
-        return _OfEarlierVersion(BytesIO(b64decode(how["ale"]))).load()
-    except Exception as error:  # bytes that are no state fail in whatever way they are come across
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-class _OfEarlierVersion(pickle.Unpickler):
-    """Earlier versions noted the emulator's state as a pickle: nothing else is loaded from one."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        from ale_py import ALEState
-
-        if name != "ALEState" or module.partition(".")[0] != "ale_py":
-            raise ValueError(f"{module}.{name} is not an emulator's state")
-        return ALEState
+    state = b64decode(text)
+    if state.startswith(b"\x80"):
+        raise TypeError("it is a pickle of an earlier version of Rollsight")
+    return ALEState(state)
 
 
 def _plain(value: Any) -> Any:

@@ -106,6 +106,7 @@ class LanguagePPO:
             RollsightError: every completion is empty, or the reward fails. (Where scoring fails, everything is kept.)
         """
         self.round, self.times = self.round + 1, {}
+        self.watch.begin(self.round)
         rollout = self._collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
         update = self._optimise(rollout)
@@ -252,7 +253,7 @@ class LanguagePPO:
             score = partial(self._score, part, _TARGETS[options.target], when)
             part_name = f"scores of {options.target!r}, so every completion was kept"
             # On several processes the others may be waiting inside for one that fails.
-            scores = score() if parallel.size() > 1 else self.watch.attempt(part_name, score, self.round)
+            scores = score() if parallel.size() > 1 else self.watch.attempt(part_name, score)
         if scores is None:
             self._forward = None
             return unscored

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from rollsight import runs
 from rollsight.errors import RollsightError
+from rollsight.trackers import Trackers
 from rollsight.training.language import models, parallel, prompts, rewards, saving, sources
 from rollsight.training.language.columns import round_columns, round_summary
 from rollsight.training.language.policy import ActorCritic
@@ -173,11 +174,14 @@ def _rounds(
         if parallel.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
+    trackers = Trackers()
     try:
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
             summary = _round(trainer, settings, held_out, writer)
+            if writer is not None:  # of several processes, the one that writes
+                trackers.log(summary)
             if on_round is not None:
                 on_round(summary)
         evaluate()
@@ -219,8 +223,8 @@ def _round(
     summary |= round_summary(rollout, update, options, times)
     if writer is not None and settings.save is not None and settings.save_every and round % settings.save_every == 0:
         folder = Path(settings.save) / f"round-{round:06d}"
-        trainer.watch.attempt(f"saved model in {folder}", lambda: saving.save(trainer.policy, folder), round)
-    summary["warnings"] = trainer.watch.of_round()
+        trainer.watch.attempt(f"saved model in {folder}", saving.save, trainer.policy, folder)
+    summary["warnings"] = trainer.watch.said
     if writer is not None:
         writer.write_round(round, summary)
         writer.remove_snapshot(round - 1)  # now that this round's is there to resume from
