@@ -38,6 +38,7 @@ def intervene(
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: one per core)")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    env: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None,
     json: bool = False,
     trust: bool = False,
 ) -> None:
@@ -68,12 +69,15 @@ def intervene(
         out: Folder for the results by round, result.json, difference.png and .html. When
             run again with the same settings it continues after the finished rounds.
         figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
+        env: A function that returns a new environment, wrapped as in training, where the run's
+            own cannot be made again; the run's vector wrappers go around it.
         json: Print JSON instead of tables.
         trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
     trust_run(run, trust)
     from rollsight.analysis.intervention import InterventionSettings, run_intervention
     from rollsight.analysis.intervention.figures import draw
+    from rollsight.environments.trained import function_named
 
     processes = cores() if processes is None else processes
     for name, value, least in (
@@ -95,6 +99,7 @@ def intervene(
         raise RollsightError(
             f"{drop_records} lists no record of round {missing[0]}: it has rounds {runs.spell(listed)}"
         )
+    make_env = None if env is None else function_named(env)
     use_one_thread()
     settings = InterventionSettings(run, tuple(chosen), p, unit, semantic, orders, episodes, seed, listed)
     console = Console(stderr=True) if json else output.console()
@@ -104,6 +109,7 @@ def intervene(
             settings,
             processes=min(processes, orders * len(chosen)),
             out=out,
+            make_env=make_env,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if out is not None:

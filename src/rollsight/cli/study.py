@@ -66,7 +66,7 @@ def study(
         out: Folder for the run folders and the picture.
         json: Print the comparison as JSON.
     """
-    from rollsight.adapters.sb3.environments import check_environment
+    from rollsight.environments.make import check_environment
     from rollsight.studies.comparison import runs_of
     from rollsight.studies.runner import run_jobs
     from rollsight.training.paper import settings_for

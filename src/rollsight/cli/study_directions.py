@@ -73,7 +73,7 @@ def study_directions(
             import rollsight.training.classic  # noqa: F401
         except ImportError as error:
             raise RollsightError(str(error)) from error
-        from rollsight.adapters.sb3.environments import check_environment, observations_of
+        from rollsight.environments.make import check_environment, observations_of
         from rollsight.studies.cells import keep_settings
         from rollsight.studies.directions.cell import Settings, cells_of
         from rollsight.studies.paper.arms import arm_of

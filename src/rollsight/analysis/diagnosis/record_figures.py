@@ -33,7 +33,7 @@ def draw_records(diagnosis: Diagnosis, data: RoundData, folder: Path) -> Path:
 
     Raises `RollsightError` where the environment cannot be rendered.
     """
-    env = data.experiment(diagnosis.method, diagnosis.branches, diagnosis.seed).make()
+    env = data.environment.alone()
     if isinstance(env.unwrapped, FrozenLakeEnv):
         cells = [[cell.decode() for cell in row] for row in np.asarray(env.unwrapped.desc).tolist()]
         return save_figure(lake(diagnosis, cells), folder / "records.png")
@@ -95,7 +95,7 @@ def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
     """The agent's view (MiniGrid) or a rendered frame of the most extreme distinct bottom and top records."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a screen, and complains where there is none
     try:
-        env = data.experiment(diagnosis.method, diagnosis.branches, diagnosis.seed).make(render_mode="rgb_array")
+        env = data.environment.alone("rgb_array")
         env.reset(seed=0)
         rows = {name: _distinct(diagnosis.group(name)) for name in ("bottom", "top")}
         pictures = {r.row: _render(env, data, diagnosis, r) for records in rows.values() for r in records}
@@ -137,7 +137,7 @@ def _render(env: Env, data: RoundData, diagnosis: Diagnosis, record: DiagnosedRe
     if diagnosis.method == "set":
         set_state(env, point)
     else:
-        replay(env, point, data.see)
+        replay(env, point, data.see, data.tolerance)
     inner: Any = env.unwrapped
     picture = inner.get_pov_render(tile_size=24) if hasattr(inner, "get_pov_render") else env.render()
     if not isinstance(picture, np.ndarray):
