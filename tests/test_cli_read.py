@@ -134,11 +134,13 @@ def test_top_prints_a_table_of_100_columns(run, call):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--round", 3], "round 3 of .* stores no scores of 'return': it was not scored"),
+        (["--round", 3], "round 3 of .* stores no scores: it was not scored"),
+        (["--round", 3, "--target", "return"], "round 3 of .* stores no scores of 'return': it was not scored"),
         (["--round", 9], "round 9 of .* has no records: the rounds with records are 1-4"),
         (["--target", "sequence"], "stores no scores of 'sequence': choose from return"),
         (["--target", "action"], "explain one action with --record ENV:STEP"),
-        (["--record", "0:1"], "add --target action"),
+        (["--target", "return", "--record", "0:1"], "add --target action"),
+        (["--record", "0:1"], "has no snapshots"),
         (["--target", "action", "--record", "0:1"], "has no snapshots"),
         (["--n", 0], "--n must be at least 1, not 0"),
     ],

@@ -44,7 +44,9 @@ def figure_files(figure: Path | None, out: Path | None, name: str) -> list[Path]
     return inside if figure is None else [figure, *inside]
 
 
-def check_free(files: Sequence[Path], *, overwrite: bool, advice: str = "choose another file, or add --overwrite") -> None:
+def check_free(
+    files: Sequence[Path], *, overwrite: bool, advice: str = "choose another file, or add --overwrite"
+) -> None:
     """Make sure, before any work, that writing these files takes nothing away.
 
     Raises:
@@ -55,7 +57,9 @@ def check_free(files: Sequence[Path], *, overwrite: bool, advice: str = "choose 
         if path.is_dir():
             raise RollsightError(f"{path} is a folder: choose another file")
         if inside := next((folder for folder in path.resolve().parents if runs.is_run(folder)), None):
-            raise RollsightError(f"{path} lies in the run folder {inside}, which only training writes to: choose another place")
+            raise RollsightError(
+                f"{path} lies in the run folder {inside}, which only training writes to: choose another place"
+            )
         if not overwrite and os.path.lexists(path):
             raise RollsightError(f"{path} exists already: {advice}")
 
@@ -117,7 +121,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Table:
     """A table whose texts are shown in full, over several lines where they are long."""
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", expand=True, pad_edge=False)
+    grid = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", expand=True, pad_edge=False
+    )
     for index, column in enumerate(columns):
         long = any(isinstance(row[index], str) for row in rows)
         grid.add_column(Text(column), justify="left" if long else "right", ratio=1 if long else None, no_wrap=not long)
