@@ -27,7 +27,7 @@ def study_directions(
     every: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 30 comparisons a run)")] = None,
     records: int = 8192,
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the cores)")] = None,
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/directions"),
     only_report: bool = False,
     against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: the first)")] = None,

@@ -31,7 +31,7 @@ def study_paper(
     first_seed: int = 0,
     budget: Literal["quick", "full"] = "full",
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the cores)")] = None,
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/paper"),
     only_report: bool = False,
     against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: each arm's PPO)")] = None,

@@ -207,9 +207,7 @@ class RunWriter:
 
     def _new_path(self, kind: Kind, round: int) -> Path:
         if self._taken_over:
-            raise RollsightError(
-                f"a later writer of this process has taken over the run {self.path}: write with that one"
-            )
+            raise RollsightError(f"a later writer of this process has taken over the run {self.path}: write with that one")
         if self._lock is None:
             raise RollsightError(f"the writer of {self.path} is closed: resume the run to write to it")
         first = 0 if kind == "evaluations" else 1
