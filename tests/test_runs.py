@@ -153,7 +153,7 @@ def test_metadata_says_how_the_run_was_made_and_takes_odd_values(tmp_path):
 
 
 def test_nothing_that_is_written_can_be_written_again(path):
-    before = {name: (path / name).read_bytes() for name in everything_in(path)}
+    before = {name: (path / name).read_bytes() for name in everything_in(path) if name != "run.json"}
     with runs.resume(path) as writer:
         assert writer.last_round == 3
         with pytest.raises(RollsightError, match="round 3 is not after the last complete round 3"):
@@ -166,15 +166,62 @@ def test_nothing_that_is_written_can_be_written_again(path):
             writer.write_snapshot(3, lambda file: file.write(b"other"))
         with pytest.raises(RollsightError, match="rounds count from 1"):
             writer.write_snapshot(0, lambda file: file.write(b"other"))
-    assert {name: (path / name).read_bytes() for name in everything_in(path)} == before
+    assert {name: (path / name).read_bytes() for name in everything_in(path) if name != "run.json"} == before
 
 
-def test_a_second_writer_is_refused_until_the_first_closes(path):
+def hold(path, held, done):
     with runs.resume(path):
-        for attempt in (lambda: runs.resume(path), lambda: runs.create(path, {}, overwrite=True)):
-            with pytest.raises(RollsightError, match="another process is writing"):
-                attempt()
-        assert runs.open(path).rounds == [1, 2, 3]
+        held.set()
+        done.wait(60)
+
+
+def test_a_writer_of_another_process_is_refused_until_the_first_closes(path):
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(path, held, done))
+    other.start()
+    assert held.wait(60)
+    for attempt in (lambda: runs.resume(path), lambda: runs.create(path, {}, overwrite=True)):
+        with pytest.raises(RollsightError, match="another process is writing"):
+            attempt()
+    assert runs.open(path).rounds == [1, 2, 3]
+    done.set()
+    other.join()
+    runs.resume(path).close()
+
+
+def test_a_writer_of_the_same_process_is_taken_over(path):
+    """An exception ended the training that opened it, and something still refers to it."""
+    left = runs.resume(path)
+    with runs.resume(path) as writer:
+        with pytest.raises(RollsightError, match="a later writer of this process has taken over"):
+            left.write_round(4, {})
+        writer.write_round(4, {})
+    again = runs.create(path, {}, overwrite=True)
+    with pytest.raises(RollsightError, match="is closed"):
+        writer.write_round(5, {})
+    again.close()
+    left.close()
+
+
+def test_a_run_goes_on_after_an_earlier_round_and_says_so(path):
+    with runs.resume(path, after=1, reason="a checkpoint") as writer:
+        assert writer.last_round == 1
+        write(writer, 2, n=3)
+    run = runs.open(path)
+    assert run.rounds == [1, 2]
+    assert len(run.records(2)) == 3
+    assert set(run.snapshot_rounds) <= {1, 2}
+    assert max(run.evaluation_rounds) <= 2
+    (entry,) = run.metadata["continued"]
+    assert (entry["after_round"], entry["replaced_rounds"], entry["reason"]) == (1, [2, 3], "a checkpoint")
+    runs.resume(path).close()
+    assert [one["after_round"] for one in runs.open(path).metadata["continued"]] == [1, 2]
+    with pytest.raises(RollsightError, match="ends with round 2 and cannot be continued after round 5"):
+        runs.resume(path, after=5)
+
+
+def test_a_closed_writer_writes_no_more(path):
     writer = runs.resume(path)
     writer.close()
     writer.close()
@@ -184,7 +231,7 @@ def test_a_second_writer_is_refused_until_the_first_closes(path):
 
 def test_create_refuses_an_existing_run_unless_told_to_overwrite(path):
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(RollsightError, match=r"exists already.*--overwrite"):
+    with pytest.raises(RollsightError, match=r"exists already.*overwrite=True"):
         runs.create(path, {})
     with runs.create(path, {"seed": 4}, overwrite=True) as writer:
         assert writer.last_round == 0

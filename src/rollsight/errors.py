@@ -10,7 +10,7 @@ class RollsightError(ValueError):
 
 
 class OptionError(RollsightError):
-    """A setting is wrong, or another one would help. In Python it is called `drop=2.0`, on the command line `--drop 2.0`.
+    """A setting is wrong, or another one would help: `drop=2.0` in Python, `--drop 2.0` on the command line.
 
     sentence: with `{drop}` where the setting stands; options: the settings by name, with the value to show.
     """

@@ -63,10 +63,12 @@ def follow_jobs(
     total: int | None = None,
     phases: str = PHASES,
 ) -> Iterator[Progress[AJob]]:
-    """Draw a bar per running job, and one of all `total` where that is known; yield the events of finished jobs."""
+    """Draw a bar per running job, and one of all `total` where that is known; yield the events of finished
+    jobs and say which were lost."""
     with round_bars(console, phases) as bars:
         whole = None if total is None else bars.add_task("all runs", total=total, detail="")
         running: dict[str, TaskID] = {}
+        lost: list[str] = []
         for event in events:
             job = event.job
             if not event.finished:
@@ -78,9 +80,20 @@ def follow_jobs(
                 continue
             if job.name in running:
                 bars.remove_task(running.pop(job.name))
-            yield event
+            if event.lost:
+                lost.append(job.name)
+            else:
+                yield event
             if whole is not None:
                 bars.advance(whole)
+    if lost:
+        console.print(
+            f"{', '.join(lost)}: no result, the process was killed twice (out of memory, mostly); the other runs are "
+            "kept. Run fewer processes at once.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
 
 
 def cores() -> int:

@@ -107,6 +107,8 @@ def study(
         done.add(event.job.name)
         console.print(f"{event.job.name:<14} done", highlight=False)
     finished = [job for job in jobs if job.name in done]
+    if not finished:
+        raise RollsightError(f"no run of the study ended with a result; what there is of them is in {folder}")
     seconds = time.monotonic() - started
     ran = sorted({job.settings.seed for job in finished})
     console.print(f"{len(ran)} seeds ({ran[0]} to {ran[-1]}) x {settings.rounds} rounds in {seconds:.0f} s\n")

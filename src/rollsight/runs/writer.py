@@ -188,6 +188,9 @@ class RunWriter:
             os.close(self._lock)
             self._lock = None
 
+    def __del__(self) -> None:
+        self.close()  # an open descriptor holds the lock for as long as the process lives
+
     def __enter__(self) -> Self:
         return self
 
@@ -207,7 +210,9 @@ class RunWriter:
 
     def _new_path(self, kind: Kind, round: int) -> Path:
         if self._taken_over:
-            raise RollsightError(f"a later writer of this process has taken over the run {self.path}: write with that one")
+            raise RollsightError(
+                f"a later writer of this process has taken over the run {self.path}: write with that one"
+            )
         if self._lock is None:
             raise RollsightError(f"the writer of {self.path} is closed: resume the run to write to it")
         first = 0 if kind == "evaluations" else 1
@@ -226,7 +231,7 @@ class RunWriter:
 
 def _lock(path: Path) -> int:
     """The open, exclusively locked lock file. The system releases it with the process, also after kill -9."""
-    if (earlier := _open_writers.pop(_key(path), None)) is not None:
+    if (earlier := _open_writers.pop(_key(path), None)) is not None and earlier._lock is not None:
         earlier.close()
         earlier._taken_over = True
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from rollsight.runs import is_run
 from rollsight.studies.runner import Report
 from rollsight.studies.training_run import RunSettings, run_training
 
@@ -26,7 +27,8 @@ class Run:
         return self.settings.rounds or 0
 
     def run(self, report: Report) -> None:
-        run_training(self.settings, self.out, on_progress=report)
+        # What is there was left by a try whose process was killed: the study began in an empty folder.
+        run_training(self.settings, self.out, overwrite=is_run(self.out), on_progress=report)
 
 
 def runs_of(base: RunSettings, arms: Sequence[Arm], drop: float, seeds: Sequence[int], folder: Path) -> list[Run]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 
 # One thread per process, for PyTorch and JAX: processes side by side would spin against each other.
 ONE_THREAD = {
@@ -46,14 +48,20 @@ AJob = TypeVar("AJob", bound=Job)
 
 @dataclass(frozen=True)
 class Progress(Generic[AJob]):
-    """A job has come this far: rounds done, a fraction inside a round; the summary of a round that just ended; the
-    result once it has finished."""
+    """A job has come this far.
+
+    rounds:   done so far, a fraction inside a round.
+    summary:  of a round that just ended.
+    finished: whether the job has ended, and its `result`.
+    lost:     whether it has ended without a result, because its process was killed twice.
+    """
 
     job: AJob
     rounds: float
     summary: Mapping[str, Any] | None = None
     finished: bool = False
     result: Any = None
+    lost: bool = False
 
 
 def run_jobs(
@@ -63,41 +71,66 @@ def run_jobs(
 
     seconds: start the next `together` jobs (the arms of a seed) only while they are expected to end within it; the
     first two such groups always run.
+
+    A job whose process is killed (by the system when memory runs out, mostly) is run once more; when that process is
+    killed too, the job is `lost` and the others go on.
     """
     os.environ.update({name: value for name, value in ONE_THREAD.items() if name not in os.environ})
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
-    waiting, running = list(jobs), dict[Future[Any], AJob]()
+    waiting, running = list(jobs), dict[Future[Any], tuple[AJob, ProcessPoolExecutor]]()
     durations: list[float] = []
     begun: dict[str, float] = {}
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_process, initargs=(events,)) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < processes:
-                    begun_jobs = len(jobs) - len(waiting)
-                    first = begun_jobs % together == 0
-                    if seconds and first and begun_jobs >= 2 * together and durations:
-                        left = seconds - (time.monotonic() - started)
-                        if left < (together + 1) / processes * sum(durations) / len(durations):
-                            waiting.clear()
-                            break
-                    job = waiting.pop(0)
-                    begun[job.name] = time.monotonic()
-                    running[pool.submit(_run, job)] = job
-                done = wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done
-                yield from _drain(events, jobs)
-                for future in done:
-                    job = running.pop(future)
+    killed = set[str]()
+    # A pool for each process: one that is killed then takes no other with it.
+    idle = [_worker(context, events) for _ in range(processes)]
+    try:
+        while waiting or running:
+            while waiting and idle:
+                begun_jobs = len(jobs) - len(waiting)
+                first = begun_jobs % together == 0
+                if seconds and first and begun_jobs >= 2 * together and durations:
+                    left = seconds - (time.monotonic() - started)
+                    if left < (together + 1) / processes * sum(durations) / len(durations):
+                        waiting.clear()
+                        break
+                job, worker = waiting.pop(0), idle.pop()
+                begun[job.name] = time.monotonic()
+                running[_submit(worker, job)] = job, worker
+            done = wait(running, timeout=0.1, return_when=FIRST_COMPLETED).done
+            yield from _drain(events, jobs)
+            for future in done:
+                job, worker = running.pop(future)
+                try:
                     result = future.result()
+                except BrokenProcessPool:
+                    terminate(worker)
+                    worker = _worker(context, events)
+                    if job.name in killed:
+                        yield Progress(job, 0, finished=True, lost=True)
+                    else:
+                        killed.add(job.name)
+                        begun[job.name] = time.monotonic()
+                        running[_submit(worker, job)] = job, worker
+                        continue
+                else:
                     durations.append(time.monotonic() - begun[job.name])
                     yield Progress(job, job.rounds, finished=True, result=result)
-            yield from _drain(events, jobs)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
+                idle.append(worker)
+        yield from _drain(events, jobs)
+    finally:
+        for worker in [*idle, *(worker for _, worker in running.values())]:
+            terminate(worker)
+
+
+def _worker(context: Any, events: Any) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_start_process, initargs=(events,))
+
+
+def _submit(worker: ProcessPoolExecutor, job: Job) -> Future[Any]:
+    with no_interrupts_inherited():
+        return worker.submit(_run, job)
 
 
 def _drain(events: Any, jobs: Sequence[AJob]) -> Iterator[Progress[AJob]]:
@@ -114,20 +147,9 @@ _events: Any = None  # the queue to the parent, in a worker process
 
 
 def _start_process(events: Any) -> None:
-    import torch
-
     global _events
     _events = events
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise train on, with nobody to hand the result to."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    start_worker()
 
 
 def _run(job: Job) -> Any:
