@@ -69,7 +69,7 @@ def fidelity(
         check_figure(figure)
     use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
         result = measure_fidelity(

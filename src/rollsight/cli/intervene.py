@@ -93,7 +93,7 @@ def intervene(
         )
     use_one_thread()
     settings = InterventionSettings(run, tuple(chosen), p, unit, semantic, orders, episodes, seed, listed)
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     with progress_bar(console) as progress:
         task = progress.add_task("rounds x orders", total=None)
         result = run_intervention(

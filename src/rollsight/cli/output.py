@@ -73,7 +73,7 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files by name, those that are not empty; each appears whole or not at all."""
     for name, text in ((name, text) for name, text in texts.items() if text):
         with runs.whole_file(folder / name) as temporary:
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(visible(text, lines=True), "utf-8")
 
 
 def print_files(target: Console, files: Sequence[Path]) -> None:

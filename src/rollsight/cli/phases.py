@@ -86,7 +86,7 @@ def phases(
     from rollsight.snapshot import Snapshot
 
     use_one_thread()
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     last = Snapshot.load(opened.snapshot_path(opened.snapshot_rounds[-1]))
     if record is not None:
         behaviour = _behaviour_of(opened, record)

@@ -236,7 +236,7 @@ def report(folder: Path, console: Console) -> None:
         console.print(output.table([*columns], [[row.get(name) for name in columns.values()] for row in shown]))
     if opened.evaluation_rounds:
         _print_examples(opened, console)
-    console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
+    console.print(f"run folder: {folder}\nlook at it:  {output.command('top', folder, '--bottom')}", soft_wrap=True)
 
 
 def _print_examples(run: runs.Run, console: Console) -> None:

@@ -109,7 +109,7 @@ def train(
 
         run_training(settings, folder, overwrite=overwrite, on_progress=on_progress)
     console.print(f"round {last['round']}: {describe_fully(last)}", soft_wrap=True)
-    console.print(f"run folder: {folder}\nlook at it:  rollsight top {folder} --bottom", soft_wrap=True)
+    console.print(f"run folder: {folder}\nlook at it:  {output.command('top', folder, '--bottom')}", soft_wrap=True)
 
 
 _PHASES = ("collect", "score", "train", "eval")
