@@ -265,7 +265,9 @@ def draw_curves(comparisons: Sequence[Comparison], path: Path) -> Path:
     for index, comparison in enumerate(comparisons):
         axes = figure.add_subplot(1, len(comparisons), index + 1)
         for arm in comparison.arms:
-            (line,) = axes.plot(comparison.rounds, arm.mean, label=f"{plain_label(arm.name)} ({arm.final.n} seeds)", linewidth=1.6)
+            (line,) = axes.plot(
+                comparison.rounds, arm.mean, label=f"{plain_label(arm.name)} ({arm.final.n} seeds)", linewidth=1.6
+            )
             low, high = arm.mean - arm.half_width, arm.mean + arm.half_width
             axes.fill_between(comparison.rounds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(title=plain_label(comparison.env), xlabel="round", ylabel=f"mean {comparison.measure}")

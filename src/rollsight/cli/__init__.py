@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Mistakes in the usage itself (an unknown option) leave through `SystemExit(2)`, as argument parsers do.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         _dispatch(list(arguments))
         sys.stdout.flush()  # here, where a reader that went away can still be handled
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = usual
     return 0
 
 
@@ -104,6 +108,11 @@ def _parsed(command: Callable[..., None], name: str, arguments: list[str]) -> Ca
     if complaint:
         print(visible(complaint, lines=True), end="", file=sys.stderr)
     return bound
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """What a command warns of as one line: a user has no use for the line of the source, and the text may be foreign."""
+    return f"warning: {visible(' '.join(str(message).split()))}\n"
 
 
 def _fail(sentence: str, code: int = 1) -> int:

@@ -32,6 +32,7 @@ def fidelity(
     json: bool = False,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    overwrite: bool = False,
 ) -> None:
     """Retrain a round on random halves of its records, and see whether the scores predict the outcomes.
 
@@ -59,6 +60,7 @@ def fidelity(
         figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
         out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
             with the same settings it continues after the finished retraining.
+        overwrite: Replace files that are there.
     """
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
     from rollsight.analysis.fidelity.figures import draw
@@ -67,6 +69,10 @@ def fidelity(
         raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
     if figure is not None:
         check_figure(figure)
+    output.check_free([] if figure is None else [figure], overwrite=overwrite)
+    started = out is not None and any(out.glob("outcomes-*.npz"))  # this command's own folder, which goes on
+    inside = [] if out is None else [out / "result.json", *output.figure_files(None, out, "fidelity")]
+    output.check_free(inside, overwrite=overwrite or started)
     use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
     console = output.console(stderr=json)

@@ -37,6 +37,7 @@ def intervene(
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: one per core)")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    overwrite: bool = False,
     json: bool = False,
 ) -> None:
     """Replay rounds with and without some of their records, and compare the policies they end in.
@@ -66,6 +67,7 @@ def intervene(
         out: Folder for the results by round, result.json, difference.png and .html. When
             run again with the same settings it continues after the finished rounds.
         figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
+        overwrite: Replace the figure if it is there.
         json: Print JSON instead of tables.
     """
     from rollsight.analysis.intervention import InterventionSettings, run_intervention
@@ -84,6 +86,9 @@ def intervene(
         raise RollsightError("--drop-records names what is dropped: leave out --p and --unit")
     if figure is not None:
         check_figure(figure)
+    files = output.figure_files(figure, out, "difference")
+    output.check_free([] if figure is None else [figure], overwrite=overwrite)
+    output.check_free([] if out is None else [out / "result.json"], overwrite=True)  # of a folder that goes on
     opened = runs.open(run)
     listed = None if drop_records is None else read_record_list(drop_records)
     chosen = chosen_rounds(opened, rounds, None if listed is None else list(listed))
@@ -104,7 +109,6 @@ def intervene(
         )
     if out is not None:
         output.write_json(out / "result.json", result)
-    files = output.figure_files(figure, out, "difference")
     for path in files:
         draw(result, path)
     if json:

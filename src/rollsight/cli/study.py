@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output

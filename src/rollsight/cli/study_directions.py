@@ -80,6 +80,8 @@ def study_directions(
         from rollsight.studies.ray_cluster import run_on_ray
         from rollsight.studies.runner import run_jobs
 
+        started, files = (out / "settings.json").exists(), ("results.md", "results.csv", "directions.png", "index.html")
+        output.check_free([out / name for name in files], overwrite=started, advice="choose another --out")
         chosen, wanted = [arm_of(arm) for arm in listed(arms)], listed(envs)
         for env in wanted:
             check_environment(env)
