@@ -111,7 +111,7 @@ def _parsed(command: Callable[..., None], name: str, arguments: list[str]) -> Ca
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-    """What a command warns of as one line: a user has no use for the line of the source, and the text may be foreign."""
+    """A warning as one line: a user has no use for the line of the source, and the text may be foreign."""
     return f"warning: {visible(' '.join(str(message).split()))}\n"
 
 

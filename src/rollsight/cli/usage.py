@@ -38,12 +38,9 @@ def unknown_command(arguments: Sequence[str], commands: Iterable[str]) -> str | 
     if words[0] in names:
         seconds = {name.split()[1]: name for name in names if name.startswith(f"{words[0]} ")}
         second = "" if len(words) < 2 or words[1].startswith("-") else words[1]
-        near = [] if any(mark in second for mark in (":", "/", "-v")) else _near(second, seconds)
-        return (
-            f"{words[0]!r} has no {second!r}: did you mean {_listed(f'{words[0]} {n}' for n in near)}?"
-            if near
-            else None
-        )
+        if any(mark in second for mark in (":", "/", "-v")) or not (near := _near(second, seconds)):
+            return None
+        return f"{words[0]!r} has no {second!r}: did you mean {_listed(seconds[one] for one in near)}?"
     near = list(dict.fromkeys([*_near(both, names), *_near(words[0], names)]))[:3]
     if near:
         return f"there is no command {words[0]!r}: did you mean {_listed(near)}?"

@@ -90,7 +90,8 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
         axes = figure.add_subplot(-(-len(plots) // columns), columns, index + 1)
         for one in plot.lines:
             marker = "o" if plot.log else None
-            axes.plot(one.x, one.mean, label=plain_label(one.name), color=one.colour, linewidth=1.6, marker=marker, markersize=4)
+            style = {"color": one.colour, "linewidth": 1.6, "marker": marker, "markersize": 4}
+            axes.plot(one.x, one.mean, label=plain_label(one.name), **style)
             low, high = one.mean - one.half, one.mean + one.half
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
         axes.set(xlabel=plot.x, ylabel=plot.y, title=plain_label(plot.title), xscale="log" if plot.log else "linear")

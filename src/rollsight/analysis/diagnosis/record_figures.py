@@ -113,7 +113,8 @@ def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
             colour = WRONG if record.mismatch else "black"
             axes.set_title(f"{name}: {_spell_action(env, record.action)}\n{_spell(record)}", fontsize=7, color=colour)
     figure.suptitle(
-        f"{plain_label(diagnosis.env)}, round {diagnosis.round}: I = influence, in pink where $\\hat{{A}}$ has the wrong sign",
+        f"{plain_label(diagnosis.env)}, round {diagnosis.round}: I = influence, "
+        f"in pink where $\\hat{{A}}$ has the wrong sign",
         fontsize=10,
     )
     return figure

@@ -194,7 +194,8 @@ def _row(name: str, row: Row, table: Lds, reference: str) -> str:
     lines = [f"<b>{plain_html(name)}</b>: {row.lds:.2f} [{row.low:.2f}, {row.high:.2f}]"]
     if name != reference:
         lines.append(
-            f"minus {plain_html(reference)}: {row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+            f"minus {plain_html(reference)}: {row.difference:+.2f} "
+            f"[{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
         )
     lines.append(f"ceiling {table.ceiling:.2f} [{table.ceiling_low:.2f}, {table.ceiling_high:.2f}]")
     lines.append(f"null band [{table.null_low:.2f}, {table.null_high:.2f}]")

@@ -143,8 +143,8 @@ def _table(result: Directions) -> str:
         rows.append([f"`{arm}`", *cells])
     seeds = len(next(iter(result.means[trained].values())))
     head = (
-        f"## {visible(result.env)}, `{trained}` trains\n\n{seeds} seed{'s' * (seeds > 1)}; means over compared rounds, ± 95 % "
-        f"t-interval over seeds. Every arm's update starts from the same rounds. Length in units of `{trained}`'s; "
+        f"## {visible(result.env)}, `{trained}` trains\n\n{seeds} seed{'s' * (seeds > 1)}; means over compared rounds, "
+        f"± 95 % t-interval over seeds. Every arm's update starts from the same rounds. Length in units of `{trained}`'s; "
         "gains of PPO's objective in thousandths.\n\n"
     )
     return head + table(columns, rows)
