@@ -377,12 +377,12 @@ def test_a_folder_that_is_no_run_is_an_error_that_names_runs_near_it(run, compla
     assert str(run) in message
 
 
-def test_a_damaged_file_is_named(run, complaint):
+def test_a_damaged_file_is_named(run, tmp_path, complaint):
     file = run / "records/round-000004.parquet"
     file.write_bytes(file.read_bytes()[:-10])
-    for command in (("top", run), ("sql", run, "select * from records"), ("export", run, "--out", run / "x.csv")):
+    for command in (("top", run), ("sql", run, "select * from records"), ("export", run, "--out", tmp_path / "x.csv")):
         assert "round-000004.parquet is damaged" in complaint(*command)
-    assert not (run / "x.csv").exists()
+    assert not (tmp_path / "x.csv").exists()
 
 
 def test_help_lists_every_command_and_needs_none_of_them(capsys):
@@ -392,7 +392,7 @@ def test_help_lists_every_command_and_needs_none_of_them(capsys):
             main(arguments)
         assert left.value.code == 0
         out = capsys.readouterr().out
-        assert all(f"• {command}" in out for command in COMMANDS)
+        assert all(f"\n  {command} " in out for command in COMMANDS)
     assert {name for name in sys.modules if name.startswith("rollsight.cli.")} == modules
 
 

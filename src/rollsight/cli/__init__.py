@@ -103,7 +103,8 @@ def _parsed(command: Callable[..., None], name: str, arguments: list[str]) -> Ca
             if leaving.code != 2:
                 raise
             bound = functools.partial(sys.exit, 2)
-            mistake = usage.unknown_option(arguments, tyro.extras.get_parser(command, **how), name)
+            parser: Any = tyro.extras.get_parser(command, **how)
+            mistake = usage.unknown_option(arguments, parser._option_string_actions, name)
             complaint = said.getvalue() if mistake is None else f"error: {mistake}\n"
     if complaint:
         print(visible(complaint, lines=True), end="", file=sys.stderr)

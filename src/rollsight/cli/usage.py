@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import shutil
 import textwrap
@@ -47,9 +46,9 @@ def unknown_command(arguments: Sequence[str], commands: Iterable[str]) -> str | 
     return f"there is no command {words[0]!r}: rollsight --help lists them"
 
 
-def unknown_option(arguments: Sequence[str], parser: argparse.ArgumentParser, command: str) -> str | None:
+def unknown_option(arguments: Sequence[str], known: Iterable[str], command: str) -> str | None:
     """What is wrong with the first option that a command does not have; None where it has all."""
-    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    known = [name for name in known if name.startswith("--")]
     given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"]
     for option in given:
         spelt = option.replace("_", "-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -90,7 +91,7 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
         axes = figure.add_subplot(-(-len(plots) // columns), columns, index + 1)
         for one in plot.lines:
             marker = "o" if plot.log else None
-            style = {"color": one.colour, "linewidth": 1.6, "marker": marker, "markersize": 4}
+            style: dict[str, Any] = {"color": one.colour, "linewidth": 1.6, "marker": marker, "markersize": 4}
             axes.plot(one.x, one.mean, label=plain_label(one.name), **style)
             low, high = one.mean - one.half, one.mean + one.half
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)

@@ -144,8 +144,8 @@ def _table(result: Directions) -> str:
     seeds = len(next(iter(result.means[trained].values())))
     head = (
         f"## {visible(result.env)}, `{trained}` trains\n\n{seeds} seed{'s' * (seeds > 1)}; means over compared rounds, "
-        f"± 95 % t-interval over seeds. Every arm's update starts from the same rounds. Length in units of `{trained}`'s; "
-        "gains of PPO's objective in thousandths.\n\n"
+        f"± 95 % t-interval over seeds. Every arm's update starts from the same rounds. Length in units of "
+        f"`{trained}`'s; gains of PPO's objective in thousandths.\n\n"
     )
     return head + table(columns, rows)
 

@@ -26,9 +26,9 @@ def _environment(result: EnvResult) -> str:
     rounds = int(next(iter(result.arms[0].curves.values()))["round"][-1])
     head = (
         f"## {visible(result.env)}\n\n{rounds} rounds of 2048 records, {settings.optimizer} at {settings.lr:g}, "
-        f"paper's p {100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
-        "by seed. A diverged run counts, from there to its end, with its lowest return. RT is left out where "
-        "collection took over a quarter more or less time than the PPO's: another machine, or another load.\n\n"
+        f"paper's p {100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains "
+        "are paired by seed. A diverged run counts, from there to its end, with its lowest return. RT is left out "
+        "where collection took over a quarter more or less time than the PPO's: another machine, or another load.\n\n"
     )
     compared = [_savings(result, settings)] if any(one.contrast for one in result.arms) else []
     return head + "\n\n".join((_returns(result, settings), *compared, _deeds(result)))
