@@ -1,0 +1,84 @@
+"""The documentation site: `make docs` builds it into docs/_build."""
+
+import re
+
+import rollsight
+from rollsight.cli import COMMANDS
+
+project = "Rollsight"
+copyright = "the Rollsight developers"
+version = release = rollsight.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline", "sphinx_copybutton"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # pages of results begin with a second-level heading
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "Rollsight"
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # they are in the signatures
+copybutton_exclude = ".linenos, .gp, .go"
+
+_FIELD = re.compile(r"^(:param )?([\w*]+(?:, [\w*]+)*):\s+(\S.*)$")
+
+
+def _fields_as_lists(app, what, name, obj, options, lines):
+    """Our docstrings write `name: what it is`, continued with an indent; Sphinx wants a definition list."""
+    blocks, block = [], []
+    for line in [*lines, ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            blocks.append(block)
+            block = []
+    lines[:] = []
+    for block in blocks:
+        block = [line if "`" in line else line.replace("|", r"\|") for line in block]  # |o_i| would be a substitution
+        if _FIELD.match(block[0]):
+            for line in block:
+                if match := _FIELD.match(line):
+                    lines += ["", match[2], "   " + match[3]]
+                else:
+                    lines.append("   " + line.strip())
+        elif re.match(r"^\w+:$", block[0]):  # Raises:, Args:
+            lines += ["", f"**{block[0][:-1]}**", ""]
+            for line in block[1:]:
+                text = line.strip()
+                match = _FIELD.match(text)
+                lines += [f"- `{match[2]}`: {match[3]}"] if match else ["  " + text]
+        else:
+            lines += ["", *block]
+    lines.append("")
+
+
+def _write_command_line(app):
+    """The page of the command line, from the parsers themselves."""
+    import contextlib
+    import io
+    import os
+    from pathlib import Path
+
+    from rollsight.cli import main
+
+    os.environ["COLUMNS"] = "84"
+    os.environ["NO_COLOR"] = "1"
+    parts = ["# Command line\n\nWritten from the parsers; `rollsight COMMAND --help` prints the same.\n"]
+    parts.append("| command | |\n|---|---|")
+    parts += [
+        f"| [`rollsight {name}`](#rollsight-{name.replace(' ', '-')}) | {text} |" for name, text in COMMANDS.items()
+    ]
+    for name in COMMANDS:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            main([*name.split(), "--help"])
+        parts.append(f"\n## rollsight {name}\n\n```text\n{said.getvalue().strip()}\n```")
+    page = Path(app.srcdir) / "reference" / "command_line.md"
+    text = "\n".join(parts) + "\n"
+    if not page.exists() or page.read_text("utf-8") != text:
+        page.write_text(text, "utf-8")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _fields_as_lists)
+    app.connect("builder-inited", _write_command_line)
