@@ -85,7 +85,10 @@ def test_records_of_steps(trained, top, kind, width):
         if "reward" in heading:
             assert cell(row["reward"]) in line.split()
     seen = {"vector": ["obs"], "masks": ["obs"], "dict": ["obs.kind", "obs.obs"], "dict with an image": ["obs.speed"]}
-    assert [word for word in heading.split() if word.startswith("obs")] == seen.get(kind, [])
+    named = [word for word in heading.split() if word.startswith("obs")]
+    assert named == seen.get(kind, []) or (
+        width == 60 and named == ["obs.kind"] and "left out: episode, its step, obs.obs" in out
+    )
     assert ("obs.picture: 1296 numbers a record, not shown" in " ".join(out.split())) == (kind == "dict with an image")
     assert ("obs: 1296 numbers a record" in out) == (kind == "image")
     assert ("left out: " in out) == (width == 60)
@@ -366,7 +369,7 @@ def test_the_files_of_a_run_are_never_written_to(tmp_path, run, call, monkeypatc
     for command in (("intervene", run), ("fidelity", run, "--round", 1), ("phases", run, "--record", "1:0:0")):
         assert "lies in the run folder" in call(*command, "--out", run / "results", "--overwrite")[2]
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert call("export", run, "--table", "rounds", "--out", tmp_path)[2].startswith(f"error: {tmp_path} is a folder")
+    assert call("export", run, "--format", "csv", "--out", tmp_path)[2].startswith(f"error: {tmp_path} is a folder")
 
 
 def test_a_study_keeps_off_a_folder_with_settings_of_another_program(tmp_path, call):
