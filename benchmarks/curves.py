@@ -28,7 +28,7 @@ import torch
 from scipy import stats
 
 from rollsight import runs
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training.run import RunSettings, run_training
 
 Array = np.ndarray[Any, Any]
 

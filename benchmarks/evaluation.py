@@ -23,8 +23,9 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments
-from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, model_of
+from rollsight.training.paper import settings_for
+from rollsight.training.models import model_of
+from rollsight.training.run import RunSettings
 from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.environments import Environments, make
 from rollsight.training.classic.evaluation import play, side_by_side

@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rollsight.training.language import run
-from rollsight.training.language.ppo import LanguagePPO, Options
+from rollsight.training.language.ppo import LanguagePPO
+from rollsight.training.language.settings import Options
 
 PHASES = ("generate", "reward", "log_probs", "score", "train")
 SCORING, SHARED, HALF = 0.15, 0.10, 0.60
@@ -41,7 +42,7 @@ def half(records: Any, rows: Any, when: tuple[int, ...]) -> tuple[Any, Any]:
 
 
 def trainers(model: str, target: Any, prompts_per_round: int) -> dict[str, LanguagePPO]:
-    options = Options(prompts_per_round=prompts_per_round, target=None)
+    options = Options(prompts_per_round=prompts_per_round, target="none")
     plain = run.RunSettings(model=model, options=options, max_prompt_tokens=16, eval_prompts=0, precision="float32")
     scored = replace(plain, options=replace(options, target=target, drop=0.0))
     shared = replace(plain, options=replace(scored.options, share_forward=True))

@@ -15,7 +15,7 @@ import tyro
 
 from rollsight.studies.paper.arms import arm_of
 from rollsight.studies.paper.training import trainer_of
-from rollsight.studies.settings import settings_for
+from rollsight.training.paper import settings_for
 from rollsight.training.classic import environments
 from rollsight.training.classic.trainer import Plan
 

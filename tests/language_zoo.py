@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import rollsight as rs
 from rollsight.language import Completions, completion_records
 
-VOCABULARY, PROMPT, COMPLETION = 256, 6, 5
+VOCABULARY, PROMPT, COMPLETION, PAD = 256, 6, 5, 7
 
 
-def llama(tied: bool = False) -> nn.Module:
+def llama(tied: bool = False, **more: Any) -> nn.Module:
     return LlamaForCausalLM(
         LlamaConfig(
+            **more,
             vocab_size=VOCABULARY,
             hidden_size=32,
             intermediate_size=48,
@@ -28,6 +30,24 @@ def llama(tied: bool = False) -> nn.Module:
             max_position_embeddings=64,
             initializer_range=0.2,  # sharp enough for records to differ
             tie_word_embeddings=tied,
+        )
+    )
+
+
+def qwen2() -> nn.Module:
+    """Tied, and its padding token, which `completions` puts into the text, has a row without a gradient."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+            pad_token_id=PAD,
         )
     )
 
@@ -56,6 +76,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama-lora-all": lambda: lora(
         llama(tied=True), *["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     ),
+    "llama-tied-padding": lambda: llama(tied=True, pad_token_id=PAD),
+    "qwen2": qwen2,
     "gpt2": gpt2,
     "gpt2-lora": lambda: lora(gpt2(), "c_attn", dropout=0.1),
 }
@@ -84,6 +106,7 @@ def language(
 def completions(policy: rs.Policy, n: int, seed: int, *, shift: float = 0.1, empty: bool = True) -> rs.Records:
     torch.manual_seed(seed)
     prompts, actions = torch.randint(VOCABULARY, (n, PROMPT)), torch.randint(VOCABULARY, (n, COMPLETION))
+    prompts[:, -1], actions[1, 0] = PAD, PAD  # in the text, where a chat template puts the end of a turn
     prompt_mask = torch.arange(PROMPT) >= torch.randint(PROMPT, (n, 1))
     lengths = torch.randint(1, COMPLETION + 1, (n, 1))
     lengths[0] = COMPLETION

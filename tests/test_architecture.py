@@ -57,7 +57,9 @@ def loaded(*modules):
 def test_importing_rollsight_needs_torch_and_numpy_only():
     ground = [f"rollsight.{path.stem}" for path in SOURCE.glob("*.py") if path.stem not in ("__init__", "__main__")]
     assert loaded("rollsight") <= {"rollsight"} | loaded("sys")
-    assert loaded("rollsight.scoring", *ground) - loaded("torch", "numpy", "torch.func") == {"rollsight"}
+    assert loaded("rollsight.scoring", "rollsight.snapshot", *ground) - loaded("torch", "numpy", "torch.func") == {
+        "rollsight"
+    }
 
 
 @pytest.mark.parametrize("application", APPLICATIONS)
@@ -76,4 +78,4 @@ def test_how_an_episode_started_needs_gymnasium_only():
 
 def test_training_loads_no_duckdb():
     """DuckDB 2.0 complains of leaks, on the user's terminal, where a worker process that loaded it ends."""
-    assert "duckdb" not in loaded("rollsight.studies.training_run", "rollsight.studies.runner")
+    assert "duckdb" not in loaded("rollsight.training.run", "rollsight.studies.runner")

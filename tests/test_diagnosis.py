@@ -18,8 +18,8 @@ from rollsight.analysis.diagnosis.advantages import advantage_from
 from rollsight.analysis.diagnosis.round import diagnose_round
 from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.run import RunSettings, run_training
 
 GAMMA = 0.99
 

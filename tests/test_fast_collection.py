@@ -202,7 +202,7 @@ def policy_of(env: str) -> Any:
     from stable_baselines3 import PPO
 
     from rollsight.adapters.sb3.environments import make_environments
-    from rollsight.studies.networks import MiniGridFeatures
+    from rollsight.training.networks import MiniGridFeatures
 
     keywords: dict[str, Any] = {}
     if env.startswith("MiniGrid"):

@@ -20,11 +20,11 @@ import jax
 from rollsight import RollsightError, score_records
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Snapshot
-from rollsight.studies.networks import MiniGridFeatures
 from rollsight.training.classic import influence, ppo
 from rollsight.training.classic.batch import Batch, Minibatches, draw_minibatches
 from rollsight.training.classic.networks import evaluate, inputs_of, network_of
 from rollsight.training.classic.twin import copy_into, copy_state_into, optimizer_of, parameters_of
+from rollsight.training.networks import MiniGridFeatures
 
 SGD: dict[str, Any] = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}, "learning_rate": 0.1}
 DROP: dict[str, Any] = {"drop": 0.5}
@@ -47,6 +47,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "partial minibatch": ({"batch_size": 10}, {}),
     "last minibatch of one": ({"batch_size": 23}, {}),
     "everything in the loss": ({"clip_range_vf": 0.05, "ent_coef": 0.02, "vf_coef": 0.7, "action": "box"}, DROP),
+    "every option of the command line": (
+        {
+            "n_envs": 2,
+            "n_steps": 16,
+            "batch_size": 10,
+            "n_epochs": 3,
+            "gamma": 0.9,
+            "gae_lambda": 0.7,
+            "clip_range": 0.1,
+            "ent_coef": 0.03,
+            "vf_coef": 0.9,
+            "max_grad_norm": 0.2,
+            "policy_kwargs": {"net_arch": [24, 8]},
+        },
+        DROP,
+    ),
     "raw advantages": ({"normalize_advantage": False}, DROP),
 }
 

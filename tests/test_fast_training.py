@@ -7,23 +7,28 @@ import itertools
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import PPO
 
 pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError, cli, runs, score_records
 from rollsight.analysis.fidelity.faults import Buffer
+from rollsight.errors import Diverged
+from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
-from rollsight.training.classic import environments, influence, ppo
+from rollsight.training import run as training_run
+from rollsight.training.classic import environments, influence, ppo, trainer
 from rollsight.training.classic.trainer import FastTrainer, Plan
+from rollsight.training.run import RunSettings, prepared, run_training
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +169,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_optimisers_that_are_not_covered_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RollsightError, match=r"RMSprop.*--engine sb3"):
+    with pytest.raises(RollsightError, match=r"optimizer='rmsprop' is not covered .*engine='sb3'"):
         run_of(tmp_path / "run", optimizer="rmsprop")
 
 
@@ -172,9 +177,9 @@ def test_schedules_follow_the_hosts() -> None:
     model = PPO(
         "MlpPolicy", "CartPole-v1", n_steps=64, seed=1, device="cpu", learning_rate=lambda left: 0.01 * left, n_epochs=2
     )
-    trainer = FastTrainer(model, environments.make("CartPole-v1", 1, (3,)), Plan())
+    fast = FastTrainer(model, environments.make("CartPole-v1", 1, (3,)), Plan())
     rates = list[float]()
-    trainer.train(4, lambda summary: rates.append(summary["learning_rate"]))
+    fast.train(4, lambda summary: rates.append(summary["learning_rate"]))
     assert rates == pytest.approx([0.0075, 0.005, 0.0025, 0.0])
     assert model.num_timesteps == 256
     assert float(next(iter(model.policy.optimizer.state.values()))["step"]) == 8
@@ -201,3 +206,104 @@ def test_the_example_switches_arms_in_the_middle_of_a_run(tmp_path):
     assert switched[:2] == plain[:2]  # rounds 0 and 10
     assert [float(row["kept_frac"]) == 1 for row in switched[1:]] == [True, False]
     assert switched[2] != plain[2]
+
+
+class Broken(RuntimeError):
+    pass
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise Broken("no luck")
+
+
+PARTS: dict[str, tuple[Any, str]] = {
+    "scores": (influence, "scores"),
+    "selection": (DropNegative, "__call__"),
+    "trust line": (trainer, "trust_line"),
+    "snapshot": (Snapshot, "take"),
+    "evaluation": (trainer, "play"),
+    "records in the run folder": (trainer, "round_columns"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_watching_never_stops_training(part: str, tmp_path: Path) -> None:
+    run_of(tmp_path / "whole", eval_episodes=1, selection="negative:0" if part in ("scores", "selection") else None)
+    settings = RunSettings("CartPole-v1", engine="fast", rounds=3, eval_episodes=1, snapshots="all")
+    asked = replace(settings, selection="negative:0.5" if part in ("scores", "selection") else None)
+    with prepared(asked, tmp_path / "run") as training, pytest.MonkeyPatch.context() as patch:
+        seen = list[Any]()
+
+        def after_the_first(rounds: float, summary: Any) -> None:
+            seen.append(summary)
+            if summary["round"] == 1:
+                patch.setattr(*PARTS[part], broken)
+
+        with pytest.warns(UserWarning, match=rf"^round 2: no {part}.*\(Broken: no luck\)") as caught:
+            training.train(after_the_first)
+    assert len([w for w in caught if "no luck" in str(w.message)]) == 1  # said once, of two rounds
+    run = runs.open(tmp_path / "run")
+    assert run.rounds == [1, 2, 3]
+    said = run.sql("select warnings from rounds order by round").fetchall()
+    assert said[0] == (None,)
+    assert all(f"no {part}" in text for (text,) in said[1:])
+    if part in ("scores", "selection"):
+        assert seen[1]["kept_frac"] == seen[2]["kept_frac"] == 1.0
+        assert seen[0]["kept_frac"] < 1
+    else:  # the same policies
+        whole = runs.open(tmp_path / "whole")
+        for round in (1, 2, 3) if part != "records in the run folder" else (1,):
+            assert run.records(round)["obs"].equals(whole.records(round)["obs"])
+        norms = [one.sql("select update_norm from rounds order by round").fetchall() for one in (run, whole)]
+        assert norms[0] == norms[1]
+
+
+def test_ctrl_c_and_a_display_that_fails(tmp_path: Path) -> None:
+    def stop(rounds: float, summary: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings = RunSettings("CartPole-v1", engine="fast", rounds=2, eval_episodes=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(settings, tmp_path / "stopped", on_progress=stop)
+    with pytest.warns(UserWarning, match="Broken: no luck"):
+        run_training(settings, tmp_path / "display", on_progress=broken)
+    assert runs.open(tmp_path / "display").rounds == [1, 2]
+
+
+class NaNReward(CartPoleEnv):
+    """Pays NaN at the 300th step."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        NaNReward.steps += 1
+        obs, reward, *rest = super().step(action)
+        return obs, float("nan") if NaNReward.steps == 300 else reward, *rest
+
+
+def test_a_round_with_a_nan_reward_is_stored_and_named(tmp_path: Path) -> None:
+    gym.register("NaNReward-v0", NaNReward, max_episode_steps=500)
+    NaNReward.steps = 0
+    with pytest.raises(Diverged, match=r"the reward at step 43 of environment 0 in round 2 is nan"):
+        run_of(tmp_path / "run", "NaNReward-v0")
+    run = runs.open(tmp_path / "run")
+    assert run.rounds == [1, 2]
+    rewards = np.array(run.records(2)["reward"].to_pylist(), dtype=float)
+    assert np.flatnonzero(np.isnan(rewards)).tolist() == [43]
+
+
+def test_what_is_opened_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, closed = list[Any](), list[Any]()
+    make, close = environments.make, environments.Copies.close
+
+    def counted(*args: Any, **keywords: Any) -> Any:
+        opened.append(make(*args, stepper="gymnasium", **keywords))
+        return opened[-1]
+
+    monkeypatch.setattr(environments, "make", counted)
+    monkeypatch.setattr(environments.Copies, "close", lambda self: (closed.append(self), close(self)))
+    run_of(tmp_path / "run", rounds=2, eval_episodes=1)
+    assert len(opened) == 4  # of training, and of an evaluation before it and after each round
+    assert set(opened) == set(closed)
+    with pytest.raises(RollsightError):
+        run_of(tmp_path / "run")  # taken

@@ -31,8 +31,8 @@ from rollsight.analysis.fidelity.trust import trust_over_training
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.mark.parametrize("settings", [{}, {"action": "box"}, {"algo": "A2C"}])

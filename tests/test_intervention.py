@@ -20,8 +20,8 @@ from rollsight.cli.record_lists import read_record_list
 from rollsight.errors import RollsightError
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from language_trainer import assert_same, parameters, trainer
 from rollsight import language
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
-from rollsight.training.language import parallel, ppo
+from rollsight.training.language import parallel, ppo, terms
 
 # --- the round
 
@@ -108,7 +108,7 @@ def test_padding_is_ignored():
         actions = short.actions.masked_fill(~short.valid, filler)
         part = replace(short, obs=obs | {"input_ids": ids}, actions=actions)
         evaluation = ours.policy.evaluate(part)
-        loss = sum(term.sum() for term in ppo.losses(evaluation, part, ours.options))
+        loss = sum(term.sum() for term in terms.losses(evaluation, part, ours.options))
         results.append((loss.detach(), *torch.autograd.grad(loss, list(ours.policy.trainable().values()))))
     assert bool(masked.any())
     for one, other in zip(*results, strict=True):

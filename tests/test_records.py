@@ -114,7 +114,7 @@ def test_bad_columns_are_refused_in_one_sentence_with_the_value(case):
         rs.Records(**given)
     text = str(refusal.value)
     assert "\n" not in text
-    assert text.endswith((".", "mend the buffer."))
+    assert text.endswith((".", "fix the buffer."))
 
 
 def test_what_is_not_finite_in_invalid_rows_is_let_in_as_zero():

@@ -68,20 +68,18 @@ def test_every_arm_is_another_run() -> None:
 
 def test_random_drop_with_matched_steps_takes_as_many_as_ppo() -> None:
     def of(kind: str) -> tuple[int, int]:
-        settings = Arm(kind).settings(STUDY, 0)
+        options = replace(Arm(kind).settings(STUDY, 0).options, prompts_per_round=16)
         policy = ActorCritic(models.miniature(), 2, 0)
         prompts = ("Hello you", "The man is", "I", "We are here", "Go to it", "No")
-        trainer = LanguagePPO(
-            policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], settings.options, 0
-        )
+        trainer = LanguagePPO(policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], options, 0)
         _, update = trainer.train_round()
         return int(update.kept.sum()), update.statistics["optimizer_steps"]
 
     plain, random, matched = of("ppo"), of("random"), of("matched-steps")
-    assert plain == (8, 4)
-    assert random[0] == matched[0] < 8
+    assert plain == (16, 8)
+    assert random[0] == matched[0] < 16
     assert random[1] < matched[1] == plain[1]
-    with pytest.raises(RollsightError, match="rescore is epoch"):
+    with pytest.raises(RollsightError, match="rescore='epoch'"):
         replace(OPTIONS, as_many_steps=True, rescore="epoch")
 
 
@@ -261,7 +259,7 @@ def test_a_study_goes_on_where_it_was(
         (["--arms", "iff"], "'iff' is no arm"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--eval-prompts", "0"], "--eval-prompts is 0"),
-        (["--rounds", "0"], "rounds is 0"),
+        (["--rounds", "0"], "--rounds 0 is not possible"),
         (["--only-report"], "holds no curves"),
     ],
 )

@@ -70,11 +70,15 @@ at_any_time = pytest.mark.parametrize("when", ["in a rollout", "before training"
 
 @at_any_time
 def test_learning_goes_on_after_a_learn_that_was_broken_off(when: str, tmp_path: Path) -> None:
-    model, influence = make_model(), InfluenceCallback(snapshots="all", run=tmp_path / "run")
+    counted: list[int] = []
+    influence = InfluenceCallback(
+        snapshots="all", run=tmp_path / "run", on_round=lambda round: counted.append(round["optimizer_steps"])
+    )
+    model = make_model()
     with pytest.raises(KeyboardInterrupt):
         model.learn(72, callback=[influence, Fails(when)])
     model.learn(24, callback=influence, reset_num_timesteps=False)
-    assert influence._count == 6  # the optimiser's steps of the last round, each counted once
+    assert counted[-1] == 6  # the optimiser's steps of the last round, each counted once
     assert type(model.rollout_buffer) is type(make_model().rollout_buffer)
     rounds = sorted(path.name for path in (tmp_path / "run" / "rounds").iterdir())
     assert rounds == ["round-000001.parquet", "round-000002.parquet"]
@@ -166,18 +170,18 @@ def test_a_round_without_a_finished_episode(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"drop": 0.5, "selection": "random:0.5"}, "two rules for the same records"),
-        ({"drop": 1.5}, r"p=1.5 is outside \[0, 1\]"),
-        ({"drop": -0.1}, r"outside \[0, 1\]"),
-        ({"drop": "half"}, "drop='half' is no fraction"),
-        ({"drop": True}, "drop=True is no fraction"),
+        ({"drop": 1.5}, r"drop=1.5 is not a fraction"),
+        ({"drop": -0.1}, r"drop=-0.1 is not a fraction"),
+        ({"drop": "half"}, "drop='half' is not a fraction"),
+        ({"drop": True}, "drop=True is not a fraction"),
         ({"selection": "worst:0.5"}, "selection='worst:0.5' is unknown"),
         ({"selection": "negative"}, "has no fraction"),
-        ({"selection": 0.5}, "selection=0.5 is no rule"),
+        ({"selection": 0.5}, "selection=0.5 is not a rule"),
         ({"drop": 0.5, "unit": "step"}, "unit='step' is unknown"),
-        ({"every": 0}, "every=0 is no number of rounds"),
-        ({"every": "2"}, "every='2' is no number of rounds"),
-        ({"every": 2.5}, "every=2.5 is no number of rounds"),
-        ({"every": True}, "every=True is no number of rounds"),
+        ({"every": 0}, "every=0 is not a number of rounds"),
+        ({"every": "2"}, "every='2' is not a number of rounds"),
+        ({"every": 2.5}, "every=2.5 is not a number of rounds"),
+        ({"every": True}, "every=True is not a number of rounds"),
         ({"target": "reward"}, "target='reward' is unknown; give 'return' or 'objective'"),
         ({"target": ["return", "return"]}, "each with a name of its own"),
         ({"target": []}, "at least one target"),
@@ -217,3 +221,16 @@ def test_options_can_stand_in_a_yaml_file(tmp_path: Path) -> None:
 def test_other_algorithms_are_refused() -> None:
     with pytest.raises(RollsightError, match=r"InfluenceCallback needs an on-policy algorithm .* not DQN"):
         DQN("MlpPolicy", make_env(), buffer_size=100, learning_starts=10).learn(20, callback=InfluenceCallback())
+
+
+@pytest.mark.parametrize("run", ["", "  ", 123, 1.5, b"runs/lake", True, ["runs"]])
+def test_a_run_that_is_not_a_path(run: Any) -> None:
+    with pytest.raises(RollsightError, match=r"^run=.* is not the path of a folder: give a text or a Path such as"):
+        InfluenceCallback(run=run)
+
+
+def test_a_run_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    for path in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "run", str(tmp_path / "notes.txt")):
+        with pytest.raises(RollsightError, match=r"^run='.*' is not the path of a folder \(.*notes.txt is a file\)"):
+            InfluenceCallback(run=path)

@@ -9,9 +9,9 @@ import pytest
 from rollsight import cli, runs
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import RollsightError
-from rollsight.studies import training_run
-from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training import run as training_run
+from rollsight.training.paper import settings_for
+from rollsight.training.run import RunSettings, run_training
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +111,10 @@ def test_study_compares_arms_and_draws(tmp_path, capsys):
     ("arguments", "said"),
     [
         (["train", "CartPole-v9000"], "CartPole-v1"),
-        (["train", "CartPole-v1", "--drop", "1.5"], "p=1.5"),
-        (["train", "CartPole-v1", "--envs", "3"], "envs=3"),
-        (["train", "CartPole-v1", "--rounds", "0"], "rounds=0"),
-        (["train", "CartPole-v1", "--lr", "-1"], "lr=-1"),
+        (["train", "CartPole-v1", "--drop", "1.5"], "--drop 1.5 is not a fraction"),
+        (["train", "CartPole-v1", "--envs", "3"], "--envs 3 does not divide"),
+        (["train", "CartPole-v1", "--rounds", "0"], "--rounds 0"),
+        (["train", "CartPole-v1", "--lr", "-1"], "--lr -1.0"),
         (["train", "CartPole-v1", "--snapshots", "often"], "snapshots='often'"),
         (["study", "CartPole-v1", "--seeds", "0"], "seeds is 0"),
         (["study", "CartPole-v9000"], "CartPole-v1"),

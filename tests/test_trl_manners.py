@@ -79,7 +79,8 @@ def test_metrics_and_columns_appear_where_trl_shows_its_own(tmp_path: Any) -> No
     scored = attach(plain, drop=0.5, target=[FirstCompletions(), "return"])
     plain.train()
     table = pd.read_parquet(sorted((tmp_path / "plain" / "completions").iterdir())[-1])
-    assert table["influence_return"].tolist() == pytest.approx(scored.scores["return"].values.tolist())
+    values = scored.scores["return"].values.tolist()
+    assert table["influence_return"].tolist() == [float(f"{value:.4g}") for value in values]
     assert table["influence_kept"].tolist() == [i not in scored.selection.dropped for i in range(8)]
 
 
@@ -119,10 +120,16 @@ def test_detach_restores_the_trainer(tmp_path: Any) -> None:
     trained = trainer(tmp_path, log_completions=True, num_completions_to_print=0)
     before, callbacks = dict(vars(trained)), list(trained.callback_handler.callbacks)
     attachment = attach(trained, drop=0.5)
-    with pytest.raises(rs.RollsightError, match="has an attachment already"):
-        attach(trained)
+    with pytest.raises(rs.RollsightError, match="drop=2 is not a fraction"):
+        attach(trained, drop=2)
+    assert attachment._begin in [getattr(one, "_begin", None) for one in trained.callback_handler.callbacks]
+    with pytest.warns(UserWarning, match="had an attachment already, which the new one replaces"):
+        second = attach(trained)
+    assert trained.callback_handler.callbacks[: len(callbacks)] == callbacks
+    assert len(trained.callback_handler.callbacks) == len(callbacks) + 2
     attachment.detach()
-    attachment.detach()
+    second.detach()
+    second.detach()
     assert vars(trained).keys() == before.keys()
     assert trained.callback_handler.callbacks == callbacks
     attach(trained).detach()
@@ -201,11 +208,11 @@ def test_preconditioning_and_random_dropping_train(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"drop": 1.5}, "p=1.5 is outside"),
+        ({}, {"drop": 1.5}, "drop=1.5 is not a fraction"),
         ({}, {"drop": 0.5, "selection": "random:0.5"}, "two rules for the same records"),
         ({}, {"target": "f_seq"}, "target='f_seq' is unknown; give 'sequence' or 'return' or 'reward'"),
         ({}, {"unit": "record"}, "unit='record' is unknown; give 'completion' or 'group'"),
-        ({}, {"every": 0}, "every=0 is no number of rounds"),
+        ({}, {"every": 0}, "every=0 is not a number of rounds"),
         ({}, {"backend": "ghost"}, "backend='ghost' is unknown"),
         ({"lora": lora(lora_dropout=0.1)}, {}, "has dropout 0.1: .*; set lora_dropout=0 in its LoraConfig"),
     ],
@@ -236,9 +243,13 @@ def test_trainers_that_are_not_covered_are_refused(tmp_path: Any) -> None:
 
 def test_a_selection_must_leave_something(tmp_path: Any) -> None:
     trained = trainer(tmp_path)
-    attach(trained, selection=dropping(*range(8)))
-    with pytest.raises(rs.RollsightError, match=r"leaves none of the 8 completions in round 1; keep at least one"):
-        generation(trained)
+    attachment = attach(trained, selection=dropping(*range(8)))
+    with pytest.warns(
+        UserWarning, match=r"round 1: no selection, so every completion is kept \(The selection leaves none"
+    ):
+        whole, _ = generation(trained)
+    assert attachment.selection is None
+    assert "influence_kept" not in whole
 
 
 def test_the_parts_of_trl_it_stands_on_are_those_it_was_written_for(

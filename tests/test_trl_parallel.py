@@ -80,3 +80,26 @@ def test_two_processes_make_the_update_of_one_on_the_kept_rows(tmp_path: Path) -
     assert table["kept"].to_pylist() == kept.tolist()
     assert table["group"].to_pylist() == [i // 4 for i in range(16)]
     assert table["score_sequence"].to_pylist() == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_what_fails_in_one_process_stops_neither(tmp_path: Path) -> None:
+    first, second = train_in_two_processes(tmp_path, "survive")
+    assert torch.equal(first["end"], first["plain"])
+    assert torch.equal(second["end"], second["plain"])
+    assert torch.equal(first["end"], second["end"])
+    assert torch.equal(first["scores"], second["scores"])
+    lost = "round 1: no scores of 'sequence', so every completion is kept"
+    assert first["said"] == [
+        f"{lost} (rank 1: OutOfMemoryError: in round 1); training goes on",
+        "round 3: no selection, so every completion is kept (ValueError: no such rule); training goes on",
+        "round 4: no record in the run folder (OSError: disk full); training goes on",
+    ]
+    assert second["said"][0] == f"{lost} (OutOfMemoryError: in round 1); training goes on"
+    assert first["ruled"] == [3, 4, 5]
+    assert second["ruled"] == []
+    assert "exists already" in first["refused"]
+    assert first["refused"] == second["refused"]
+    run = runs.open(tmp_path / "run")
+    assert run.rounds == [1, 2, 3, 5]
+    known = run.sql("select count(score_sequence), count(score_return) from records group by round order by round")
+    assert known.fetchall() == [(0, 16), (0, 16), (16, 16), (16, 16)]

@@ -16,17 +16,19 @@ def failing(error: BaseException) -> object:
 
 def test_a_failure_is_a_warning_and_none() -> None:
     watch = Watch()
-    assert watch.attempt("scores", lambda: 3, 1) == 3
-    assert watch.of_round() is None
+    watch.begin(2)
+    assert watch.attempt("scores", lambda: 3) == 3
+    assert watch.said is None
     with pytest.warns(UserWarning, match=r"^round 2: no scores \(RuntimeError: out of memory\); training goes on$"):
-        assert watch.attempt("scores", lambda: failing(RuntimeError("out of memory\nTried to ...")), 2) is None
+        assert watch.attempt("scores", lambda: failing(RuntimeError("out of memory\nTried to ..."))) is None
     with pytest.warns(UserWarning, match=r"no snapshot \(disk full\); training goes on"):
-        watch.attempt("snapshot", lambda: failing(RollsightError("disk full.")), 2)
-    assert watch.of_round() == (
-        "round 2: no scores (RuntimeError: out of memory); training goes on | "
+        watch.attempt("snapshot", lambda: failing(RollsightError("disk full.")))
+    assert watch.said == (
+        "round 2: no scores (RuntimeError: out of memory); training goes on\n"
         "round 2: no snapshot (disk full); training goes on"
     )
-    assert watch.of_round() is None
+    watch.begin(3)
+    assert watch.said is None
 
 
 def test_each_kind_is_said_once_and_every_round_remembers() -> None:
@@ -34,13 +36,15 @@ def test_each_kind_is_said_once_and_every_round_remembers() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for round in (1, 2):
-            watch.attempt("scores", lambda: failing(RuntimeError("a")), round)
-            watch.attempt("scores", lambda: failing(KeyError("a")), round)
-            assert str(watch.of_round()).count(" | ") == 1
+            watch.begin(round)
+            for _ in range(100):
+                watch.attempt("scores", lambda: failing(RuntimeError("a")))
+            watch.attempt("scores", lambda: failing(KeyError()))
+            assert str(watch.said).count(f"round {round}: no scores") == 2
     assert len(caught) == 2
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1), GeneratorExit()])
 def test_what_ends_a_program_ends_it(stop: BaseException) -> None:
     with pytest.raises(type(stop)):
-        Watch().attempt("scores", lambda: failing(stop), 1)
+        Watch().attempt("scores", lambda: failing(stop))

@@ -76,13 +76,15 @@ def trainer(folder: Any, algorithm: str = "grpo", reward: Any = digits, lora: An
         "beta": 0.0,
     }
     prompts = Dataset.from_dict({"prompt": [f"{a}+{b * 11}=" for a in range(8) for b in range(4)]})
+    given, classes = changes.pop("model", None), changes.pop("reward_processing_classes", None)
     return host(
-        model=changes.pop("model", None) or model(),
+        model=given or model(),
         args=config(output_dir=str(folder), **settings | changes),
         reward_funcs=reward,
         train_dataset=prompts,
         eval_dataset=prompts.select(range(8)),
         processing_class=tokenizer(),
+        reward_processing_classes=classes,
         peft_config=lora,
     )
 

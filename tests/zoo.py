@@ -505,7 +505,7 @@ def flat_gradient(policy: rs.Policy, value: Tensor) -> Tensor:
     parameters = [p for p in policy.module.parameters() if p.requires_grad]
     grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+        [(torch.zeros_like(p) if g is None else g.to_dense()).flatten() for p, g in zip(parameters, grads, strict=True)]
     )
 
 

@@ -26,7 +26,9 @@ class Completions:
     """`evaluate` for `Policy`: the log-probabilities (N, T) of completions under a causal language model.
 
     obs:     {"input_ids": (N, P + T), "attention_mask": (N, P + T)}, prompts padded on the left, completions on the
-             right (see `completion_records`); actions: (N, T), the completions' tokens.
+             right (see `completion_records`); actions: (N, T), the completions' tokens. `support` in obs, as
+             `pack_support` packs it, (N, T, W): the tokens that each one was sampled from, where top-p or top-k left
+             some out; probabilities are then those among them, of any policy.
     temperature: the logits are divided by it, as in sampling.
     entropy: also give the entropy (N, T) of each token's distribution.
     """
@@ -42,16 +44,20 @@ class Completions:
         logits = completion_logits(module, obs["input_ids"], obs["attention_mask"], actions.shape[1])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
+        if "support" in obs:
+            logits = within_support(logits, obs["support"])
         return Evaluation(token_log_probs(logits, actions), token_entropies(logits) if self.entropy else None)
 
 
 def completion_logits(module: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
     """(N, length, V): the logits of each row's last `length` tokens, by the model's own forward.
 
-    Raises `RollsightError` for sequences longer than the model's context, and for prompt-learning adapters, whose
-    virtual tokens move the positions.
+    Raises `RollsightError` for sequences longer than the model's context, for encoder-decoders, and for prompt-learning
+    adapters, whose virtual tokens move the positions.
     """
     total = input_ids.shape[1]
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        raise RollsightError(f"{type(module).__name__} is an encoder-decoder; give a causal language model.")
     context = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     if context is not None and total > context:
         raise RollsightError(
@@ -81,6 +87,21 @@ def token_entropies(logits: Tensor) -> Tensor:
     """(N, T): entropy in nats of each token's distribution, from logits (N, T, V)."""
     log_probs = logits.log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def pack_support(kept: Tensor) -> Tensor:
+    """(..., W) bytes of booleans (..., V), eight tokens in each: which tokens could be sampled."""
+    padded = F.pad(kept, (0, -kept.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    packed: Tensor = (padded << torch.arange(8, dtype=torch.uint8, device=kept.device)).sum(-1, dtype=torch.uint8)
+    return packed
+
+
+def within_support(logits: Tensor, support: Tensor) -> Tensor:
+    """The logits (..., V) with tokens outside of the support (..., W) made impossible."""
+    bits = (support[..., None] >> torch.arange(8, dtype=torch.uint8, device=support.device)) & 1
+    kept = bits.flatten(-2)[..., : logits.shape[-1]].bool()
+    # Not infinity: an entropy would be 0 * inf, and padding may have no possible token at all.
+    return logits.masked_fill(~kept, torch.finfo(logits.dtype).min / 2)
 
 
 def completion_records(

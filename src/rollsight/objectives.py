@@ -212,7 +212,7 @@ def _chunk_of(rule: str) -> int | None:
     match = re.fullmatch(r"chunk:(\d+)", rule)
     if match and int(match[1]) >= 2:
         return int(match[1])
-    raise RollsightError(f"advantage={rule!r} is no normalisation; give 'raw', 'buffer' or 'chunk:64' (2 or more).")
+    raise RollsightError(f"advantage={rule!r} is not a normalisation; give 'raw', 'buffer' or 'chunk:64' (2 or more).")
 
 
 def per_token(column: Tensor, log_prob: Tensor) -> Tensor:

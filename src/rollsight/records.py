@@ -121,7 +121,7 @@ class Records:
             value = column[bad[0]][wrong[bad[0]]].reshape(-1)[0].item()
             raise RollsightError(
                 f"Records: `{name}` is {value} in {len(bad)} valid record(s), first at index {int(bad[0])}; "
-                "mark such rows invalid or mend the buffer."
+                "mark such rows invalid or fix the buffer."
             )
 
     def __len__(self) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rollsight import selection, targets
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
 from rollsight.selection import DropNegative, Rule
 
 Known = Mapping[str, Callable[[], targets.Target]]
@@ -57,13 +59,17 @@ def rule_of(
     if unit not in units:
         raise RollsightError(f"unit={unit!r} is unknown; give {' or '.join(map(repr, units))}.")
     if drop is not None:
-        if isinstance(drop, bool) or not isinstance(drop, (int, float, np.number)):
-            raise RollsightError(f"drop={drop!r} is no fraction; give a number, 0.5 for half of the negative records.")
+        number = isinstance(drop, (int, float, np.number)) and not isinstance(drop, bool)
+        if not (number and 0 <= drop <= 1):
+            raise OptionError(
+                "{drop} is not a fraction: give a number between 0 and 1, 0.5 for half of the negative records",
+                drop=drop,
+            )
         return DropNegative(float(drop), unit=units[unit], min_keep=floor)
     if isinstance(given, str):
         return selection.from_text(given, seed=seed, unit=units[unit], min_keep=floor)
     if given is not None and not callable(given):
-        raise RollsightError(f"selection={given!r} is no rule; give 'negative:0.5', 'random:0.5', or a rule object.")
+        raise RollsightError(f"selection={given!r} is not a rule; give 'negative:0.5', 'random:0.5', or a rule object.")
     return None if given is None else selection.with_floor(given, floor)
 
 
@@ -80,5 +86,19 @@ def interval_of(snapshots: str) -> int:
 def check_every(every: int) -> int:
     """A positive number of rounds."""
     if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
-        raise RollsightError(f"every={every!r} is no number of rounds; give 1 to score each round, k for every k-th.")
+        raise OptionError("{every} is not a number of rounds: give 1 to score each, k to score every k-th", every=every)
     return int(every)
+
+
+def run_folder(run: Any) -> Path | None:
+    """Where the run is to be written; None where it is not."""
+    if run is None:
+        return None
+    text = os.fspath(run) if isinstance(run, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text.strip():
+        raise OptionError("{run} is not the path of a folder: give a text or a Path such as 'runs/lander'", run=run)
+    path = Path(text)
+    for part in (path, *path.parents):
+        if part.is_file():
+            raise OptionError(f"{{run}} is not the path of a folder ({part} is a file): choose another place", run=text)
+    return path

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rollsight.scoring import Scores, TrustLine
 from rollsight.selection import Selection
@@ -57,6 +58,30 @@ class Clock:
         """What the time since the lap before went to, by who spent it."""
         self.laps |= laps
         self._last = self._now()
+
+
+def of_rollout(
+    valid: Tensor,
+    returns: Any,
+    scores: Scores | None,
+    selection: Selection | None,
+    line: TrustLine | None,
+    semantic: str,
+) -> Summary:
+    """What is known of a round before its update. valid: (N,) booleans; returns: (E,) of the episodes that ended;
+    scores: those that decide the selection; None is what there was not."""
+    count = int(valid.sum())
+    return {
+        "records": len(valid),
+        "valid": count,
+        "invalid_rows": len(valid) - count,
+        "scored": False,
+        "episodes": len(returns),
+        "return_mean": float(returns.mean()) if len(returns) else None,
+        **(of_scores(scores) if scores is not None else {}),
+        **of_selection(selection, max(count, 1), semantic),
+        **(of_trust(line) if line is not None else {}),
+    }
 
 
 def of_scores(scores: Scores) -> Summary:

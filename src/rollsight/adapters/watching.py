@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from rollsight.errors import RollsightError
 
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
@@ -19,31 +20,39 @@ class Watch:
     """
 
     def __init__(self) -> None:
+        self.round = 0
         self._warned: set[tuple[str, str]] = set()
-        self._in_round: list[str] = []
+        self._in_round: dict[str, None] = {}
 
-    def attempt(self, part: str, call: Callable[[], Result], round: int) -> Result | None:
+    def begin(self, round: int) -> None:
+        """What fails from now on belongs to this round."""
+        self.round, self._in_round = round, {}
+
+    def attempt(
+        self, part: str, call: Callable[Given, Result], *args: Given.args, **keywords: Given.kwargs
+    ) -> Result | None:
         """What `call` returns, or None where it raises: then training goes on without it.
 
-        part: what is attempted, as it stands in the warning: "the scores of 'return'". Whatever `call` changed before
-        it failed is its own affair. Only an `Exception` is caught: a KeyboardInterrupt ends training as it always does.
+        part: what is attempted, as it stands in the warning: "scores of 'return'". Only an `Exception` is caught: a
+        KeyboardInterrupt ends training as it always does.
         """
         try:
-            return call()
+            return call(*args, **keywords)
         except Exception as error:
-            text = str(error).strip().partition("\n")[0].rstrip(".")
-            named = text if isinstance(error, RollsightError) else f"{type(error).__name__}: {text}".rstrip(": ")
-            self.warn(f"round {round}: no {part} ({named}); training goes on", (part, type(error).__name__))
+            text = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+            named = text if isinstance(error, RollsightError) else f"{type(error).__name__}: {text}"
+            self.warn(part, f"no {part} ({named}); training goes on", type(error).__name__)
             return None
 
-    def warn(self, text: str, kind: tuple[str, str]) -> None:
-        """Say `text` if nothing of this kind was said before, and keep it for the round's summary in any case."""
-        self._in_round.append(text)
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def warn(self, part: str, text: str, kind: str = "") -> None:
+        """Keep `text` for the round's summary, and warn where nothing of this part and kind was said before."""
+        text = f"round {self.round}: {text}"
+        self._in_round[text] = None
+        if (part, kind) not in self._warned:
+            self._warned.add((part, kind))
             warnings.warn(text, stacklevel=2)
 
-    def of_round(self) -> str | None:
-        """The text of everything that went wrong since the last call, None where nothing did."""
-        said, self._in_round = self._in_round, []
-        return " | ".join(said) or None
+    @property
+    def said(self) -> str | None:
+        """Everything that went wrong in this round, one sentence a line, none twice; None where nothing did."""
+        return "\n".join(self._in_round) or None

@@ -6,12 +6,12 @@ import importlib
 import io
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rollsight import __version__
 from rollsight.cli import usage
+from rollsight.cli.warning_lines import warnings_as_lines
 from rollsight.errors import OptionError, RollsightError
 from rollsight.escaping import visible
 
@@ -32,6 +32,7 @@ COMMANDS = {
     "phases": "Follow how one behaviour formed, round by round.",
     "compare": "Compare runs: final return and area under the learning curve, with intervals.",
     "sql": "Query a run's records, rounds and evaluations with SQL.",
+    "check": "Verify the files of runs: what is damaged, missing or foreign.",
     "export": "Write a run's records, rounds or evaluations to a CSV, Parquet or JSON file.",
 }
 
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Mistakes in the usage itself (an unknown option) leave through `SystemExit(2)`, as argument parsers do.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    usual, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
-        _dispatch(list(arguments))
+        with warnings_as_lines():
+            _dispatch(list(arguments))
         sys.stdout.flush()  # here, where a reader that went away can still be handled
     except BrokenPipeError:
         # `rollsight sql ... | head`: the reader has what it wanted. Python would complain when it flushes at exit.
@@ -62,8 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    finally:
-        warnings.formatwarning = usual
     return 0
 
 
@@ -109,11 +108,6 @@ def _parsed(command: Callable[..., None], name: str, arguments: list[str]) -> Ca
     if complaint:
         print(visible(complaint, lines=True), end="", file=sys.stderr)
     return bound
-
-
-def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-    """A warning as one line: a user has no use for the line of the source, and the text may be foreign."""
-    return f"warning: {visible(' '.join(str(message).split()))}\n"
 
 
 def _fail(sentence: str, code: int = 1) -> int:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rollsight import runs
 from rollsight.cli import output
 from rollsight.cli.progress import cores, progress_bar
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def diagnose(
     ] = None,
     overwrite: bool = False,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Why do the bottom records hurt? Compare the advantages in the buffer with Monte-Carlo ones.
 
@@ -60,7 +62,9 @@ def diagnose(
         out: Folder for the figures.
         overwrite: Replace figures that are there.
         json: Print everything as JSON.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     from rollsight.analysis.diagnosis import pages
     from rollsight.analysis.diagnosis.figures import draw_statistics
     from rollsight.analysis.diagnosis.record_figures import draw_records

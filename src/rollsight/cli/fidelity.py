@@ -12,6 +12,7 @@ from rich.console import Console
 from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import progress_bar, use_one_thread
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def fidelity(
     returns: bool = False,
     seed: int = 0,
     json: bool = False,
+    trust: bool = False,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     overwrite: bool = False,
@@ -57,11 +59,13 @@ def fidelity(
         returns: Measure the return of every retrained policy too, on 16 common episodes.
         seed: Of the halves, the fresh buffer, the other order, the resampling.
         json: Print JSON instead of tables.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
         figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
         out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
             with the same settings it continues after the finished retraining.
         overwrite: Replace files that are there.
     """
+    trust_run(run, trust)
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
     from rollsight.analysis.fidelity.figures import draw
 

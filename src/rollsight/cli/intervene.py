@@ -13,6 +13,7 @@ from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import cores, progress_bar, use_one_thread
 from rollsight.cli.record_lists import read_record_list
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
@@ -39,6 +40,7 @@ def intervene(
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     overwrite: bool = False,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Replay rounds with and without some of their records, and compare the policies they end in.
 
@@ -69,7 +71,9 @@ def intervene(
         figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
         overwrite: Replace the figure if it is there.
         json: Print JSON instead of tables.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     from rollsight.analysis.intervention import InterventionSettings, run_intervention
     from rollsight.analysis.intervention.figures import draw
 

@@ -16,6 +16,7 @@ from rollsight.cli import output
 from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.cli.record_lists import parse_record_name
 from rollsight.cli.top import find_record
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
@@ -40,6 +41,7 @@ def phases(
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     overwrite: bool = False,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Follow one behaviour, an action in a state, through every round that has a snapshot.
 
@@ -66,7 +68,9 @@ def phases(
         figure: Draw the development (.png, .pdf, .svg; interactive: .html).
         overwrite: Replace files that are there.
         json: Print JSON instead of a table.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     for name, value, least in (
         ("top", top, 1),
         ("neighbours", neighbours, 1),

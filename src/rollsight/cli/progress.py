@@ -51,7 +51,55 @@ def round_bars(console: Console, phases: str = PHASES) -> rich.progress.Progress
         TimeRemainingColumn(compact=True, table_column=fixed(min_width=5)),
         console=console,
         expand=True,
+        speed_estimate_period=1e9,  # of all rounds: within rich's 30 seconds there may be no two of them
     )
+
+
+class RoundBars:
+    """The bar of a run's rounds, and below it one of what the present round is doing. Between rounds the first one
+    moves by the seconds that each phase took in the round before, at first by `weights`, so that it soon knows how much
+    time is left.
+
+    weights: a round's phases in their order, with rough shares of its time; names: what the phases are called.
+    """
+
+    def __init__(
+        self,
+        bars: rich.progress.Progress,
+        description: str,
+        *,
+        total: int,
+        done: int,
+        weights: Mapping[str, float],
+        names: Mapping[str, str],
+    ) -> None:
+        self._bars, self._done, self._weights, self._names = bars, done, dict(weights), names
+        self._whole = bars.add_task(description, total=total, completed=done, detail="")
+        self._phase = bars.add_task("loading", total=None, detail="model, prompts and reward")
+        self._now, self._reached = "", 0.0
+
+    def follow(self, phase: str, done: int, total: int, name: str | None = None) -> None:
+        """How far a phase is; name: what to call it now."""
+        if phase != self._now:
+            self._bars.reset(self._phase, total=total, detail="")
+            self._now = phase
+        self._bars.update(self._phase, description=name or self._names[phase], completed=done, total=total)
+        if phase in self._weights:
+            before = sum(list(self._weights.values())[: list(self._weights).index(phase)])
+            share = (before + self._weights[phase] * done / total) / sum(self._weights.values())
+            self._reached = max(self._reached, share)  # phases that take turns do not go back
+            self._bars.update(self._whole, completed=self._done + min(self._reached, 1))
+
+    def finish(self, round: int, seconds: Mapping[str, float], detail: str) -> None:
+        """A round is over: how long each phase took, and what to say of it."""
+        if sum(seconds.values()) > 0:
+            self._weights = {phase: seconds.get(phase, 0.0) for phase in self._weights}
+        self._done, self._reached = round, 0.0
+        self._bars.update(self._whole, completed=round, detail=detail)
+
+    def end(self) -> None:
+        """Nothing more is done: the lower bar goes."""
+        self._bars.remove_task(self._phase)
 
 
 def say_jobs(console: Console, total: int, left: int, processes: int) -> None:

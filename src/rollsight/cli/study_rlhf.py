@@ -95,8 +95,7 @@ def study_rlhf(
     from rollsight.studies.rlhf.arms import arm_of
     from rollsight.studies.rlhf.cell import Cell
     from rollsight.studies.rlhf.results import read_results
-    from rollsight.training.language.ppo import Options
-    from rollsight.training.language.run import RunSettings
+    from rollsight.training.language.settings import Options, RunSettings
 
     console = output.console()
     if against is not None:
@@ -111,8 +110,8 @@ def study_rlhf(
             model,
             prompts,
             reward,
-            options,
-            rounds,
+            options=options,
+            rounds=rounds,
             lora_rank=lora_rank,
             max_prompt_tokens=max_prompt_tokens,
             eval_prompts=eval_prompts,

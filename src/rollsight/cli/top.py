@@ -8,6 +8,7 @@ import tyro
 
 from rollsight import runs
 from rollsight.cli import output, shown_records
+from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
 from rollsight.runs import Run
@@ -33,6 +34,7 @@ def top(
     n: int = 10,
     full: bool = False,
     json: bool = False,
+    trust: bool = False,
 ) -> None:
     """Show the records of one round with the highest scores: those that helped the target most.
 
@@ -55,7 +57,9 @@ def top(
         full: Show all of each record, one below the other: whole texts, each message of a
             conversation on lines of its own.
         json: Print JSON instead of a table.
+        trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
+    trust_run(run, trust)
     if n < 1:
         raise RollsightError(f"--n must be at least 1, not {n}")
     opened = runs.open(run)

@@ -7,6 +7,7 @@ runs/NAME/
   rounds/round-000001.parquet       the round's summary, one row; written last, so the round is complete with it
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
   snapshots/round-000010.pt         the frozen round
+  checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   .lock                             held by the one writer
 ```
 """

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +11,22 @@ from typing import Literal
 
 from rollsight.errors import RollsightError
 
-Kind = Literal["records", "rounds", "evaluations", "snapshots"]
+Kind = Literal["records", "rounds", "evaluations", "snapshots", "checkpoints"]
 
 FORMAT = 1  # raised when a reader of the older layout could misread a newer folder
 METADATA = "run.json"
 LOCK = ".lock"
+DIGESTS = "SHA256SUMS"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a write to an open file fails with; a library may report it in its own way.
+_WRITE_ERRORS = (*_DISK_FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 TABLES: tuple[Kind, ...] = ("records", "rounds", "evaluations")
 SUFFIXES: dict[Kind, str] = {
     "rounds": ".parquet",  # first: where files are removed, a round stops being complete before it loses its records
     "records": ".parquet",
     "evaluations": ".parquet",
     "snapshots": ".pt",
+    "checkpoints": ".pt",
 }
 
 
@@ -43,54 +48,95 @@ def round_numbers(run: Path, kind: Kind) -> list[int]:
     """The rounds that have a file of this kind, ascending. Temporary and foreign files do not count."""
     pattern = re.compile(rf"round-(\d{{6,}}){re.escape(SUFFIXES[kind])}")
     names = os.listdir(run / kind) if (run / kind).is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+    found = {name: int(match[1]) for name in names if (match := pattern.fullmatch(name))}
+    # A number has one name: a second one (more zeros) would count its round twice.
+    return sorted(number for name, number in found.items() if name == round_path(run, kind, number).name)
 
 
-def temporary_path(path: Path) -> Path:
-    # In the same folder, so that the rename stays on one file system; a fixed name, because a run has one writer.
-    return path.with_name(f".{path.name}.tmp")
+def temporary_files(folder: Path) -> list[Path]:
+    """What killed writers left in a run's folder: the temporary files of `whole_file` there."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in names if _TEMPORARY.fullmatch(name)]
+
+
+_TEMPORARY = re.compile(r"\.(round-\d{6,}\.\w+|run\.json|SHA256SUMS)(\.[0-9a-f]{16})?\.tmp")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Write a file that appears under its name complete and on disk, or does not appear.
 
-    Yields the temporary path to write to. When the block succeeds the file is synced and renamed; when it fails, for
-    whatever reason, nothing is left behind.
+    Yields the temporary path to write to, an empty file in the same folder. When the block succeeds the file is synced
+    and renamed; when it fails, for whatever reason, nothing is left behind. A link that somebody planted under either
+    name is not followed.
 
     Raises:
         RollsightError: the disk is full, or the file cannot be written for another reason of the system's.
     """
-    temporary = temporary_path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the rename stays on one file system
+    descriptor = None
     try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.fsync(descriptor)
+        if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
+            raise RollsightError(f"{path} could not be written (somebody replaced {temporary}): choose another place")
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         cause = _system_error(error)
         if cause is None:
             raise
-        advice = "make room on the disk" if cause.errno in _DISK_FULL else "choose another place"
         raise RollsightError(
-            f"{path} could not be written ({cause.strerror or cause}): {advice}, everything written before it is intact"
+            f"{path} could not be written ({cause.strerror or cause}): {_advice(cause)}, everything written before it "
+            "is intact"
         ) from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in _DISK_FULL:
+        return "make room on the disk"
+    return "raise the limit on file sizes (ulimit -f)" if error.errno == errno.EFBIG else "choose another place"
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """The operating system's error behind `error`: itself, or a full disk that a library reported in its own way."""
+    """The operating system's error behind `error`: itself, or that of a write that a library reported in its own
+    way."""
     if isinstance(error, OSError):
         return error
     seen = error.__cause__ or error.__context__  # torch.save turns a full disk into a RuntimeError about positions
     while isinstance(error, Exception) and seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _DISK_FULL:
+        if isinstance(seen, OSError) and seen.errno in _WRITE_ERRORS:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of a run.
+
+    Raises:
+        RollsightError: it may not be read, or is gone: neither is damage.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> RollsightError:
+    """What to say of a file that the system does not let us read."""
+    match error:
+        case FileNotFoundError():
+            return RollsightError(
+                f"{path} is gone since the folder was listed: read again if the run is being replaced"
+            )
+        case PermissionError():
+            return RollsightError(f"{path} may not be read (permission denied): ask its owner for access, or change it")
+    return RollsightError(f"{path} could not be read ({error.strerror or error}): try again")
 
 
 def spell(rounds: Iterable[int]) -> str:

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,39 @@ from typing import Any
 import numpy as np
 
 from rollsight.errors import RollsightError
-from rollsight.runs.layout import FORMAT, METADATA, whole_file
+from rollsight.runs.digests import SELF, digest_of_metadata
+from rollsight.runs.layout import FORMAT, METADATA, read_bytes, whole_file
 
-_PACKAGES = ("rollsight", "torch", "numpy", "stable-baselines3", "sb3-contrib", "gymnasium", "pyarrow", "duckdb")
+# What decides results, or how they are stored.
+_PACKAGES = (
+    *("rollsight", "torch", "numpy", "stable-baselines3", "sb3-contrib", "gymnasium"),
+    *("ale-py", "minigrid", "highway-env", "box2d", "Box2D", "envpool", "jax", "jaxlib"),
+    *("transformers", "tokenizers", "peft", "trl", "accelerate", "datasets"),
+    *("safetensors", "pyarrow", "duckdb"),
+)
+
+# The entries that readers rely on, and what they are where they are there; None is always possible.
+_TYPES: dict[tuple[str, ...], type | tuple[type, ...]] = {
+    ("env",): str,
+    ("env_kwargs",): dict,
+    ("max_episode_steps",): int,
+    ("n_envs",): int,
+    ("arm",): str,
+    ("algo",): str,
+    ("created",): str,
+    ("continued",): list,
+    ("versions",): dict,
+    ("wrappers",): list,
+    ("settings",): dict,
+    ("settings", "gamma"): (int, float),
+    ("settings", "gae_lambda"): (int, float),
+    ("run_settings",): dict,
+    ("run_settings", "options"): dict,
+    ("run_settings", "options", "target"): str,
+    ("targets",): list,
+    ("digests",): dict,
+    ("digests", "from_round"): int,
+}
 
 
 def describe_run(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,29 +67,55 @@ def describe_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_metadata(run: Path, metadata: dict[str, Any]) -> None:
-    """Write `run.json`."""
+    """Write `run.json`, with the digest of what it holds."""
+    whole = {**metadata, SELF: digest_of_metadata(metadata)}
     with whole_file(run / METADATA) as temporary:
-        temporary.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_metadata(run: Path) -> dict[str, Any]:
-    """The content of `run.json`.
+    """The content of `run.json`, without its digest; a warning where that is another one's.
 
     Raises:
         RollsightError: it is damaged, or written by a later version of rollsight.
     """
     path = run / METADATA
+    metadata, as_written = parse_metadata(path, read_bytes(path))
+    if not as_written:
+        warnings.warn(f"{path} was changed since rollsight wrote it: its entries are used as they stand", stacklevel=3)
+    return metadata
+
+
+def parse_metadata(path: Path, content: bytes) -> tuple[dict[str, Any], bool]:
+    """What `read_metadata` returns, and whether it is as it was written (True too where no digest says otherwise)."""
     try:
-        metadata = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        metadata = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise RollsightError(f"{path} is damaged ({error}): restore or repair it, the tables are intact") from error
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
+    if not isinstance(metadata, dict) or type(metadata.get("format")) is not int:
         raise RollsightError(f"{path} is not the metadata of a rollsight run (it has no format number)")
     if metadata["format"] > FORMAT:
         raise RollsightError(
-            f"{run} has run format {metadata['format']} and this rollsight reads up to {FORMAT}: upgrade rollsight"
+            f"{path.parent} has run format {metadata['format']} and this rollsight reads up to {FORMAT}: upgrade "
+            "rollsight"
         )
-    return metadata
+    for names, types in _TYPES.items():
+        value: Any = metadata
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and types is not bool)):
+            raise RollsightError(
+                f"{path} is damaged ({'.'.join(names)} is {_shown(value)}): restore or repair it, the tables are intact"
+            )
+    digest = metadata.pop(SELF, None)
+    # Without a digest a run of an earlier version is as good as it was; one that should have a digest is not.
+    expected = digest_of_metadata(metadata) if digest is not None or "digests" in metadata else None
+    return metadata, digest == expected
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _making() -> dict[str, Any]:

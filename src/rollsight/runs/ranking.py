@@ -5,13 +5,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rollsight.errors import RollsightError
+
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def column_as_floats(table: pa.Table, name: str) -> FloatArray:
-    """A numeric column as (N,) floats, null as NaN."""
-    return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+    """A numeric column as (N,) floats, null as NaN.
+
+    Raises:
+        RollsightError: there is no such column, or it holds no numbers: the table is of another kind.
+    """
+    try:
+        return np.asarray(table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+    except (KeyError, ValueError, TypeError) as error:
+        raise RollsightError(f"the table has no column {name!r} of numbers: its file is not of this run") from error
 
 
 def scored_records(records: pa.Table, scores: FloatArray) -> BoolArray:

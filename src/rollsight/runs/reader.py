@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -10,8 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import RollsightError
-from rollsight.runs.layout import METADATA, TABLES, Kind, find_runs, is_run, round_numbers, round_path, spell
+from rollsight.runs.layout import (
+    DIGESTS,
+    METADATA,
+    TABLES,
+    Kind,
+    find_runs,
+    is_run,
+    read_bytes,
+    round_numbers,
+    round_path,
+    spell,
+)
 from rollsight.runs.metadata import read_metadata
+from rollsight.runs.verified import VerifiedFiles, damaged
 
 if TYPE_CHECKING:
     import duckdb
@@ -35,12 +48,18 @@ def open_run(path: str | Path) -> Run:
 
 
 class Run:
-    """A run folder, read only. Rounds completed after it was opened show as they come. For use in one thread."""
+    """A run folder, read only. Rounds completed after it was opened show as they come. For use in one thread.
+
+    Every file is compared with its digest where it is read (`SHA256SUMS`; not in a run of a version that wrote none).
+    Rows that are gone, and files that cannot be verified, are a Python warning, once.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.resolve().name
         self.metadata = read_metadata(path)
+        self._files = VerifiedFiles(path, (self.metadata.get("digests") or {}).get("from_round"))
+        self._said: set[Kind] = set()
         self._database: duckdb.DuckDBPyConnection | None = None
 
     @property
@@ -58,13 +77,18 @@ class Run:
         """The complete rounds that have a snapshot, ascending."""
         return self._complete("snapshots")
 
+    @property
+    def checkpoint_rounds(self) -> list[int]:
+        """The complete rounds that training can go on from, ascending."""
+        return self._complete("checkpoints")
+
     def records(self, round: int) -> pa.Table:
         """Every record of a complete round, in buffer order.
 
         Raises:
             RollsightError: there is no such round, or its file is damaged.
         """
-        return _read(self._existing("records", round))
+        return parse(self._existing("records", round), self._content(round))
 
     def rows(self, kind: Literal["rounds", "evaluations"], columns: list[str]) -> pa.Table:
         """These columns of every complete round, in order of rounds, null where a round has none of that name.
@@ -75,23 +99,40 @@ class Run:
             RollsightError: a file is damaged.
         """
         empty = pa.table({name: pa.array([], pa.null()) for name in columns})
-        tables = [_read(round_path(self.path, kind, round), columns) for round in self._complete(kind)]
+        self._say(kind)
+        tables = [
+            parse(round_path(self.path, kind, round), self._files.content(kind, round), columns)
+            for round in self._complete(kind)
+        ]
         return pa.concat_tables([empty, *tables], promote_options="permissive")
 
     def targets(self, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order; empty where the round was not scored."""
-        path = self._existing("records", round)
-        names = [name for name in _open_parquet(path).schema_arrow.names if name.startswith(SCORE_PREFIX)]
-        scores = _read(path, names)
+        path, content = self._existing("records", round), self._content(round)
+        names = [name for name in _schema(path, content).names if name.startswith(SCORE_PREFIX)]
+        scores = parse(path, content, names)
         return [name.removeprefix(SCORE_PREFIX) for name in names if scores[name].null_count < len(scores)]
 
     def snapshot_path(self, round: int) -> Path:
         """Where a round's snapshot lies.
 
         Raises:
-            RollsightError: the round has none; the message names those that do.
+            RollsightError: the round has none (the message names those that do), or it is damaged.
         """
-        return self._existing("snapshots", round)
+        path = self._existing("snapshots", round)
+        self._say("snapshots")
+        self._files.check("snapshots", [round])
+        return path
+
+    def checkpoint_path(self, round: int) -> Path:
+        """Where a round's checkpoint lies.
+
+        Raises:
+            RollsightError: the round has none (the message names those that do), or it is damaged.
+        """
+        path = self._existing("checkpoints", round)
+        self._files.check("checkpoints", [round])
+        return path
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the run and return its result, already computed.
@@ -110,7 +151,12 @@ class Run:
             self._database = duckdb.connect()
         # Views only for what the query names: binding one opens every file, and a damaged file elsewhere does no harm.
         asked = [table for table in TABLES if re.search(rf"\b{table}\b", query, re.IGNORECASE)]
-        files = {table: [round_path(self.path, table, n) for n in self._complete(table)] for table in asked}
+        files: dict[Kind, list[Path]] = {}
+        for table in asked:
+            rounds = self._complete(table)
+            self._say(table)
+            self._files.check(table, rounds)
+            files[table] = [round_path(self.path, table, round) for round in rounds]
         try:
             for table, paths in files.items():
                 if paths:
@@ -124,6 +170,40 @@ class Run:
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")
+
+    def _content(self, round: int) -> bytes:
+        self._say("records")
+        return self._files.content("records", round)
+
+    def _say(self, kind: Kind) -> None:
+        """Warn, once, of what a look at this kind of file does not show."""
+        if kind in self._said:
+            return
+        self._said.add(kind)
+        if kind != "rounds":
+            self._say("rounds")  # a round without its summary is in no table
+        if gone := self._files.missing(kind):
+            what, left = f"{kind} of {_plural(gone)} are missing", ""
+            if kind == "rounds":
+                what, left = f"summary of {_plural(gone)} is missing", ", and with it all rows of the round"
+            elif kind == "records":
+                left = self._rows_left()
+            warnings.warn(f"{self.path}: the {what}{left}", stacklevel=4)
+        if foreign := self._files.unlisted(kind, self._complete(kind)):
+            warnings.warn(
+                f"{self.path}: the {kind} of {_plural(foreign)} cannot be verified ({DIGESTS} does not list them): "
+                f"rollsight check {self.path}",
+                stacklevel=4,
+            )
+
+    def _rows_left(self) -> str:
+        """How many of the records are there."""
+        try:
+            ((expected,),) = self.sql("select sum(records) from rounds").fetchall()
+            ((left,),) = self.sql("select count(*) from records").fetchall()
+        except RollsightError:  # the summaries do not say
+            return ""
+        return f", {left:,} of {int(expected):,} are left" if expected else ""
 
     def _complete(self, kind: Kind) -> list[int]:
         """The rounds with a file of this kind, without those in flight: only the summary makes a round complete."""
@@ -149,7 +229,7 @@ class Run:
         # The mistakes of a query need no look at the files; anything else may come from a damaged one.
         if not isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.CatalogException):
             for path in (path for paths in files.values() for path in paths):
-                _read(path)
+                parse(path, read_bytes(path))
         hint = "".join(f" ({line})" for line in lines[1:] if line.startswith(("Candidate", "Did you mean")))
         return f"the query failed: {lines[0]}{hint}"
 
@@ -171,23 +251,33 @@ def _quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def _schema(path: Path, content: bytes) -> pa.Schema:
+    return _opened(path, content).schema_arrow
+
+
+def parse(path: Path, content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table, or some columns of it, that the bytes of a file hold.
+
+    Raises:
+        RollsightError: they are no Parquet.
+    """
     try:
-        return pq.ParquetFile(path)  # not read_table, which takes key=value folders in the path as columns
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise _damaged(path) from error
+        return _opened(path, content).read(columns)
+    except RollsightError:
+        raise
+    except Exception as error:  # bytes that are no Parquet fail in whatever way the parser comes across them
+        raise damaged(path, _NO_PARQUET) from error
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _opened(path: Path, content: bytes) -> pq.ParquetFile:
     try:
-        return _open_parquet(path).read(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path) from error
+        return pq.ParquetFile(pa.BufferReader(content))  # not the path, whose key=value folders it takes as columns
+    except Exception as error:
+        raise damaged(path, _NO_PARQUET) from error
 
 
-def _damaged(path: Path) -> RollsightError:
-    return RollsightError(
-        f"{path} is damaged (truncated, or no Parquet): move it aside, the other files of the run are intact"
-    )
+_NO_PARQUET = "truncated, or no Parquet"
+
+
+def _plural(rounds: list[int]) -> str:
+    return f"round{'s' if len(rounds) > 1 else ''} {spell(rounds)}"

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import OptionError, RollsightError
+from rollsight.runs.digests import DigestList, Listed, digest_of, name_of, read_digests, write_digests
 from rollsight.runs.layout import (
+    DIGESTS,
     LOCK,
     METADATA,
     SUFFIXES,
@@ -24,7 +26,7 @@ from rollsight.runs.layout import (
     is_run,
     round_numbers,
     round_path,
-    temporary_path,
+    temporary_files,
     whole_file,
 )
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
@@ -50,7 +52,8 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
     if path.exists() and not path.is_dir():
         raise RollsightError(f"{path} is a file: choose another place for the run")
     # What a creation that was killed half-way leaves behind is no content.
-    content = set(os.listdir(path)) - {LOCK, temporary_path(path / METADATA).name} if path.is_dir() else set()
+    left = {LOCK, *(file.name for file in temporary_files(path))}
+    content = set(os.listdir(path)) - left if path.is_dir() else set()
     if content and not is_run(path):
         raise RollsightError(f"{path} exists, is not empty and is no run: choose another place for the run")
     if content and not overwrite:
@@ -62,9 +65,9 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
     lock = _lock(path)
     try:
         # In this order, so that a creation killed anywhere leaves what the next one accepts: an empty folder or a run.
-        for kind in SUFFIXES:
-            _remove_after(path, kind, -1)
-        write_metadata(path, described)
+        _remove_after(path, -1)
+        write_metadata(path, {**described, "digests": {"file": DIGESTS, "from_round": 0}})
+        write_digests(path, Listed())
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)
     except BaseException:
@@ -76,10 +79,10 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
 def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter":
     """Hold an existing run folder for writing after its last complete round, or after an earlier one.
 
-    Whatever a killed writer left of the round in flight (temporary files; records, evaluations and snapshots of a
-    round that never completed) is removed, and so are the rounds past `after`: training goes on from a checkpoint of
-    that round and writes them anew. `run.json` says so in its list `continued`: after which round, which rounds were
-    replaced, when, by which command, and the entries of `how`.
+    Whatever a killed writer left of the round in flight (temporary files; records, evaluations, snapshots and
+    checkpoints of a round that never completed) is removed, and so are the rounds past `after`: training goes on from a
+    checkpoint of that round and writes them anew. `run.json` says so in its list `continued`: after which round, which
+    rounds were replaced, when, by which command, and the entries of `how`.
 
     Raises:
         RollsightError: the folder is no run, ends before round `after`, or another process writes to it.
@@ -106,9 +109,12 @@ def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter
             **jsonable(how),
         }
         # Said before it is done: rounds that are gone without a word could not be told from damage.
-        write_metadata(path, {**metadata, "continued": [*metadata.get("continued", []), entry]})
+        first = (metadata.get("digests") or {}).get("from_round", after + 1)  # earlier versions wrote none
+        metadata["digests"] = {"file": DIGESTS, "from_round": min(first, after + 1)}
+        write_metadata(path, {**metadata, "continued": [*(metadata.get("continued") or []), entry]})
+        _remove_after(path, after)
+        write_digests(path, read_digests(path).up_to(after))
         for kind in SUFFIXES:
-            _remove_after(path, kind, after)
             (path / kind).mkdir(exist_ok=True)  # a creation killed half-way may have made none
     except BaseException:
         os.close(lock)
@@ -124,6 +130,8 @@ class RunWriter:
         self._lock: int | None = lock
         self._last_round = max(round_numbers(path, "rounds"), default=0)
         self._taken_over = False
+        self._digests = DigestList(path)
+        self._unlisted: dict[str, str] = {}  # digests of the files of the round in flight
         _open_writers[_key(path)] = self
 
     @property
@@ -175,12 +183,23 @@ class RunWriter:
         Raises:
             RollsightError: the round has its snapshot already.
         """
-        with whole_file(self._new_path("snapshots", round)) as temporary, temporary.open("wb") as file:
-            write(file)
+        self._write_bytes("snapshots", round, write)
 
     def remove_snapshot(self, round: int) -> None:
         """Remove a round's snapshot, for example when a later one replaces it; harmless where there is none."""
-        round_path(self.path, "snapshots", round).unlink(missing_ok=True)
+        self._remove("snapshots", round)
+
+    def write_checkpoint(self, round: int, write: Callable[[BinaryIO], None]) -> None:
+        """Write what training goes on from after this round; `write` puts its bytes into the open binary file.
+
+        Raises:
+            RollsightError: the round has its checkpoint already.
+        """
+        self._write_bytes("checkpoints", round, write)
+
+    def remove_checkpoint(self, round: int) -> None:
+        """Remove a round's checkpoint when a later one replaces it; harmless where there is none."""
+        self._remove("checkpoints", round)
 
     def close(self) -> None:
         """Let another writer in. Closing twice is harmless."""
@@ -224,9 +243,38 @@ class RunWriter:
         return path
 
     def _write_table(self, kind: Kind, round: int, table: pa.Table) -> None:
-        with whole_file(self._new_path(kind, round)) as temporary:
-            # No dictionaries: the columns hold few repeated values, and building them triples the time.
-            pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+        # No dictionaries: the columns hold few repeated values, and building them triples the time.
+        self._write(kind, round, lambda path: pq.write_table(table, path, compression="zstd", use_dictionary=False))
+
+    def _write_bytes(self, kind: Kind, round: int, write: Callable[[BinaryIO], None]) -> None:
+        def into(path: Path) -> None:
+            with path.open("wb") as file:
+                write(file)
+
+        self._write(kind, round, into)
+
+    def _remove(self, kind: Kind, round: int) -> None:
+        path, name = round_path(self.path, kind, round), name_of(kind, round)
+        if self._unlisted.pop(name, None) is None and path.exists():
+            self._digests.removed(name)
+        path.unlink(missing_ok=True)
+
+    def _write(self, kind: Kind, round: int, write: Callable[[Path], None]) -> None:
+        path, name, listed = self._new_path(kind, round), name_of(kind, round), self._digests.size
+        try:
+            with whole_file(path) as temporary:
+                write(temporary)
+                self._unlisted[name] = digest_of(temporary)
+                if completes := kind == "rounds" or round <= self._last_round:
+                    self._digests.add(self._unlisted)  # before the file appears: what readers see is listed
+        except BaseException:
+            self._digests.cut(listed)
+            self._unlisted.pop(name, None)
+            raise
+        if completes:
+            self._unlisted.clear()
+        if kind == "rounds":
+            self._digests.complete(round)
 
 
 def _lock(path: Path) -> int:
@@ -234,7 +282,7 @@ def _lock(path: Path) -> int:
     if (earlier := _open_writers.pop(_key(path), None)) is not None and earlier._lock is not None:
         earlier.close()
         earlier._taken_over = True
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -252,13 +300,15 @@ def _key(path: Path) -> tuple[int, Path]:
     return os.getpid(), path.resolve()
 
 
-def _remove_after(run: Path, kind: Kind, last: int) -> None:
+def _remove_after(run: Path, last: int) -> None:
     """Remove temporary files, and files of rounds later than `last`."""
-    for round in round_numbers(run, kind):
-        if round > last:
-            round_path(run, kind, round).unlink()
-    for temporary in (run / kind).glob(f".round-*{SUFFIXES[kind]}.tmp"):
-        temporary.unlink()
+    for kind in SUFFIXES:
+        for round in round_numbers(run, kind):
+            if round > last:
+                round_path(run, kind, round).unlink()
+    for folder in (run, *(run / kind for kind in SUFFIXES)):
+        for temporary in temporary_files(folder):
+            temporary.unlink()
 
 
 def _table(columns: Mapping[str, Column]) -> pa.Table:

@@ -17,7 +17,9 @@ Direction: TypeAlias = dict[str, Tensor]  # by parameter, in float32 at least
 
 
 def in_float32(x: Tensor) -> Tensor:
-    """The same numbers in float32 at least; half precision would lose sums over records."""
+    """The same numbers in float32 at least; half precision would lose sums over records. Dense (`sparse=True` makes
+    an embedding's gradient sparse)."""
+    x = x.to_dense() if x.is_sparse else x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

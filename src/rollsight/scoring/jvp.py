@@ -1,5 +1,5 @@
-"""Forward mode: the derivative of every record's loss along one direction in one pass, for any differentiable
-policy."""
+"""Forward mode: the derivative of every record's loss along one direction in one pass, for any policy whose forward
+mode and autograd agree."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
+from rollsight.scoring.as_autograd import AsAutograd, check_hooks
 from rollsight.scoring.directions import Direction, gradient_of
 from rollsight.scoring.layers import EVERY, Rows
 
 
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
-    """(n, M) or (n, T, M): <grad l_i, v_m>, one forward pass per direction."""
+    """(n, M) or (n, T, M): <grad l_i, v_m>, one forward pass per direction; `NotCovered` as `AsAutograd` has it."""
+    check_hooks(policy)
     return torch.stack([_along(policy, records, objective, direction) for direction in directions], -1)
 
 
 def _along(policy: Policy, records: Records, objective: Objective, direction: Direction) -> Tensor:
-    with torch.no_grad(), _forward_mode_kernels(policy.module), forward_ad.dual_level():
+    # Gradients stay enabled, so that `no_grad` within the forward is seen; without parameters that require them there
+    # is no graph.
+    with _forward_mode_kernels(policy.module), forward_ad.dual_level():
+        fixed = {name: p.detach() for name, p in policy.trainable().items()}
         # Parameters that the direction leaves alone (a critic's, mostly) need no tangent, nor does what they lead to.
-        moved = {name: p.detach() for name, p in policy.trainable().items() if bool(direction[name].any())}
-        duals = {name: forward_ad.make_dual(p, direction[name].to(p.dtype)) for name, p in moved.items()}
-        losses = objective.losses(substituted(policy, duals)(records), _constants(records))
+        moved = {name: direction[name].to(p.dtype) for name, p in fixed.items() if bool(direction[name].any())}
+        duals = {name: forward_ad.make_dual(fixed[name], v) for name, v in moved.items()}
+        with AsAutograd():
+            losses = objective.losses(substituted(policy, fixed | duals)(records), _constants(records))
         primal, tangent = forward_ad.unpack_dual(losses)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
 
@@ -105,6 +111,7 @@ class LogProbJacobian:
     cover; `seed_gradient` = J^T w."""
 
     def __init__(self, policy: Policy, records: Records, weights: Tensor) -> None:
+        check_hooks(policy)
         self._policy, self._records = policy, records
         self._parameters = policy.trainable()
         self.evaluation = policy(records)

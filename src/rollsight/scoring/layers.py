@@ -31,7 +31,13 @@ def _conv(m: Any, x: Tensor, v: Slices) -> Tensor:
 
 
 def _embedding(m: Any, x: Tensor, v: Slices) -> Tensor:
-    return F.embedding(x, v["weight"], m.padding_idx)
+    out = F.embedding(x, v["weight"])
+    # A row of padding has no gradient at the embedding, whatever the direction holds there (a tied head moves it).
+    return out if m.padding_idx is None else out.masked_fill((x == m.padding_idx % len(v["weight"]))[..., None], 0.0)
+
+
+def _embedding_bag(m: Any, x: Tensor, v: Slices) -> Tensor:
+    return F.embedding_bag(x, v["weight"], mode=m.mode, padding_idx=m.padding_idx)
 
 
 def _layer_norm(m: Any, x: Tensor, v: Slices) -> Tensor:
@@ -77,6 +83,7 @@ LAYERS: dict[type[nn.Module], Map] = {
     nn.Conv2d: _conv,
     nn.Conv3d: _conv,
     nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding_bag,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
@@ -93,14 +100,13 @@ def _layer_of(module: nn.Module, parameters: Set[str]) -> Map | None:
             # A computed weight (weight_norm) is no parameter, and a parameter of another name is no part of the map.
             if "weight" not in parameters or not parameters <= {"weight", "bias"}:
                 return None
-            unusual = isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None)
-            return None if unusual else apply
+            return None if isinstance(module, nn.EmbeddingBag) and module.mode == "max" else apply
     return _hugging_face_layer_of(module) if parameters <= {"weight", "bias"} else None
 
 
 def _hugging_face_layer_of(module: nn.Module) -> Map | None:
     """Layers of transformers, known by name because the lower floors import no host (each model has an RMSNorm of its
-    own). Whatever else bears such a name fails the check of the sum."""
+    own). Whatever else bears such a name fails the comparison with autograd."""
     name = type(module).__name__
     if name.endswith("RMSNorm") and (hasattr(module, "variance_epsilon") or hasattr(module, "eps")):
         return _hugging_face_rms_norm
@@ -126,10 +132,11 @@ class _Layer:
 
 @dataclass(eq=False)
 class Call:
-    """One call of one layer: its input, and where its output stands in the graph."""
+    """One call of one layer: its input and that one's version, and where its output stands in the graph."""
 
     layer: _Layer
     x: Tensor
+    version: int
     edge: GradientEdge
 
     def along(self, direction: Direction, g_out: Tensor) -> Tensor:
@@ -177,7 +184,7 @@ class Layers:
     def forward(self, records: Records) -> tuple[Evaluation, list[Call]]:
         """The policy's evaluation of the records, and the calls of covered layers that it depends on."""
         calls: list[Call] = []
-        handles = [layer.module.register_forward_hook(_hook_of(layer, calls)) for layer in self._layers]
+        handles = [layer.module.register_forward_hook(_hook_of(layer, calls), prepend=True) for layer in self._layers]
         try:
             evaluation = self.policy(records)
         finally:  # before any backward, in which activation checkpointing calls the layers again
@@ -191,6 +198,6 @@ def _hook_of(layer: _Layer, calls: list[Call]) -> Callable[[nn.Module, tuple[Any
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # The edge, not the tensor: a following in-place activation would move the tensor on.
         if isinstance(output, Tensor) and output.requires_grad and args:
-            calls.append(Call(layer, args[0].detach(), get_gradient_edge(output)))
+            calls.append(Call(layer, args[0].detach(), args[0]._version, get_gradient_edge(output)))
 
     return hook

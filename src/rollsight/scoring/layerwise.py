@@ -11,18 +11,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rollsight.errors import RollsightError
 from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
+from rollsight.scoring.covering import NotCovered
 from rollsight.scoring.directions import Direction, in_float32, inner
+from rollsight.scoring.graph import check_uses
 from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 
-
-class NotCovered(RollsightError):
-    """The layer-wise identity does not hold for this policy; the message names the parameter."""
-
-
+_LARGE = 2.0**10  # a gradient that is not proportional to its seed (clipped by a hook) is no sum over records
 _Calls: TypeAlias = tuple[tuple[Any, ...], ...]
 _covered: WeakKeyDictionary[nn.Module, _Calls] = WeakKeyDictionary()  # the calls that were last found to be covered
 
@@ -31,8 +28,8 @@ def check_coverage(layers: Layers, records: Records, objective: Objective) -> No
     """Raise `NotCovered`, naming the parameter, unless every trainable parameter that the loss reaches sits in a
     covered layer that is called with the records as leading dimension.
 
-    A module is looked at once: `forward` sees whether it makes other calls later, `Backward` whether another parameter
-    is reached.
+    A module is looked at once: `forward` sees whether it makes other calls later, `Backward` whether a parameter is
+    used otherwise.
     """
     if layers.policy.module not in _covered:
         _probe(layers, records, objective)
@@ -53,25 +50,27 @@ def check_calls(layers: Layers, calls: list[Call], records: Records, objective: 
         _probe(layers, records, objective)
         if made != _covered[layers.policy.module]:
             raise NotCovered(
-                "backend 'layerwise' does not cover this policy: it calls its layers otherwise for one record than for "
-                f"{len(records)}; use backend='jvp'."
+                "layerwise", f"this policy: it calls its layers otherwise for one record than for {len(records)}"
             )
 
 
 def _probe(layers: Layers, records: Records, objective: Objective) -> None:
     """Evaluate one record: a call whose leading dimension is not 1 then is not over records, whatever its size in the
-    full buffer. (`Backward` finds the calls that have 1 there whatever the number of records.)"""
+    full buffer. (`Backward` finds the calls that have 1 there whatever the number of records.) And each weight's
+    gradient by its calls must be autograd's, large or small."""
     record = records.take(slice(0, 1))
     evaluation, calls = layers.forward(record)
     for call in calls:
         if call.x.dim() == 0 or call.x.shape[0] != 1:
             raise _not_over_records(call, 1)
-    covered = {full for call in calls for full in call.layer.names.values()}
-    loose = {name: p for name, p in layers.parameters.items() if name not in covered}
-    if loose:
-        losses = objective.losses(evaluation, record)
-        grads = torch.autograd.grad(losses.sum(), list(loose.values()), allow_unused=True)
-        _refuse([name for name, g in zip(loose, grads, strict=True) if g is not None])
+    losses = objective.losses(evaluation, record)
+    if losses.requires_grad:
+        check_uses(layers, calls, losses)
+    large = Backward(layers, calls, evaluation.log_prob, torch.full_like(evaluation.log_prob, _LARGE))
+    large.compare(large.total)
+    again, again_calls = layers.forward(record)
+    small = Backward(layers, again_calls, again.log_prob, torch.full_like(again.log_prob, 1 / _LARGE))
+    small.compare({name: g / _LARGE**2 for name, g in large.total.items()})
     _covered[layers.policy.module] = _described(calls)
 
 
@@ -82,19 +81,12 @@ def _described(calls: list[Call]) -> _Calls:
     return tuple((*call.layer.names.values(), *(min(size, 2) for size in call.x.shape[1:])) for call in calls)
 
 
-def _refuse(uncovered: list[str]) -> None:
-    if uncovered:
-        raise NotCovered(
-            f"backend 'layerwise' does not cover the trainable parameter(s) {', '.join(map(repr, uncovered[:5]))}: "
-            "not part of a called layer that is linear in its parameters; use backend='jvp'."
-        )
-
-
 def _not_over_records(call: Call, n: int) -> NotCovered:
     name = next(iter(call.layer.names.values()))
     return NotCovered(
-        f"backend 'layerwise' does not cover {name!r}: its layer is called with shape {tuple(call.x.shape)} for {n} "
-        "record(s), so its leading dimension is not the records'; use backend='jvp'."
+        "layerwise",
+        f"{name!r}: its layer is called with shape {tuple(call.x.shape)} for {n} record(s), so its leading dimension "
+        "is not the records'",
     )
 
 
@@ -104,6 +96,7 @@ class Backward:
 
     def __init__(self, layers: Layers, calls: list[Call], y: Tensor, w: Tensor | None = None) -> None:
         """calls, y: of one forward of the layers, y with leading n; w: as y, None for ones."""
+        check_uses(layers, calls, y)
         edges = [call.edge for call in calls]
         inputs: list[Any] = [*edges, *layers.parameters.values()]
         w = torch.ones_like(y) if w is None else w
@@ -115,15 +108,37 @@ class Backward:
         for call, g_out in self.reached:
             if call.x.dim() == 0 or not len(call.x) == len(g_out) == len(y):
                 raise _not_over_records(call, len(y))
-        covered = {full for call, _ in self.reached for full in call.layer.names.values()}
-        _refuse([name for name in self.total if name not in covered])
+            if call.x._version != call.version:
+                name = next(iter(call.layer.names.values()))
+                raise NotCovered("layerwise", f"{name!r}: the input of its layer is changed in place after the call")
         self._y = y.detach()
         self._tolerance = 5e-2 if half else 1e-9 if y.dtype == torch.float64 else 1e-4
+        hooked = {name for name, p in layers.parameters.items() if p._backward_hooks}
+        if hooked:
+            self.compare({name: g for name, g in self.total.items() if name in hooked})
+
+    def compare(self, expected: Direction) -> None:
+        """`NotCovered` unless these parameters' gradients, by the calls of their layers, are the expected."""
+        found: Direction = {}
+        scale = dict.fromkeys(expected, 0.0)
+        for call, g_out in self.reached:
+            if not expected.keys().isdisjoint(call.layer.names.values()):
+                for name, grad in call.gradient(g_out, EVERY).items():
+                    found[name] = found[name] + grad if name in found else grad
+                    scale[name] = scale.get(name, 0.0) + float(grad.norm())
+        for name, g in expected.items():
+            missing = float((g - found[name]).norm())
+            if missing > self._tolerance * max(scale[name], float(g.norm())):
+                raise NotCovered(
+                    "layerwise",
+                    f"{name!r}: its gradient by its layer's calls is {missing:.3g} from autograd's, so a gradient hook "
+                    "or a custom autograd.Function changes it, or the layer computes something else",
+                )
 
     def along(self, direction: Direction) -> Tensor:
         """(n,) each record's part of <total, v>, in float32 at least.
 
-        The parts must add up to it, which catches tied and functional uses of weights; `NotCovered` names the weight.
+        The parts must add up to it; `NotCovered` names the weight.
         """
         column = self._y.new_zeros(len(self._y), dtype=torch.promote_types(self._y.dtype, torch.float32))
         for call, g_out in self.reached:
@@ -131,9 +146,9 @@ class Backward:
         found, scale, expected = float(column.sum()), float(column.abs().sum()), inner(self.total, direction)
         if abs(found - expected) > self._tolerance * (scale + abs(expected)):
             raise NotCovered(
-                f"backend 'layerwise' does not cover {self._most_missed(direction)!r}: the scores add up to "
-                f"{found:.6g} but the gradient gives {expected:.6g}, so this weight is tied or used outside its layer; "
-                "use backend='jvp'."
+                "layerwise",
+                f"{self._most_missed(direction)!r}: the scores add up to {found:.6g} but autograd's gradient gives "
+                f"{expected:.6g}, so its layer computes something else for some records",
             )
         return column
 
@@ -147,8 +162,9 @@ class Backward:
             missing, scale = float((grads.sum(0) - self.total[name].flatten()).norm()), float(grads.norm(dim=1).sum())
             if missing > self._tolerance * scale:
                 raise NotCovered(
-                    f"backend 'layerwise' does not cover {name!r}: the records' gradients miss {missing:.6g} of the "
-                    "whole, so this weight is tied or used outside its layer; use backend='jvp'."
+                    "layerwise",
+                    f"{name!r}: the records' gradients miss {missing:.6g} of autograd's, so its layer computes "
+                    "something else for some records",
                 )
         return rows
 

@@ -17,12 +17,18 @@ def untouched(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on; modes and random states afterwards as before."""
     modules = list(module.modules())
     for part in modules:
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
-            name = next(name for name, one in module.named_modules() if one is part)
-            mode = "is in training mode" if part.training else "has no running statistics"
-            mend = "call module.eval() before scoring" if part.running_mean is not None else "track_running_stats=True"
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.scale_grad_by_freq and part.weight.requires_grad:
             raise RollsightError(
-                f"BatchNorm layer {name!r} {mode}, where a record's loss depends on the other records; {mend}."
+                f"Embedding layer {_name(module, part)!r} has scale_grad_by_freq=True, where a record's gradient "
+                "depends on the other records; use scale_grad_by_freq=False."
+            )
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None):
+            mode = "is in training mode" if part.training else "has no running statistics"
+            has = part.running_mean is not None
+            advice = "call module.eval() before scoring" if has else "track_running_stats=True"
+            raise RollsightError(
+                f"BatchNorm layer {_name(module, part)!r} {mode}, where a record's loss depends on the other records; "
+                f"{advice}."
             )
     training = [part for part in modules if part.training]
     devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
@@ -36,3 +42,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
             for part in training:
                 part.training = True
             np.random.set_state(numpy_state)
+
+
+def _name(module: nn.Module, part: nn.Module) -> str:
+    return next((name for name, one in module.named_modules() if one is part), "")

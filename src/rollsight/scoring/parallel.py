@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -18,7 +20,38 @@ from rollsight.scoring.scores import Scores
 
 Group: TypeAlias = "dist.ProcessGroup"  # a string: torch can be built without it
 
+
+class FailedElsewhere(RollsightError):
+    """Another rank failed in what all ranks of a group do together."""
+
+
 _COLUMNS = ("log_probs", "advantages", "returns", "values", "rewards", "valid")
+
+
+@contextmanager
+def together(group: Group | None) -> Iterator[None]:
+    """What every rank of `group` does, with the same collectives of this file on each: where it fails on one rank it
+    fails on all of them (`FailedElsewhere`), and none is left waiting for the one that failed. None: one process."""
+    try:
+        yield
+        if group is not None:
+            _exchanged(None, group)
+    except FailedElsewhere:
+        raise
+    except Exception as error:
+        if group is not None:
+            _exchanged(None, group, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _exchanged(mine: Any, group: Group, failure: str = "") -> list[Any]:
+    """What every rank gives here, in the order of ranks. failure: why this rank goes no further, empty where it does;
+    all the others then raise `FailedElsewhere`."""
+    ranks: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(ranks, (failure, mine), group=group)
+    if not failure and (failed := [f"rank {rank}: {text}" for rank, (text, _) in enumerate(ranks) if text]):
+        raise FailedElsewhere("; ".join(failed))
+    return [given for _, given in ranks]
 
 
 def prepared_across(objective: Objective, records: Records, group: Group) -> tuple[Records, int]:
@@ -46,6 +79,7 @@ def measured_across(target: Any, records: Records, group: Group) -> tuple[Record
 
 def all_reduced(directions: list[Direction], group: Group) -> list[Direction]:
     """The directions summed over ranks, in one all-reduce."""
+    _exchanged(None, group)
     flat = torch.cat([g.reshape(-1) for direction in directions for g in direction.values()])
     dist.all_reduce(flat, group=group)
     parts = iter(flat.split([g.numel() for direction in directions for g in direction.values()]))
@@ -89,8 +123,7 @@ def _stacked(columns: list[Tensor]) -> Tensor:
 
 
 def _all(columns: dict[str, Any], n: int, group: Group) -> tuple[list[dict[str, Any]], slice]:
-    ranks: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(ranks, (n, columns), group=group)
+    ranks = _exchanged((n, columns), group)
     start = sum(size for size, _ in ranks[: dist.get_rank(group)])
     return [part for _, part in ranks], slice(start, start + n)
 

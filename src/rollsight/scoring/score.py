@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
+from rollsight.scoring.covering import first_that_covers
 from rollsight.scoring.directions import Direction, gradient, in_float32, precondition
 from rollsight.scoring.forward import Forward
 from rollsight.scoring.halves import split_halves
@@ -20,6 +22,7 @@ from rollsight.scoring.layers import Layers
 from rollsight.scoring.modes import untouched
 from rollsight.scoring.one_pass import Pair, along_others, one_pass
 from rollsight.scoring.parallel import Group, all_reduced, measured_across, prepared_across
+from rollsight.scoring.recorded import Compared
 from rollsight.scoring.scores import Scores
 
 Backend: TypeAlias = Literal["auto", "layerwise", "jvp", "double_backward", "oracle"]
@@ -49,6 +52,7 @@ def score_records(
     chunk_size: int | None = None,
     forward: Forward | None = None,
     group: Group | None = None,
+    on_policy: bool = False,
 ) -> Scores:
     """Score every record: `s_i = <grad l_i(theta), grad f(theta)>` at the module's present parameters.
 
@@ -59,7 +63,8 @@ def score_records(
     objective:  the trainer's loss; default `objectives.PPO()`.
     backend:    "layerwise" (one forward and backward, layers linear in their parameters), "jvp" (forward mode, any
                 differentiable policy), "double_backward", "oracle" (a loop, slow). "auto" takes the first that covers
-                the policy; `Scores.reason` says why.
+                the policy; `Scores.reason` says why those before it do not. All give autograd's gradient: a layer or
+                function whose backward is not its forward's derivative is scored as it is trained.
     optimizer:  precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
                 change).
     current:    the training gradient that those moments take in first; None computes the objective's mean gradient over
@@ -76,11 +81,15 @@ def score_records(
     group:      a `torch.distributed` group, each of whose ranks makes this call with its own records of one buffer and
                 gets their scores: normalisation, direction and second moments are those of all ranks' records. A
                 target's own records are its rank's too; a rank may have no valid record.
+    on_policy:  the module is still the policy that collected the records: warn (once for a module) where more than 1
+                record in 10 has a log-probability that is 0.2 nats off the recorded one (sequences: a token's mean).
+                Objectives with an `on_policy` of their own do not read the recorded ones, and nothing is compared.
 
     Returns `Scores` with values (N,), or (N, M) for `targets.Action(..., each=True)`, and tokens (N, T) where the
     backend gives them. Gradients, training modes and random states are left as they were; dropout is off while scoring.
-    Raises `RollsightError` for BatchNorm in training mode, parameters that the chosen backend cannot cover, and scores
-    that are not finite.
+    Raises `RollsightError` for layers that make a record's gradient depend on other records (BatchNorm in training
+    mode, embeddings with scale_grad_by_freq), `covering.NotCovered` for parameters that the chosen backend cannot
+    cover, `covering.NoBackend` where "auto" finds none, and `Diverged` for scores that are not finite.
     """
     target = targets.Return() if target is None else target
     objective = objectives.PPO() if objective is None else objective
@@ -92,8 +101,13 @@ def score_records(
         chunk_size = chunk_size or default_chunk_size(records)
         if part is not records:
             forward = None  # it has rows that are not scored
-        job = _Job(policy, part, target, objective, optimizer, current, cross_fit, seed, chunk_size, forward, group)
+        read = on_policy and not getattr(objective, "on_policy", False)
+        noting = Compared(objective) if read else None
+        loss = noting or objective
+        job = _Job(policy, part, target, loss, optimizer, current, cross_fit, seed, chunk_size, forward, group)
         values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend)
+        if noting is not None:
+            noting.warn(policy.module)
         if part is not records:
             full = values.new_zeros((len(records), *values.shape[1:]))
             full[valid] = values
@@ -162,19 +176,9 @@ class _Job:
         """(n, M) or (n, T, M) values, the backend used, and why."""
         if backend != "auto":
             return self.by(backend), backend, "asked for"
-        failures = []
-        try:
-            return self.by("layerwise"), "layerwise", "every trainable parameter is in a layer linear in its parameters"
-        except layerwise.NotCovered as failure:
-            failures.append(str(failure))
-        for name in ("jvp", "double_backward"):
-            try:
-                return self.by(name), name, failures[0]
-            except (RuntimeError, NotImplementedError) as failure:
-                failures.append(f"backend {name!r} failed: {str(failure).splitlines()[0]}")
-        raise RollsightError(
-            " ".join(failures) + " No fast backend covers this policy; backend='oracle' is exact and slow."
-        )
+        names = ("layerwise", "jvp", "double_backward")
+        values, used, why = first_that_covers({name: partial(self.by, name) for name in names})
+        return values, used, why or "every trainable parameter is in a layer linear in its parameters"
 
     def run_without_self(self, backend: str) -> tuple[Tensor, str, str]:
         """(n, 1) values without the records' own parts, the backend used, and why."""
@@ -224,9 +228,13 @@ class _Job:
         if not len(self.prepared):  # a rank without a valid record
             shape = self.prepared.log_probs.shape[: 1 if backend == "layerwise" else 2]
             return self.prepared.log_probs.new_zeros(*shape, len(directions))
-        chunks = range(0, len(self.prepared), self.chunk_size)
-        parts = (self.prepared.take(slice(start, start + self.chunk_size)) for start in chunks)
-        return torch.cat([_BACKENDS[backend](self.policy, part, self.objective, directions) for part in parts])
+        columns = []
+        for start in range(0, len(self.prepared), self.chunk_size):
+            part = self.prepared.take(slice(start, start + self.chunk_size))
+            columns.append(_BACKENDS[backend](self.policy, part, self.objective, directions))
+            if backend in ("jvp", "double_backward"):
+                oracle.check_first(backend, self.policy, part, self.objective, directions, columns[-1])
+        return torch.cat(columns)
 
     def direction_on(self, index: Tensor | None) -> Direction:
         """Gradient of the target's mean over the measured records at `index`, preconditioned where asked for."""

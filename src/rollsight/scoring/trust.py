@@ -13,7 +13,8 @@ from torch import Tensor
 from rollsight import objectives
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring import jvp, layerwise
+from rollsight.scoring import double_backward, jvp, layerwise
+from rollsight.scoring.covering import first_that_covers
 from rollsight.scoring.directions import Direction, norm
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
@@ -52,7 +53,12 @@ def trust_line(
     """The trust line of `f_return` scores on these records, with the selection's weights, (N,) or (N, T), where there
     is one.
 
-    Buffers that do not fit in one chunk of `score_records` are represented by a random part of that size.
+    Buffers that do not fit in one chunk of `score_records` are represented by a random part of that size. Of the
+    backends it takes the first that covers the policy, as `score_records` does.
+
+    Raises:
+        RollsightError: no record is valid, or a BatchNorm layer is in training mode.
+        NoBackend: no backend covers the policy (a `RollsightError`). A trainer logs no trust line then, and goes on.
     """
     objective = objectives.PPO() if objective is None else objective
     with untouched(policy.module):
@@ -86,17 +92,22 @@ def trust_line(
                 norm(whole),
             )
 
-        if part.log_probs.dim() == 1:
-            try:
-                layers = Layers(policy)
-                evaluation, calls = layerwise.forward(layers, part, objective)
-                return line(layerwise.LogProbJacobian(layers, evaluation, calls, pull))
-            except layerwise.NotCovered:
-                pass
-        return line(jvp.LogProbJacobian(policy, part, pull))
+        def by_layers() -> TrustLine:
+            layers = Layers(policy)
+            evaluation, calls = layerwise.forward(layers, part, objective)
+            return line(layerwise.LogProbJacobian(layers, evaluation, calls, pull))
+
+        ways = {
+            "layerwise": by_layers,
+            "jvp": lambda: line(jvp.LogProbJacobian(policy, part, pull)),
+            "double_backward": lambda: line(double_backward.LogProbJacobian(policy, part, pull)),
+        }
+        if part.log_probs.dim() != 1:
+            del ways["layerwise"]
+        return first_that_covers(ways)[0]
 
 
-_Jacobian: TypeAlias = layerwise.LogProbJacobian | jvp.LogProbJacobian
+_Jacobian: TypeAlias = layerwise.LogProbJacobian | jvp.LogProbJacobian | double_backward.LogProbJacobian
 
 
 def _return_weights(records: Records) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from rollsight.runs import is_run
 from rollsight.studies.runner import Report
-from rollsight.studies.training_run import RunSettings, run_training
+from rollsight.training.run import RunSettings, run_training
 
 Arm: TypeAlias = Literal["ppo", "iif", "random"]
 

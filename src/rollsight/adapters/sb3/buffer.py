@@ -1,4 +1,9 @@
-"""A rollout buffer that hands out survivors only. The callback swaps a buffer's class for the length of one `learn`."""
+"""A rollout buffer that hands out survivors only.
+
+A buffer has this class from the end of a rollout to the end of the update that uses it. Nobody is called where an
+exception ends `learn` in between; what is left then leaves with the buffer's next `reset`, which the host calls before
+it collects anything, and is in no copy and no file of the model.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,11 @@ from abc import ABC
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
+from torch.utils.hooks import RemovableHandle
 
 from rollsight.update import repack
 
@@ -19,6 +26,8 @@ else:
     # way, and the host's buffers extend ABC.
     _Base = ABC
 
+_OWN = ("keep", "on_train", "handles")
+
 
 class SelectingMixin(_Base):
     """In front of any rollout buffer class.
@@ -26,14 +35,22 @@ class SelectingMixin(_Base):
     keep:     (N,) booleans in the buffer's flat, env-major order; None hands out everything, exactly as the host does.
     on_train: called once per round, when `train()` asks for its first minibatch; by then the host has set learning
     rate, training mode and progress, and has not yet drawn a random number.
+    handles:  the hooks of the optimiser that leave with this class.
     """
 
-    keep: np.ndarray[Any, np.dtype[np.bool_]] | None = None
-    on_train: Callable[[], None] | None = None
+    keep: np.ndarray[Any, np.dtype[np.bool_]] | None
+    on_train: list[Callable[[], None]]
+    handles: list[RemovableHandle]
 
     def reset(self) -> None:
-        super().reset()
-        self.keep = self.on_train = None
+        release(self)
+        self.reset()  # the host's own
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy, and what a file holds, is the host's own buffer.
+        plain = object.__new__(_host_class(self))
+        plain.__dict__ = {name: value for name, value in self.__dict__.items() if name not in _OWN}
+        return object.__new__, (type(plain),), plain.__getstate__()
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
         self._start_of_train()
@@ -45,9 +62,9 @@ class SelectingMixin(_Base):
             yield self._get_samples(index)
 
     def _start_of_train(self) -> None:
-        if self.on_train is not None:
-            on_train, self.on_train = self.on_train, None
-            on_train()
+        on_train, self.on_train = self.on_train, []
+        for call in on_train:
+            call()
 
     def _flatten(self) -> None:
         """Let the host's own `get` flatten its columns, whatever they are, without consuming a random number."""
@@ -94,17 +111,43 @@ def selecting(kind: type[RolloutBuffer]) -> type[RolloutBuffer]:
     return type(f"Selecting{kind.__name__}", (mixin, kind), {})
 
 
-def install(model: Any) -> None:
-    """Swap the class of the model's buffer; buffers hold nothing but attributes, so that is all there is to it."""
-    remove(model)  # a `learn` that raised left the class it had
-    kind: type[RolloutBuffer] = type(model.rollout_buffer)
-    model.rollout_buffer.__class__ = selecting(kind)
+def install(model: Any, on_train: Callable[[], None], on_step: Callable[[], None]) -> Any:
+    """Swap the class of the model's full buffer until the update is over; buffers hold nothing but attributes, so that
+    is all there is to it. The buffer is returned.
+
+    on_train: called at the beginning of the update; on_step: after each step of the optimiser. Both are bound methods,
+    held weakly: a callback that is gone needs no calls.
+    """
+    buffer: Any = model.rollout_buffer
+    if not isinstance(buffer, SelectingMixin):
+        buffer.__class__ = selecting(buffer.__class__)
+        buffer.keep, buffer.on_train, buffer.handles = None, [], []
+    buffer.on_train.append(_weakly(on_train))
+    buffer.handles.append(model.policy.optimizer.register_step_post_hook(_weakly(on_step)))
+    return buffer
 
 
-def remove(model: Any) -> None:
-    """Give the buffer its own class back."""
-    buffer = model.rollout_buffer
+def release(buffer: Any) -> None:
+    """Give the buffer its own class back, and take the hooks off the optimiser. Harmless where there is nothing."""
     if isinstance(buffer, SelectingMixin):
-        buffer.__class__ = type(buffer).__bases__[1]
-        for name in ("keep", "on_train"):
+        for handle in buffer.handles:
+            handle.remove()
+        buffer.__class__ = _host_class(buffer)  # type: ignore[assignment]
+        for name in _OWN:
             buffer.__dict__.pop(name, None)
+
+
+def _host_class(buffer: SelectingMixin) -> type[RolloutBuffer]:
+    kind: type[RolloutBuffer] = type(buffer).__bases__[1]
+    return kind
+
+
+def _weakly(method: Callable[[], None]) -> Callable[..., None]:
+    reference = WeakMethod(method)
+
+    def call(*_: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call

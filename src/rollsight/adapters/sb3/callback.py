@@ -5,29 +5,32 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from types import TracebackType
+from typing import Any, Self, get_args
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from torch.utils.hooks import RemovableHandle
 
 from rollsight import objectives, runs, targets
 from rollsight.adapters import options, summary
-from rollsight.adapters.sb3 import buffer
-from rollsight.adapters.sb3.columns import round_columns
-from rollsight.adapters.sb3.episodes import EpisodeTracker
+from rollsight.adapters.sb3 import buffer, continuing
+from rollsight.adapters.sb3.columns import as_trained_on, round_columns
+from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
+from rollsight.adapters.sb3.finite import NotFinite, not_finite
 from rollsight.adapters.sb3.metadata import describe
-from rollsight.adapters.sb3.streams import streams_of_their_own
+from rollsight.adapters.sb3.round_update import RoundUpdate
+from rollsight.adapters.sb3.selecting import score, select
+from rollsight.adapters.sb3.streams import restored_after_failure, streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
+from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
-from rollsight.scoring import Scores, score_records, trust_line
+from rollsight.scoring import Scores, TrustLine, trust_line
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
+from rollsight.trackers import Trackers
 
 _EVALUATION = 0xE7A1  # the purpose in the key of evaluation's random streams
 
@@ -40,6 +43,15 @@ class InfluenceCallback(BaseCallback):
     Works with PPO and A2C and with sb3-contrib's TRPO, MaskablePPO and RecurrentPPO, without subclassing or patching
     them. Put it last in a list of callbacks that edit rewards or advantages. `InfluenceCallback()` only scores:
     training is bit-identical to a run without it.
+
+    Settings are checked when the callback is made and when `learn` begins. A rule, target, objective or backend of your
+    own that does not fit the model raises in the first round that is scored, before its update. From then on watching
+    does not stop training: what fails is a warning, once per kind, and a null in the round's summary, whose `warnings`
+    say why; where a selection was asked for and cannot be had, that round keeps every record.
+
+    After `learn` raised, the next `learn` finds the model as the host made it, and the next callback of this process
+    takes over the run folder. `with InfluenceCallback(...) as influence: model.learn(..., callback=influence)` leaves
+    both at once.
 
     :param drop: fraction p of the negative-score records to leave out of each update, lowest first (IIF); None drops
         nothing. At least one minibatch (`batch_size` records) always stays
@@ -87,7 +99,7 @@ class InfluenceCallback(BaseCallback):
         options.rule_of(*self._options)  # complain now, not after the first rollout
         self.every = options.check_every(every)
         self.targets = options.targets_of(target)
-        self.run_path = None if run is None else Path(run)
+        self.run_path = options.run_folder(run)
         self.overwrite = overwrite
         self.snapshot_every = options.interval_of(
             ("none" if run is None else "every:10") if snapshots is None else snapshots
@@ -102,102 +114,132 @@ class InfluenceCallback(BaseCallback):
         self.scores: dict[str, Scores] = {}
         self.selection: Selection | None = None
         self.snapshot: Snapshot | None = None
+        # Whether scoring follows settings of the user's own, which may not fit the model; until it has once been tried.
+        given = target if isinstance(target, (list, tuple)) else [target]
+        own_targets = any(not isinstance(one, str) for one in given)
+        self._own = own_targets or objective is not None or backend != "auto" or precondition
+        self._tried = False
+        self._watch = Watch()
         self._rule: Rule | None = None
-        self._tracker: EpisodeTracker | None = None
+        self.tracker: EpisodeTracker | None = None
+        self.trackers = Trackers()
+        self.how_continued: Mapping[str, Any] = {}  # further entries for the `continued` of `run.json`
         self._writer: runs.RunWriter | None = None
-        self._handle: RemovableHandle | None = None
         self._summary: summary.Summary | None = None
-        self._started = self._trained = 0.0
-        self._count = 0
+        self._update: RoundUpdate | None = None
+        self._started = 0.0
+
+    def close(self) -> None:
+        """Leave the model as it was found, and the run folder to the next writer. `learn` ends with it; closing twice
+        is harmless."""
+        if isinstance(model := getattr(self, "model", None), OnPolicyAlgorithm):
+            buffer.release(model.rollout_buffer)
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._summary = self._update = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and self._summary is not None:
+            # A round whose update failed is what one looks at then; an interrupted one can be had again.
+            named = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._watch.warn("update", f"training stopped before the update was over ({named})")
+            self._store_round()
+        self.close()
 
     def _on_training_start(self) -> None:
-        self._let_go()  # what a `learn` that raised left behind
+        self.close()  # what a `learn` that raised left behind
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        """Everything that may refuse to train."""
         model = self._model
         continued = model.num_timesteps > 0
         buffered = model.n_steps * model.n_envs
         self.round = model.num_timesteps // buffered
+        evaluated, first_episode = False, 0
         if self.run_path is not None:
-            self._open_run(continued)
-        if self._tracker is None or not continued:
-            self._tracker = EpisodeTracker(self._next_episode())
-        self._tracker.begin_training(model)
+            opened = continuing.open_run(
+                self.run_path, model, self._described(), self.metadata, self.overwrite, self.how_continued
+            )
+            self._writer, self.round = opened.writer, opened.round
+            evaluated, first_episode = opened.evaluated, opened.first_episode
+        if self.tracker is None or not continued:
+            self.tracker = EpisodeTracker(first_episode)
+        self.tracker.begin_training(model)
         self._rule = self._rule_for(model, buffered)
         if self.snapshot_every and update_rule(model) is None:
             warnings.warn(
                 f"{type(model).__name__}'s update is not one that Rollsight can replay, so no snapshots are taken",
                 stacklevel=2,
             )
-        buffer.install(model)
-        self._handle = model.policy.optimizer.register_step_post_hook(self._count_step)
-        if self.round == 0:
+        if self.round == 0 and not evaluated:
             self._evaluate()
+
+    def _described(self) -> dict[str, Any]:
+        drop, selection, unit = self._options
+        rule = selection if drop is None else f"negative:{drop}"
+        names = [target.name for target in self.targets]
+        return describe(self._model, rule=rule, unit=unit, targets=names, every=self.every)
 
     def _on_training_end(self) -> None:
         self._finish_round()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Leave the model as it was found, and the run folder to the next writer."""
-        if isinstance(self.model, OnPolicyAlgorithm):
-            buffer.remove(self.model)
-        if self._handle is not None:
-            self._handle.remove()
-        if self._writer is not None:
-            self._writer.close()
-        self._handle = self._writer = self._summary = None
+        self.close()
 
     def _on_rollout_start(self) -> None:
         self._finish_round()
+        self._watch.begin(self.round + 1)
+        self._watch.attempt("episodes", self._episodes.begin_rollout, self._model)
         self._started = time.perf_counter()
 
     def _on_step(self) -> bool:
-        assert self._tracker is not None
-        self._tracker.step(self._model, self.locals["rewards"], self.locals["dones"])
+        step = self.locals
+        self._watch.attempt("episodes", self._episodes.step, self._model, step["rewards"], step["dones"])
         return True
 
     def _on_rollout_end(self) -> None:
         """The buffer is full and the policy still the one that filled it: score, select, record."""
-        assert self._tracker is not None
         model, clock = self._model, summary.Clock(self._started)
         clock.lap("time_collect")
         self.round += 1
-        last_dones = getattr(model, "_last_episode_starts")  # noqa: B009
-        episodes = self._tracker.end_rollout(model.rollout_buffer.episode_starts, last_dones)
-        grid = {"round": np.full_like(episodes.episode, self.round), "episode": episodes.episode}
-        translated = translate(model, grid, self.objective)
-        self.scores, self.selection, line = {}, None, None
-        if self.round % self.every == 0:
-            optimizer = model.policy.optimizer if self.precondition else None
-            self.scores = {t.name: self._score(translated, t, optimizer) for t in self.targets}
-            if self._rule is not None:
-                self.selection = self._select(self._rule, next(iter(self.scores.values())))
-            clock.lap("time_score")
-            weights = None if self.selection is None else translated.per_scored(self.selection.weights)
-            line = trust_line(translated.policy, translated.scored, translated.objective, weights, seed=self.round)
-            clock.lap("time_trust")
+        self.scores, self.selection, self._update, line = {}, None, None, None
+        self._summary = {"timesteps": model.num_timesteps, "records": model.n_steps * model.n_envs, "scored": False}
+        read = self._watch.attempt("records", self._read)
+        if read is None:
+            return
+        translated, episodes, wrong = read
+        if wrong is not None:
+            told = f"{wrong.text}: nothing is scored or dropped, and the update may ruin the policy"
+            self._watch.warn("numbers", told)
+        elif self.round % self.every == 0:
+            line = self._score_and_select(translated, clock)
+        self._update = self._watch.attempt("view of the update", self._follow_update, translated)
+        if self._update is None:
+            self.selection = None
         if self._writer is not None:
-            self._writer.write_records(
-                self.round, round_columns(self.round, translated, episodes, self.scores, self.selection)
-            )
+            self._watch.attempt("records in the run folder", self._write_records, *read)
             clock.lap("time_write")
-        self._prepare_training(translated)
-        valid = int(translated.records.valid_rows.sum())
-        self._summary = {
-            "timesteps": model.num_timesteps,
-            "records": len(translated.records),
-            "valid": valid,
-            "invalid_rows": len(translated.records) - valid,
-            "scored": False,
-            "episodes": len(episodes.finished_returns),
-            "return_mean": float(episodes.finished_returns.mean()) if len(episodes.finished_returns) else None,
-            **(summary.of_scores(next(iter(self.scores.values()))) if self.scores else {}),
-            **summary.of_selection(self.selection, valid, "repack" if translated.position is None else "mask"),
-            **(summary.of_trust(line) if line is not None else {}),
-            **clock.laps,
-            "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
-        }
-        self._log()
-        self._trained = time.perf_counter()
+        valid, returns = translated.records.valid_rows, episodes.finished_returns
+        semantic = "repack" if translated.position is None else "mask"
+        self._summary |= summary.of_rollout(valid, returns, self._leading, self.selection, line, semantic)
+        self._summary |= clock.laps
+        self._summary["overhead_s"] = sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write"))
+        self._watch.attempt("scalars in the logger", self._log)
+        if wrong is not None:
+            self._store_round()  # now: the host may stop in the update
+
+    @property
+    def writer(self) -> runs.RunWriter | None:
+        """Of the run folder, while training lasts."""
+        return self._writer
 
     @property
     def _model(self) -> OnPolicyAlgorithm:
@@ -207,6 +249,11 @@ class InfluenceCallback(BaseCallback):
                 f"{type(self.model).__name__}."
             )
         return self.model
+
+    @property
+    def _episodes(self) -> EpisodeTracker:
+        assert self.tracker is not None
+        return self.tracker
 
     def _rule_for(self, model: OnPolicyAlgorithm, buffered: int) -> Rule | None:
         floor = min(getattr(model, "batch_size", None) or 2, buffered)
@@ -219,87 +266,95 @@ class InfluenceCallback(BaseCallback):
             )
         return rule
 
-    def _score(self, translated: Translated, target: targets.Target, optimizer: torch.optim.Optimizer | None) -> Scores:
-        backend: Backend = "jvp" if translated.position is not None and self.backend == "auto" else self.backend
-        if isinstance(target, targets.Objective) and target.objective is None:
-            target = replace(target, objective=translated.objective)
-        scores = score_records(
-            translated.policy,
-            translated.scored,
-            target,
-            translated.objective,
-            backend,
-            optimizer,
-            cross_fit=self.cross_fit,
-            seed=self.round,
-        )
-        return translated.per_step(scores)
+    def _read(self) -> tuple[Translated, RoundEpisodes, NotFinite | None]:
+        model = self._model
+        last_dones = getattr(model, "_last_episode_starts")  # noqa: B009
+        episodes = self._episodes.end_rollout(model.rollout_buffer.episode_starts, last_dones)
+        grid = {"round": np.full_like(episodes.episode, self.round), "episode": episodes.episode}
+        wrong = not_finite(model.rollout_buffer, episodes)
+        valid = None if wrong is None else wrong.finite
+        return translate(model, grid, self.objective, valid), episodes, wrong
+
+    def _score_and_select(self, translated: Translated, clock: summary.Clock) -> TrustLine | None:
+        own = self._given if self._own else self._watch.attempt
+        optimizer = self._model.policy.optimizer if self.precondition else None
+        for target in self.targets:
+            given = translated, target, self.backend, optimizer, self.cross_fit, self.round
+            if (scores := own(f"scores of {target.name!r}", score, *given)) is not None:
+                self.scores[target.name] = scores
+        if self._rule is not None and self._leading is not None:
+            self.selection = self._given("selection", self._select, self._rule, self._leading)
+        self._tried = True
+        clock.lap("time_score")
+        weights = None if self.selection is None else translated.per_scored(self.selection.weights)
+        given_line = translated.policy, translated.scored, translated.objective, weights
+        line = self._watch.attempt("trust line", trust_line, *given_line, seed=self.round)
+        clock.lap("time_trust")
+        return line
+
+    def _given(self, part: str, call: Callable[..., Any], *args: Any) -> Any:
+        """What the user gave may stop the first round that is scored, in which nothing was trained on yet."""
+        return self._watch.attempt(part, call, *args) if self._tried else call(*args)
+
+    @property
+    def _leading(self) -> Scores | None:
+        """The scores that decide the selection."""
+        return self.scores.get(self.targets[0].name)
 
     def _select(self, rule: Rule, scores: Scores) -> Selection:
-        chosen = rule(scores)
-        if chosen.weights.shape != scores.values.shape:
+        chosen = select(rule, scores, self.round)
+        if len(chosen.dropped) and getattr(self._model.rollout_buffer, "keep", None) is not None:
             raise RollsightError(
-                f"The selection has weights of shape {tuple(chosen.weights.shape)} for {len(scores)} records; "
-                "give one per record."
-            )
-        if not bool(((chosen.weights == 0) | (chosen.weights == 1)).all()):
-            raise RollsightError(
-                "Stable-Baselines3 can leave records out but not weigh them; give a rule whose weights are 0 or 1."
-            )
-        keep = (chosen.weights > 0).cpu().numpy()
-        if keep.sum() < min(2, len(keep)):
-            raise RollsightError(
-                f"The selection leaves {int(keep.sum())} of {len(keep)} records in round {self.round}; keep at least "
-                f"2 (min_keep=)."
+                "Two InfluenceCallbacks select records of one model; let one select, and give it a list of targets."
             )
         if chosen.message and self.verbose:
             print(f"round {self.round}: {chosen.message}")
-        if not keep.all():
-            kept_by: Any = self._model.rollout_buffer
-            if kept_by.keep is not None:
-                raise RollsightError(
-                    "Two InfluenceCallbacks select records of one model; let one select, and give it a list of targets."
-                )
-            kept_by.keep = keep
         return chosen
 
-    def _prepare_training(self, translated: Translated) -> None:
-        self._before = torch.nn.utils.parameters_to_vector(self._model.policy.parameters()).detach().clone()
-        self._count = 0
-        if translated.rule is None or not self.snapshot_every or self.round % self.snapshot_every:
-            return
-        weights = None if self.selection is None else self.selection.weights
+    def _follow_update(self, translated: Translated) -> RoundUpdate:
+        due = self.snapshot_every and self.round % self.snapshot_every == 0
+        keep = self._keep_snapshot if due else None
+        return RoundUpdate(self._model, self.round, translated, self.selection, self._watch, keep, self._store_round)
 
-        def freeze() -> None:
-            # Called from inside train(): learning rate, progress and random states are as the update sees them.
-            rule = update_rule(self._model)
-            assert rule is not None
-            optimizer = self._model.policy.optimizer
-            self.snapshot = Snapshot.take(self.round, translated.policy, optimizer, translated.records, rule, weights)
-            if self._writer is not None:
-                self._writer.write_snapshot(self.round, self.snapshot.save)
-
-        self._model.rollout_buffer.on_train = freeze  # type: ignore[attr-defined]
+    def _keep_snapshot(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        if self._writer is not None:
+            self._writer.write_snapshot(self.round, snapshot.save)
 
     def _finish_round(self) -> None:
         """After `train()`: what the update did, then the evaluation; the round is complete with its summary."""
+        buffer.release(self._model.rollout_buffer)
         if self._summary is None:
             return
-        after = torch.nn.utils.parameters_to_vector(self._model.policy.parameters()).detach()
-        self._summary |= {
-            "time_train": time.perf_counter() - self._trained,
-            "update_norm": float((after - self._before).norm()),
-            "approx_kl": self._logged("train/approx_kl", "train/kl_divergence_loss"),
-            "optimizer_steps": self._count,
-            "learning_rate": float(self._model.policy.optimizer.param_groups[0]["lr"]),
-        }
-        self._log()
-        self._evaluate()
-        if self._writer is not None:
-            self._writer.write_round(self.round, self._summary)
+        if self._update is not None:
+            self._summary |= self._watch.attempt("numbers of the update", self._update.numbers) or {}
+        self._watch.attempt("scalars in the logger", self._log)
+        self._watch.attempt("evaluation", self._evaluate)
+        self._store_round()
+        finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
+        self._watch.attempt("scalars for trackers", self.trackers.log, finished, beside=self.logger)
         if self.on_round is not None:
-            self.on_round({"round": self.round, **self._summary})
-        self._summary = None
+            self._watch.attempt("call of on_round", self._show, finished)
+        self._summary = self._update = None
+
+    def _show(self, finished: Mapping[str, Any]) -> None:
+        assert self.on_round is not None
+        with restored_after_failure():
+            self.on_round(finished)
+
+    def _store_round(self) -> None:
+        """Write the summary, once: what comes later in a round that was stored early is not in the run folder."""
+        assert self._summary is not None
+        self._summary["warnings"] = self._watch.said
+        if self._writer is not None and self._writer.last_round < self.round:
+            self._watch.attempt("round in the run folder", self._writer.write_round, self.round, self._summary)
+
+    def _write_records(self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None) -> None:
+        assert self._writer is not None
+        columns = round_columns(self.round, translated, episodes, self.scores, self.selection)
+        if wrong is not None:
+            columns |= as_trained_on(self._model.rollout_buffer)
+        self._writer.write_records(self.round, columns)
 
     def _evaluate(self) -> None:
         if self.evaluate is None:
@@ -307,39 +362,13 @@ class InfluenceCallback(BaseCallback):
         started = time.perf_counter()
         with streams_of_their_own(self._model.seed or 0, self.round, _EVALUATION):
             returns, lengths = self.evaluate(self._model, self.round)
-        if self._writer is not None:
-            self._writer.write_evaluation(self.round, returns, lengths)
         if self._summary is not None:
             self._summary |= {"evaluation_return": float(np.mean(returns)), "time_eval": time.perf_counter() - started}
+        if self._writer is not None:
+            self._writer.write_evaluation(self.round, returns, lengths)
 
     def _log(self) -> None:
         assert self._summary is not None
         for name in summary.LOGGED:
             if isinstance(value := self._summary.get(name), (int, float)):
                 self.logger.record(f"influence/{name.removeprefix('score_')}", value)
-
-    def _logged(self, *names: str) -> float | None:
-        values = self.logger.name_to_value
-        return next((float(values[name]) for name in names if name in values), None)
-
-    def _count_step(self, *_: Any) -> None:
-        self._count += 1
-
-    def _open_run(self, continued: bool) -> None:
-        assert self.run_path is not None
-        if continued and runs.is_run(self.run_path):
-            self._writer = runs.resume(self.run_path)
-            self.round = self._writer.last_round
-            return
-        drop, selection, unit = self._options
-        rule = selection if drop is None else f"negative:{drop}"
-        described = describe(
-            self._model, rule=rule, unit=unit, targets=[t.name for t in self.targets], every=self.every
-        )
-        self._writer = runs.create(self.run_path, {**described, **self.metadata}, overwrite=self.overwrite)
-
-    def _next_episode(self) -> int:
-        if self._writer is None or self._writer.last_round == 0:
-            return 0
-        ((last,),) = runs.open(self._writer.path).sql("select max(episode) from records").fetchall()
-        return int(last) + 1

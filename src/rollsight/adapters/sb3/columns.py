@@ -61,6 +61,17 @@ def round_columns(
     return columns
 
 
+def as_trained_on(buffer: Any) -> Columns:
+    """The columns of a round with numbers that are not finite, which records leave out: the host does not."""
+
+    def env_major(column: Any) -> Any:
+        return column.T.reshape(-1)
+
+    columns = {"value": buffer.values, "advantage": buffer.advantages, "return": buffer.returns}
+    columns |= {"log_prob": buffer.log_probs, "kept": np.ones_like(buffer.values, dtype=bool)}
+    return {name: env_major(column) for name, column in columns.items()}
+
+
 def _entropy(translated: Translated) -> Tensor:
     """Policy entropy per step at the start of the round; one sample of it, -log pi, where there is no closed form."""
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
@@ -60,14 +60,25 @@ def environment_of(run: Run, purpose: str) -> str:
     return env
 
 
-def make_environments(env: str, count: int, seed: int | None = None) -> VecEnv:
+def make_environments(
+    env: str, count: int, seed: int | None = None, *, env_kwargs: Mapping[str, Any] | None = None
+) -> VecEnv:
     """`count` copies of the environment in one process, each noting how its episodes start.
+
+    env_kwargs: what `gymnasium.make` gets with the name.
 
     Raises `RollsightError` as `check_environment` does, and where the environment cannot be made.
     """
     check_environment(env)
     try:
-        vectorised = make_vec_env(env, n_envs=count, seed=seed, wrapper_class=_wrapper(env), vec_env_cls=DummyVecEnv)
+        vectorised = make_vec_env(
+            env,
+            n_envs=count,
+            seed=seed,
+            wrapper_class=_wrapper(env),
+            vec_env_cls=DummyVecEnv,
+            env_kwargs=dict(env_kwargs or {}),
+        )
     except gym.error.DependencyNotInstalled as error:
         raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
     except gym.error.Error as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -57,12 +57,28 @@ class EpisodeTracker:
         self._rewards.clear()
         self._starts = [(0, i, info.get(START)) for i, info in enumerate(_reset_infos(env))]
 
+    def begin_rollout(self, model: OnPolicyAlgorithm) -> None:
+        """Steps that no `end_rollout` took up are those of a rollout that was broken off, or not followed."""
+        if self._rewards:
+            self.begin_training(model)
+
     def begin(self, envs: int) -> None:
         """Unfinished episodes of which this tracker did not see every step (an earlier `learn` without it, a rollout
         that was broken off) get numbers of their own."""
         self._episode = np.arange(self._next, self._next + envs)
         self._next += envs
         self._age, self._total = np.full(envs, -1), np.full(envs, np.nan)
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands between two rounds, as plain values."""
+        assert self._episode is not None
+        columns = {"episode": self._episode, "age": self._age, "total": self._total}
+        return {"next": self._next, **{name: column.tolist() for name, column in columns.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._next, self._episode = state["next"], np.array(state["episode"])
+        self._age, self._total = np.array(state["age"]), np.array(state["total"], dtype=np.float64)
 
     def step(self, model: OnPolicyAlgorithm, rewards: Any, dones: Any) -> None:
         """Note one step of all environments."""

@@ -24,3 +24,16 @@ def streams_of_their_own(*key: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
+
+
+@contextmanager
+def restored_after_failure() -> Iterator[None]:
+    """Where the block raises, the three global streams go on as if it had not been there."""
+    python, legacy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    except BaseException:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(state)
+        raise

@@ -66,20 +66,24 @@ class Translated:
 
 
 def translate(
-    model: OnPolicyAlgorithm, ids: Ids | None = None, objective: objectives.Objective | None = None
+    model: OnPolicyAlgorithm,
+    ids: Ids | None = None,
+    objective: objectives.Objective | None = None,
+    valid: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
 ) -> Translated:
     """Translate a model whose rollout buffer is full and not yet flattened (as in a callback's `_on_rollout_end`).
 
     ids: name -> (n_steps, n_envs) integers beside `env` and `step`, which are filled in.
     objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does
     (its per-minibatch normalisation is represented by the whole buffer's).
+    valid: (n_steps, n_envs) which records can be scored; None for all, which must then be finite.
     """
     buffer = model.rollout_buffer
     if not buffer.full or buffer.generator_ready:
         raise RollsightError(
             "translate: the rollout buffer is not full, or train() has already used it; call it in _on_rollout_end."
         )
-    records = _records(model, ids or {})
+    records = _records(model, ids or {}, valid)
     objective = _objective(model) if objective is None else objective
     rule = update_rule(model)
     if hasattr(buffer, "hidden_states_pi"):
@@ -112,7 +116,7 @@ def flat(buffer: Any, column: np.ndarray[Any, Any]) -> Tensor:
     return tensor
 
 
-def _records(model: OnPolicyAlgorithm, ids: Ids) -> Records:
+def _records(model: OnPolicyAlgorithm, ids: Ids, valid: np.ndarray[Any, np.dtype[np.bool_]] | None) -> Records:
     buffer = model.rollout_buffer
     steps, envs = buffer.buffer_size, buffer.n_envs
 
@@ -144,6 +148,7 @@ def _records(model: OnPolicyAlgorithm, ids: Ids) -> Records:
         values=one(buffer.values),
         rewards=one(buffer.rewards),
         ids={name: torch.from_numpy(column.T.flatten()) for name, column in {**grid, **ids}.items()},
+        valid=None if valid is None else torch.from_numpy(valid.T.flatten()),  # type: ignore[arg-type]
     )
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from rollsight import runs, targets
-from rollsight.adapters import options, summary
-from rollsight.adapters.trl import table
-from rollsight.adapters.trl.checks import check_trainer, loss_of
-from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, weighted
+from rollsight.adapters import options
+from rollsight.adapters.trl import start, table
+from rollsight.adapters.trl.batch import Seen, own_records, seen
+from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
+from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
+from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
+from rollsight.adapters.trl.scoring import Scoring, ranks_of, selected
 from rollsight.adapters.trl.seams import algorithm_of
-from rollsight.adapters.trl.translate import objective_of, policy_of, records_of
-from rollsight.errors import RollsightError
-from rollsight.records import Records
-from rollsight.scoring import Scores, score_records
-from rollsight.scoring.parallel import Group, gathered_scores
+from rollsight.adapters.watching import Watch
+from rollsight.scoring import Scores, parallel
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 
@@ -34,7 +34,7 @@ _TARGETS: options.Known = {
     "objective": targets.Objective,
 }
 _UNITS = {"completion": "record", "group": "group"}
-_SEMANTIC = "mask, normalised over the kept"
+Result = TypeVar("Result")
 
 
 def attach(
@@ -59,47 +59,52 @@ def attach(
 
     Scores are taken when a generation batch is complete, before it is shuffled and split, at the policy that made it;
     they serve all its updates. Advantages are never recomputed: a group's baseline counts dropped completions too.
-    Nothing happens during evaluation.
+    Nothing happens during evaluation. Once training has begun, what fails in scoring, selecting, logging or recording
+    is a warning, once per kind: such a round keeps every completion, and training goes on.
 
     drop:      fraction p of the negative-score units to leave out, lowest first (IIF); None drops nothing. One
                completion always stays.
     target:    "sequence" (`f_seq`), "return" (`f_return`), "reward" (z-scored reward), "objective" (the trainer's own
                loss), a `rollsight.targets` object, or a list of them: the first decides, all are recorded.
     selection: another rule: text ("negative:0.5", "random:0.5"), a `rollsight.selection` rule, or any callable from
-               `Scores` to `Selection`; not together with `drop`.
+               `Scores` to `Selection` (called in the main process); not together with `drop`.
     unit:      what `drop` and a rule given as text drop: "completion", or "group": all completions of a prompt.
     every:     score every k-th generation batch, and keep everything in the others.
-    run:       run folder to write; it is continued when training resumes from a checkpoint.
-    overwrite: replace an existing run folder.
+    run:       run folder to write. Where training resumes from a checkpoint it is continued after the checkpoint's
+               round, and later rounds are replaced; so does a second `train()` with one attachment, after the last.
+    overwrite: replace an existing run folder, where training starts anew.
     backend, cross_fit, leave_self_out, chunk_size: of `score_records`.
     precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`).
     metadata:  further entries for the run folder's `run.json`.
 
-    Raises `RollsightError` for other trainers and for what cannot be scored (see `checks`).
+    A trainer has one attachment: a second takes the place of the first, with a warning. Raises `RollsightError` for
+    other trainers, for wrong settings and for what cannot be scored (see `checks`); a few made-up completions tell.
     """
     algorithm = algorithm_of(trainer)
-    check_trainer(trainer, algorithm)
-    if any(isinstance(getattr(one, "__self__", None), Attachment) for one in vars(trainer).values()):
-        raise RollsightError("This trainer has an attachment already: detach() it first, or give it a list of targets.")
-    if backend not in get_args(Backend):
-        raise RollsightError(f"backend={backend!r} is unknown; give {', '.join(get_args(Backend))}.")
     rule = options.rule_of(drop, selection, unit, seed=trainer.args.seed, floor=1, units=_UNITS)
     chosen = options.targets_of(target, _TARGETS)
-    scoring = {
+    check_trainer(trainer, algorithm)
+    settings = {
         "backend": backend,
         "cross_fit": cross_fit,
         "leave_self_out": leave_self_out,
         "chunk_size": chunk_size,
     }
+    scoring = Scoring(algorithm, chosen, settings, precondition)
     described = {
         "rule": selection if drop is None else f"negative:{drop}",
         "unit": unit,
         "targets": [one.name for one in chosen],
         "every": options.check_every(every),
-        **(metadata or {}),
     }
-    folder = None if run is None else Path(run)
-    return Attachment(trainer, algorithm, chosen, rule, every, scoring, precondition, folder, overwrite, described)
+    check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
+    folder = options.run_folder(run)
+    check_scoring(trainer, scoring)
+    earlier = (getattr(hook, "__self__", None) for hook in vars(trainer).values())
+    if (attached := next((one for one in earlier if isinstance(one, Attachment)), None)) is not None:
+        warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
+        attached.detach()
+    return Attachment(trainer, scoring, rule, every, folder, overwrite, {**described, **(metadata or {})})
 
 
 class Attachment:
@@ -111,12 +116,9 @@ class Attachment:
     def __init__(
         self,
         trainer: Any,
-        algorithm: str,
-        chosen: list[targets.Target],
+        scoring: Scoring,
         rule: Rule | None,
         every: int,
-        scoring: dict[str, Any],
-        precondition: bool,
         folder: Path | None,
         overwrite: bool,
         described: Mapping[str, Any],
@@ -124,65 +126,90 @@ class Attachment:
         self.round = 0
         self.scores: dict[str, Scores] = {}
         self.selection: Selection | None = None
-        self._trainer, self._algorithm, self._loss = trainer, algorithm, loss_of(trainer, algorithm)
-        self._targets, self._rule, self._every = chosen, rule, every
-        self._scoring, self._precondition = scoring, precondition
+        self._trainer, self._scoring, self._loss = trainer, scoring, loss_of(trainer, scoring.algorithm)
+        self._rule, self._every = rule, every
         self._folder, self._overwrite, self._described = folder, overwrite, described
+        self._watch = Watch()
+        self._rewards: Tensor | None = None
+        self._begun = self._opened = self._detached = False
         self._writer: runs.RunWriter | None = None
-        self._host_generate: Callable[[Any], Batch] = trainer._generate_and_score_completions
-        self._host_loss: Callable[[Any, Batch], Tensor] = trainer._compute_loss
+        self._host: dict[str, Callable[..., Any]] = {name: getattr(trainer, name) for name in _HOOKS}
         self._replaced = {name: vars(trainer).get(name) for name in _HOOKS}
-        self._steps = EmptySteps(trainer)
         for name, hook in _HOOKS.items():
             setattr(trainer, name, getattr(self, hook))
+        self._steps, self._start = EmptySteps(trainer), start.Start(self._begin)
         trainer.add_callback(self._steps)
+        trainer.add_callback(self._start)
 
     def detach(self) -> None:
         """Leave the trainer as it was found, and the run folder to the next writer. Detaching twice is harmless."""
-        trainer = self._trainer
+        trainer, self._detached = self._trainer, True
         for name, hook in _HOOKS.items():
             if vars(trainer).get(name) == getattr(self, hook):
                 delattr(trainer, name)
                 if (before := self._replaced[name]) is not None:
                     setattr(trainer, name, before)
-        if self._steps in trainer.callback_handler.callbacks:
-            trainer.remove_callback(self._steps)
-        for name in self._columns:
+        for callback in (self._steps, self._start):
+            if callback in trainer.callback_handler.callbacks:
+                trainer.remove_callback(callback)
+        for name in self._scoring.columns:
             trainer._logs["extra"].pop(name, None)
         if any(KEPT in batch for batch in trainer._buffered_inputs or ()):
             trainer._buffered_inputs = None  # TRL then generates anew: without the hook, dropped rows would come back
+        self._end()
+
+    def _train(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the trainer's `train`: however it ends, the run folder is left to the next writer."""
+        try:
+            return self._host["train"](*args, **kwargs)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._begun = False
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
+    def _begin(self) -> None:
+        """When training starts, and it is known whether it resumes from a checkpoint: the round, and the run folder."""
+        self._begun, self._steps.kept = True, 0
+        trainer, step = self._trainer, self._trainer.state.global_step
+        if step > 0:
+            self.round = start.round_of_checkpoint(trainer)
+        if self._folder is None or (self._writer is not None and self._writer.last_round == self.round):
+            return
+        described = {**table.describe(trainer, self._scoring.algorithm), **self._described}
+        after = None if step == 0 and not self._opened else self.round
+        open_here = partial(open_writer, self._folder, described, after=after, step=step, overwrite=self._overwrite)
+        self._writer = in_main_process(trainer, open_here)
+        self._opened = True
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """In place of the trainer's `_calculate_rewards`: its log is by name, and names may repeat."""
+        rewards: Tensor = self._host["_calculate_rewards"](*args, **kwargs)
+        self._rewards = rewards
+        return rewards
+
     def _generate(self, inputs: Any) -> Batch:
         """In place of the trainer's `_generate_and_score_completions`."""
-        trainer = self._trainer
-        if not trainer.model.training:
-            batch = self._host_generate(inputs)
-            everyone = len(batch["advantages"]) * trainer.accelerator.num_processes
-            table.add_columns(trainer, dict.fromkeys(self._columns, [None] * everyone))
+        trainer, host = self._trainer, self._host["_generate_and_score_completions"]
+        batch: Batch
+        if self._detached:  # another hook stands before this one and still calls it
+            batch = host(inputs)
             return batch
-        if self.round == 0:
+        if not trainer.model.training:
+            batch = host(inputs)
+            empty = [None] * (len(batch["advantages"]) * trainer.accelerator.num_processes)
+            self._attempt("columns", lambda: table.add_columns(trainer, dict.fromkeys(self._scoring.columns, empty)))
+            return batch
+        if not self._begun:
             self._begin()
-        batch = self._host_generate(inputs)
+        self._rewards = None
+        batch = host(inputs)
         self.round += 1
+        start.keep_round(trainer.state, self.round)
         return self._finish(batch)
-
-    def _begin(self) -> None:
-        """At the first generation batch, when it is known whether training resumes from a checkpoint."""
-        args, steps = self._trainer.args, self._trainer.state.global_step
-        self.round = steps * args.gradient_accumulation_steps // (args.steps_per_generation * args.num_iterations)
-        if self._folder is None:
-            return
-        if self._writer is None and self._trainer.accelerator.is_main_process:
-            if steps > 0 and runs.is_run(self._folder):
-                self._writer = runs.resume(self._folder)
-                self.round = self._writer.last_round
-            else:
-                described = table.describe(self._trainer, self._algorithm, **self._described)
-                self._writer = runs.create(self._folder, described, overwrite=self._overwrite)
-        self.round = broadcast_object_list([self.round])[0]
 
     def _finish(self, batch: Batch) -> Batch:
         """The batch is whole and the policy still the one that made it: score, select, record, leave out.
@@ -190,119 +217,82 @@ class Attachment:
         Rewards, scores, selection and what is reported are those of all processes, records this one's.
         """
         trainer, started = self._trainer, time.perf_counter()
-        gather, n = trainer.accelerator.gather, len(batch["advantages"])
-        own = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
-        rewards = table.rewards_of(trainer, n * trainer.accelerator.num_processes)
-        total = table.total_reward(trainer, rewards).to(batch["advantages"].device)
-        records = records_of(batch, total[own], self.round, trainer.num_generations, own.start)
-        valid, tokens = gather(records.valid_rows), gather(records.valid.sum(1))
-        if missing := int(torch.isnan(total).sum()):
-            warnings.warn(
-                f"round {self.round}: no reward function gave a number for {missing} of {len(total)} completions; like "
-                "TRL's advantages, their scores are 0, and they are kept",
-                stacklevel=2,
-            )
         self.scores, self.selection = {}, None
-        if self.round % self._every == 0 and bool(valid.any()):
-            pulls = bool(gather(records.advantages.reshape(n, -1).any(1))[valid].any())
-            differ = len(total[valid].unique()) > 1
-            for target in self._targets:
-                silent = not pulls or (isinstance(target, targets.Reward) and not differ)
-                self.scores[target.name] = self._silence(records, target) if silent else self._score(records, target)
-            if (group := self._ranks()) is not None:
-                self.scores = {name: gathered_scores(one, group)[0] for name, one in self.scores.items()}
-            if self._rule is not None:
-                self.selection = self._select(self._rule, next(iter(self.scores.values())))
-        kept = torch.ones_like(valid)
+        self._watch.begin(self.round)
+        read = self._attempt("records", lambda: own_records(trainer, batch, self._rewards, self.round), together=True)
+        if read is None or self._rewards is None:
+            return batch
+        found = seen(trainer, *read, self._rewards)
+        self._name_missing(found)
+        if self.round % self._every == 0 and bool(found.valid.any()):
+            self.selection = self._score(found)
+        kept = torch.ones_like(found.valid)
         if self.selection is not None:
-            kept = (self.selection.weights > 0).to(valid.device) | ~valid
-        found = {
-            "step": trainer.state.global_step,
-            "records": len(valid),
-            "valid": int(valid.sum()),
-            "invalid_rows": int((~valid).sum()),
-            "reward_mean": float(total.nanmean()),
-            "scored": False,
-            **(summary.of_scores(next(iter(self.scores.values()))) if self.scores else {}),
-            **summary.of_selection(self.selection, max(int(valid.sum()), 1), _SEMANTIC),
-            "kept_tokens_frac": float((tokens * kept).sum() / tokens.sum().clamp(min=1)),
-            "time_score": time.perf_counter() - started,
-        }
-        self._report(found, kept)
+            kept = (self.selection.weights > 0).to(kept.device) | ~found.valid
+        about = (found, self.scores, self.selection, kept)
+        summed = self._attempt("summary", lambda: table.summary_of(trainer, *about, time.perf_counter() - started))
+        if summed is not None:
+            self._attempt("metrics", lambda: table.report(trainer, summed, self._scoring.columns, self.scores, kept))
+            self._attempt("record in the run folder", lambda: self._record(summed, found, kept))
+        return leave_out(batch, kept, trainer.accelerator.gather(loss_mask(batch).sum(1)), found.own, self._loss)
+
+    def _attempt(self, part: str, call: Callable[[], Result], together: bool = False) -> Result | None:
+        """The call's result, None where it fails: with a warning, so that training goes on. together: every process
+        makes the call, and it fails in all of them where it does in one."""
+
+        def by_all() -> Result:
+            with parallel.together(ranks_of(self._trainer)):
+                return call()
+
+        return self._watch.attempt(part, by_all if together else call)
+
+    def _score(self, found: Seen) -> Selection | None:
+        """Scores by every target, and the selection by the first one's; None without a rule or those scores."""
+        trainer, scoring = self._trainer, self._scoring
+        for target in scoring.targets:
+            of_it = partial(scoring.of, trainer, found, target, self.round)
+            kept = _SO_KEPT if self._rule is not None and target is scoring.targets[0] else ""
+            if (scores := self._attempt(f"scores of {target.name!r}{kept}", of_it, together=True)) is not None:
+                self.scores[target.name] = scores
+        rule, deciding = self._rule, self.scores.get(scoring.targets[0].name)
+        if rule is None or deciding is None:
+            return None
+        choose = partial(selected, rule, deciding) if trainer.accelerator.is_main_process else lambda: None
+        chosen = [self._attempt(f"selection{_SO_KEPT}", choose, together=True)]
+        broadcast_object_list(chosen)  # not chosen by each process: a rule may draw random numbers
+        return chosen[0]
+
+    def _name_missing(self, found: Seen) -> None:
+        if missing := int((~torch.isfinite(found.total)).sum()):
+            self._watch.warn(
+                "rewards",
+                f"no reward function gave a number for {missing} of {len(found.total)} completions; like TRL's "
+                "advantages, the scores of such completions are 0, and they are kept",
+            )
+
+    def _record(self, summed: Mapping[str, Any], found: Seen, kept: Tensor) -> None:
+        """The round, to the run folder."""
         if self._writer is not None:
-            columns = table.run_columns(trainer, self.round, tokens, rewards, total, self.scores, kept, valid)
-            self._writer.write_records(self.round, columns)
-            self._writer.write_round(self.round, found)
-        return leave_out(batch, kept, gather(loss_mask(batch).sum(1)), own, self._loss)
-
-    def _score(self, records: Records, target: targets.Target) -> Scores:
-        trainer, objective = self._trainer, objective_of(self._trainer, self._algorithm)
-        if isinstance(target, targets.Objective) and target.objective is None:
-            target = targets.Objective(objective, target.records, target.name)
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer) if self._precondition else None
-        return score_records(
-            policy_of(trainer),
-            records,
-            target,
-            objective,
-            optimizer=optimizer,
-            seed=self.round,
-            group=self._ranks(),
-            **self._scoring,
-        )
-
-    def _ranks(self) -> Group | None:
-        return dist.group.WORLD if self._trainer.accelerator.num_processes > 1 else None
-
-    def _silence(self, records: Records, target: targets.Target) -> Scores:
-        """What scores are where nothing pulls: no advantage, or the same reward for all."""
-        zeros = torch.zeros(len(records), device=records.log_probs.device)
-        return Scores(zeros, None, records.ids, records.valid_rows, target.name, "raw", "none", "nothing pulls")
-
-    def _select(self, rule: Rule, scores: Scores) -> Selection:
-        chosen = rule(scores)
-        if chosen.weights.shape != scores.values.shape:
-            raise RollsightError(
-                f"The selection has weights of shape {tuple(chosen.weights.shape)} for {len(scores)} completions; give "
-                f"one per completion."
+            self._writer.write_records(
+                self.round, table.run_columns(self._trainer, self.round, found, self.scores, kept)
             )
-        if not bool(((chosen.weights == 0) | (chosen.weights == 1)).all()):
-            raise RollsightError("Completions are kept or left out; give a rule whose weights are 0 or 1.")
-        if not bool(chosen.weights.any()):
-            raise RollsightError(
-                f"The selection leaves none of the {int(scores.valid.sum())} completions in round {self.round}; keep "
-                f"at least one (min_keep=)."
-            )
-        return chosen
-
-    def _report(self, found: Mapping[str, Any], kept: Tensor) -> None:
-        """Metrics to the trainer's log and columns to its completions table."""
-        trainer = self._trainer
-        for name in (*summary.LOGGED, "kept_tokens_frac"):
-            if isinstance(value := found.get(name), (int, float)):
-                trainer._metrics["train"][f"influence/{name.removeprefix('score_')}"].append(float(value))
-        columns: dict[str, list[Any]] = dict.fromkeys(self._columns, [None] * len(kept))
-        columns |= {f"influence_{name}": one.values.tolist() for name, one in self.scores.items()}
-        table.add_columns(trainer, columns | {"influence_kept": kept.tolist()})
-
-    @property
-    def _columns(self) -> list[str]:
-        return [*(f"influence_{target.name}" for target in self._targets), "influence_kept"]
+            self._writer.write_round(self.round, {**summed, "warnings": self._watch.said})
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""
-        trainer = self._trainer
+        host = self._host["_compute_loss"]
         if KEPT not in inputs:
             self._steps.kept += 1
-            return self._host_loss(model, inputs)
+            loss: Tensor = host(model, inputs)
+            return loss
         self._steps.kept += int(inputs[KEPT].sum())
-        batch, scale = weighted(inputs, self._loss)
-        beta = trainer.beta
-        trainer.beta = beta * scale
-        try:
-            return self._host_loss(model, batch)
-        finally:
-            trainer.beta = beta
+        return loss_of_kept(self._trainer, host, model, inputs, self._loss)
 
 
-_HOOKS = {"_generate_and_score_completions": "_generate", "_compute_loss": "_compute_loss"}
+_SO_KEPT = ", so every completion is kept"
+_HOOKS = {
+    "train": "_train",
+    "_calculate_rewards": "_calculate_rewards",
+    "_generate_and_score_completions": "_generate",
+    "_compute_loss": "_compute_loss",
+}

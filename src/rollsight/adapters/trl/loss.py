@@ -6,6 +6,7 @@ and the normalisers of the whole batch, which TRL fixes before the drop, become 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,6 +64,17 @@ def weighted(batch: Batch, loss: str) -> tuple[Batch, float]:
         scale *= float(left.sum() / mask.sum().clamp(min=1))
     batch["tool_mask"] = left
     return {**batch, "advantages": advantages * scale}, scale
+
+
+def loss_of_kept(trainer: Any, host: Callable[[Any, Batch], Tensor], model: Any, inputs: Batch, loss: str) -> Tensor:
+    """What `host`, the trainer's own loss, gives of a micro-batch of a batch from `leave_out`."""
+    batch, scale = weighted(inputs, loss)
+    beta = trainer.beta
+    trainer.beta = beta * scale
+    try:
+        return host(model, batch)
+    finally:
+        trainer.beta = beta
 
 
 class EmptySteps(TrainerCallback):

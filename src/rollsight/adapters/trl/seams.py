@@ -16,12 +16,14 @@ VERSION = "1.16.0"  # what the adapter was written against and is tested with
 HOSTS: dict[str, type] = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}
 
 # What is relied on -> the first digits of its source's SHA-256. Generation is wrapped (it runs once per generation
-# batch, before the batch is shuffled and split), so is the loss (the rest of the reductions' arithmetic is there); the
-# other methods decide when both run and what becomes of metrics and columns.
+# batch, before the batch is shuffled and split), so are the rewards (what is logged of them is by name, and names may
+# repeat) and the loss (the rest of the reductions' arithmetic is there); the other methods decide when they run and
+# what becomes of metrics and columns.
 PINNED = {
     "grpo": {
         "_prepare_inputs": "f824e7fb0714",
         "_generate_and_score_completions": "1fa48922792d",
+        "_calculate_rewards": "736ae29b0838",
         "_get_per_token_logps_and_entropies": "ea73c3909275",
         "_compute_loss": "80295546bbdb",
         "log": "1e7772819cc8",
@@ -29,6 +31,7 @@ PINNED = {
     "rloo": {
         "_prepare_inputs": "f824e7fb0714",
         "_generate_and_score_completions": "93ebbf5e70d3",
+        "_calculate_rewards": "81ef76d93756",
         "_get_per_token_logps_and_entropies": "ea73c3909275",
         "_compute_loss": "c1f9fa0cd5a6",
         "log": "98f8965a57ed",

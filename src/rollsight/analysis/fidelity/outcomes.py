@@ -45,7 +45,9 @@ class Retraining:
         self._folder = folder
         text = f"{snapshot.round} {snapshot.rule} {list(measures)} {described} {torch.__version__}"
         # The model's bytes and the buffer are what the outcomes depend on; a snapshot taken again has other bytes.
-        digest = hashlib.sha256(text.encode() + snapshot.model + snapshot.records.advantages.cpu().numpy().tobytes())
+        digest = hashlib.sha256(
+            text.encode() + snapshot.model.digest + snapshot.records.advantages.cpu().numpy().tobytes()
+        )
         self._fingerprint = digest.digest()
         self.reason = ""
 

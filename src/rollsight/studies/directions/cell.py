@@ -14,7 +14,7 @@ from rollsight.studies.curves import as_text, write_curve
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.paper.study import named
 from rollsight.studies.runner import Report
-from rollsight.studies.settings import settings_for
+from rollsight.training.paper import settings_for
 
 _ENVIRONMENTS, _SIDE_BY_SIDE = 0xF4E5E, 8  # that fresh records come from: the purpose in their key, and how many
 _COMPARED = 30  # rounds of a run, where nothing is said

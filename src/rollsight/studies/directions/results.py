@@ -19,7 +19,7 @@ from rollsight.studies.paper.arms import KINDS, Arm, arm_in, arm_of
 from rollsight.studies.paper.study import named
 from rollsight.studies.paper.tables import table
 from rollsight.studies.results import row, write_table
-from rollsight.studies.settings import settings_for
+from rollsight.training.paper import settings_for
 
 # Measure -> its heading.
 MEASURES = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from rollsight.errors import RollsightError
 from rollsight.selection import DropHarm, DropNegative, DropRandom
-from rollsight.studies.settings import EnvSettings, Optimizer, rates
+from rollsight.training.paper import EnvSettings, Optimizer, rates
 
 if TYPE_CHECKING:
     from rollsight.training.classic.arms import Arm as TrainingArm

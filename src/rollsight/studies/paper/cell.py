@@ -15,7 +15,7 @@ from rollsight.errors import Diverged
 from rollsight.studies.curves import as_text, write_curve
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.runner import Report
-from rollsight.studies.settings import settings_for
+from rollsight.training.paper import settings_for
 
 # Column -> what of the rounds' summaries it is the mean of, since the row before.
 _MEANS = {

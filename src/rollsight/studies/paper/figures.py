@@ -16,7 +16,7 @@ from rollsight.studies.paper.arms import KINDS, Arm
 from rollsight.studies.paper.metrics import Null
 from rollsight.studies.paper.results import ArmResult, EnvResult
 from rollsight.studies.paper.study import named
-from rollsight.studies.settings import EnvSettings, rates, settings_for
+from rollsight.training.paper import EnvSettings, rates, settings_for
 
 # A setting's name, its axis, its value in an arm, and the arm without it.
 _SWEPT: tuple[tuple[str, str, Callable[[Arm], float], Callable[[Arm], Arm]], ...] = (

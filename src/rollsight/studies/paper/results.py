@@ -22,7 +22,7 @@ from rollsight.studies.paper.metrics import (
 )
 from rollsight.studies.paper.study import named
 from rollsight.studies.results import ArmCurves, read_curves, row, write_table
-from rollsight.studies.settings import paper, settings_for
+from rollsight.training.paper import paper, settings_for
 
 _CHARGED = ("collect", "score", "train")  # phases that count as training time
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from rollsight.errors import RollsightError
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.paper.cell import Cell, Evaluations
-from rollsight.studies.settings import EnvSettings, paper, settings_for
+from rollsight.training.paper import EnvSettings, paper, settings_for
 
 Budget: TypeAlias = Literal["quick", "full"]
 

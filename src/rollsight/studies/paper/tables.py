@@ -10,7 +10,7 @@ from rollsight.analysis.learning_curves import Interval
 from rollsight.escaping import markdown_cell, visible
 from rollsight.studies.paper.metrics import Estimate
 from rollsight.studies.paper.results import EnvResult
-from rollsight.studies.settings import EnvSettings, settings_for
+from rollsight.training.paper import EnvSettings, settings_for
 
 _SHOWN = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak (paper's)", "rt_peak": "RT_peak"}
 _PHASES = ("collect", "score", "train", "evaluate")

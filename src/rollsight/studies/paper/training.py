@@ -9,10 +9,11 @@ from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments
 from rollsight.studies.paper.arms import Arm
-from rollsight.studies.settings import settings_for
-from rollsight.studies.training_run import RunSettings, model_of
 from rollsight.training.classic import environments
 from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+from rollsight.training.models import model_of
+from rollsight.training.paper import settings_for
+from rollsight.training.run import RunSettings
 
 
 @contextmanager

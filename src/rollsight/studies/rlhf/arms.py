@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rollsight.studies import arms
 
 if TYPE_CHECKING:
-    from rollsight.training.language.run import RunSettings
+    from rollsight.training.language.settings import RunSettings
 
 # What the arms are, as tables say it, and what of the trainer's options they change.
 KINDS = {
@@ -22,7 +22,7 @@ KINDS = {
     "crossfit": "iif, each half of the completions scored against the other's gradient",
 }
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "ppo": {"target": None},
+    "ppo": {"target": "none"},
     "iif": {},
     "iif-return": {"target": "return"},
     "iif-reward": {"target": "reward"},

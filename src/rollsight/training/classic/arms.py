@@ -63,15 +63,22 @@ class Filtered:
         started = round.clock()
         scores, selection = None, None
         if self.every and round.number % self.every == 0:
-            scores = self.ranking(round)
+            scores = round.watch.attempt("scores", lambda: self.ranking(round))
             paused = self.pause and len(round.returns) > 0 and np.ptp(round.returns) == 0
-            selection = None if self.rule is None or paused else self.rule(scores)
+            selection = None if paused else self._selected(round, scores)
         chosen = round.clock()
         kept = round.kept(None if self.only else selection)
         part = {} if self.only is None or selection is None else {self.only: selection.weights.numpy() > 0}
         minibatches = draw_minibatches(round.order(), len(round.records), round.rule, kept, fill=self.as_many_steps)
         trained = round.train(minibatches, **part)
         return Update(trained, minibatches.steps, scores, selection, chosen - started, round.clock() - chosen)
+
+    def _selected(self, round: Round, scores: Scores | None) -> Selection | None:
+        """What the rule chooses; None, which keeps every record, without a rule and where it fails."""
+        if (rule := self.rule) is None or scores is None:
+            return None
+        scores.check_finite()  # else the policy has diverged, which is not a failure of the rule
+        return round.watch.attempt("selection, so every record is kept", lambda: rule(scores))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.compiled import Rolled, rollout_in
 from rollsight.training.classic.environments import Environments, Pool
 from rollsight.training.classic.networks import Network, Parameters
+from rollsight.training.restoring import History
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -24,11 +26,12 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class Rollout:
     """One round: N = steps x environments records, env-major as the SB3 adapter has them (row = env * T + step).
 
-    episodes: columns (T, E).
+    episodes: columns (T, E). broken: whether numbers that training needs are not finite; those rows are not valid.
     """
 
     records: Records
     episodes: RoundEpisodes
+    broken: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,8 @@ class Collector:
         # A step that only resets counts as its episode's first here, so that the columns are GAE row by row; being
         # invalid, it is neither trained on nor scored.
         advantages, returns = estimate(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
+        needed = (columns["log_prob"], values, advantages, returns)
+        finite = np.isfinite(needed).all(0)
         grid = np.indices(done.ends.shape)
         records = Records(
             torch.from_numpy(flat(done.obs)),
@@ -95,9 +100,36 @@ class Collector:
             values=torch.from_numpy(flat(values)),
             rewards=torch.from_numpy(flat(rewards.astype(np.float32))),
             ids={name: torch.from_numpy(flat(c)) for name, c in {"env": grid[1], "step": grid[0], **ids}.items()},
-            valid=torch.from_numpy(flat(done.valid)),
+            valid=torch.from_numpy(flat(done.valid & finite)),
         )
-        return Rollout(records, episodes)
+        return Rollout(records, episodes, broken=not finite[done.valid].all())
+
+    def state(self) -> dict[str, Any]:
+        """Where collection stands between two rounds, as tensors and plain values."""
+        return {
+            "obs": torch.from_numpy(np.array(self._obs)),
+            "begins": self._ended.tolist(),
+            "resetting": self._resetting.tolist(),
+            "offset": self._offset.tolist(),
+            "starting": [list(start) for start in self._starts],
+            "starts": self._environments.starts(),
+            "tracker": self._tracker.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], history: History | None) -> bool:
+        """Go on from there with new environments, which play the history again; whether that brought them to where they
+        were. If not, or without a history, only the number of the next episode is taken over."""
+        shown = None if history is None else self._environments.replay(history)
+        if shown is None or not np.array_equal(shown, state["obs"].numpy(), equal_nan=True):
+            self._tracker = EpisodeTracker(state["tracker"]["next"])
+            self._tracker.begin(self._environments.count)
+            return False
+        self._obs = state["obs"].numpy().astype(self._obs.dtype)
+        self._ended, self._resetting = np.array(state["begins"]), np.array(state["resetting"])
+        self._offset = np.array(state["offset"], dtype=np.int64)
+        self._starts = [(t, env, how) for t, env, how in state["starting"]]
+        self._tracker.restore(state["tracker"])
+        return True
 
     def _step(self, actor: Actor, parameters: Parameters, steps: int, rng: np.random.Generator) -> _Steps:
         environments = self._environments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -15,6 +15,8 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rollsight.adapters.gymnasium import START
 from rollsight.adapters.sb3.environments import check_environment, make_environment, observations_of
 from rollsight.errors import RollsightError
+from rollsight.training.classic.acting import executable
+from rollsight.training.restoring import History
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Stepper: TypeAlias = Literal["gymnasium", "envpool"]
@@ -71,14 +73,31 @@ class Environments(Protocol):
         """
         ...
 
+    def starts(self) -> list[str | None]:
+        """How the episode under way in each environment started, None where it was not noted."""
+        ...
+
+    def replay(self, history: History) -> Array | None:
+        """Bring new, reset environments to where a run stood, by the actions that it recorded; what they show then,
+        (E, ...), or None where they cannot be brought there."""
+        ...
+
     def close(self) -> None:
         """Give back what the environments hold."""
         ...
 
 
-def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = None) -> Environments:
+def make(
+    env: str,
+    count: int,
+    key: tuple[int, ...],
+    stepper: Stepper | None = None,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Environments:
     """`count` environments whose random streams are keyed by `key`.
 
+    env_kwargs: what `gymnasium.make` gets with the name; EnvPool's environments are other programs and take none.
     stepper: None takes EnvPool, where it is installed, for the environments in `POOLED`, and gymnasium for others.
     Raises `RollsightError` for unknown environments and for those that the fast engine does not wrap.
     """
@@ -90,8 +109,11 @@ def make(env: str, count: int, key: tuple[int, ...], stepper: Stepper | None = N
     if stepper is None:
         # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.
         faster = count > 1 or sys.platform == "linux"
-        stepper = "envpool" if faster and env in POOLED and _has_envpool() else "gymnasium"
-    return Pool(env, seeds) if stepper == "envpool" else Copies(env, seeds)
+        pooled = faster and env in POOLED and not env_kwargs and _has_envpool()
+        stepper = "envpool" if pooled else "gymnasium"
+    if stepper == "envpool":
+        return Pool(env, seeds)
+    return Copies(env, seeds, env_kwargs or {})
 
 
 class Copies:
@@ -99,9 +121,9 @@ class Copies:
 
     resets_next_step = False
 
-    def __init__(self, env: str, seeds: Sequence[int]) -> None:
+    def __init__(self, env: str, seeds: Sequence[int], env_kwargs: Mapping[str, Any]) -> None:
         self.count, self._seeds = len(seeds), seeds
-        self._envs = [make_environment(env, disable_env_checker=True) for _ in seeds]
+        self._envs = [make_environment(env, disable_env_checker=True, **env_kwargs) for _ in seeds]
         self.action_space, space = self._envs[0].action_space, self._envs[0].observation_space
         # A number's own type is what the environment's dictionaries know; an array's scalar hashes to the same.
         self._plain = isinstance(self.action_space, gym.spaces.Discrete)
@@ -110,6 +132,7 @@ class Copies:
     def reset(self) -> Outcome:
         begun = [env.reset(seed=seed) for env, seed in zip(self._envs, self._seeds, strict=True)]
         starts = [(i, info.get(START)) for i, (_, info) in enumerate(begun)]
+        self._starts = [start for _, start in starts]
         self._obs = np.stack([np.asarray(self._see(obs)) for obs, _ in begun])
         return Outcome(self._obs.copy(), None, None, None, starts=starts)
 
@@ -123,12 +146,23 @@ class Copies:
                 if not terminated:
                     finals.append((row, np.asarray(self._see(obs))))
                 obs, info = self._envs[i].reset()
-                starts.append((row, info.get(START)))
+                self._starts[i] = info.get(START)
+                starts.append((row, self._starts[i]))
             self._obs[i] = self._see(obs)
             rewards.append(float(reward))
             ended.append(terminated)
             cut.append(truncated)
         return Outcome(self._obs if only is None else self._obs[only], rewards, ended, cut, finals, starts)
+
+    def starts(self) -> list[str | None]:
+        return list(self._starts)
+
+    def replay(self, history: History) -> Array | None:
+        shown = history.episodes_under_way(self._envs)
+        if shown is None:
+            return None
+        self._obs, self._starts = np.stack([np.asarray(self._see(obs)) for obs in shown]), list(history.starts)
+        return self._obs.copy()
 
     def close(self) -> None:
         for env in self._envs:
@@ -170,6 +204,17 @@ class Pool:
             finals = [(0, seen[0])] if truncated[0] else []
             seen = self._shown(self._pool.step(actions)[0]).astype(self._dtype)
         return Outcome(seen, rewards, terminated, truncated, finals)
+
+    def starts(self) -> list[str | None]:
+        return [None] * self.count
+
+    def replay(self, history: History) -> Array | None:
+        # From its seeds on, as its states cannot be set; it steps some hundred thousand times a second.
+        shown = None
+        for actions in history.rounds_of_actions():
+            for taken in actions:
+                shown = self.step(executable(taken, self.action_space)).obs
+        return shown
 
     def close(self) -> None:
         self._pool.close()

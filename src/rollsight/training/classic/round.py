@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rollsight.adapters.watching import Watch
 from rollsight.records import Records
 from rollsight.selection import Selection
 from rollsight.training.classic import ppo
@@ -28,7 +29,7 @@ class Round:
     """Everything that the update of round `number` depends on. gamma, gae_lambda: of its records' advantages.
 
     returns: of the episodes that ended in it.
-    clock: what an arm's phases are timed with.
+    clock: what an arm's phases are timed with; watch: what scoring fails into.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Round:
     gae_lambda: float
     returns: Floats = field(default_factory=lambda: np.empty(0))
     clock: Callable[[], float] = time.perf_counter
+    watch: Watch = field(default_factory=Watch)
 
     @cached_property
     def batch(self) -> Batch:

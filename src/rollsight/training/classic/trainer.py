@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 
-from rollsight import objectives, runs
+from rollsight import runs
 from rollsight.adapters import summary
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.translate import Translated, evaluate_actions, update_rule
+from rollsight.adapters.watching import Watch
 from rollsight.errors import Diverged, RollsightError
 from rollsight.policy import Policy
 from rollsight.scoring import Scores, trust_line
@@ -28,14 +28,16 @@ from rollsight.training.classic.environments import Environments
 from rollsight.training.classic.evaluation import play, side_by_side
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.round import Round
+from rollsight.training.restoring import History
 
 # The purposes in the keys of random streams, (seed, round, purpose).
 _ENVIRONMENT, _ACTION, _EVALUATION = 0xE4F, 0xAC7, 0xE7A1
 
 
-def environment_key(seed: int) -> tuple[int, ...]:
-    """The key of the training environments' streams; their episodes span rounds, so they are seeded once."""
-    return (seed, 0, _ENVIRONMENT)
+def environment_key(seed: int, after: int = 0) -> tuple[int, ...]:
+    """The key of the training environments' streams; their episodes span rounds, so they are seeded once, and anew
+    after the round where a resumed run could not restore them."""
+    return (seed, after, _ENVIRONMENT)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,24 @@ class Plan:
     clock: Callable[[], float] = time.perf_counter
 
 
+# Of a round whose update was not made.
+_NO_UPDATE = {"update_norm": None, "approx_kl": None, "optimizer_steps": 0}
+
+
+def _check_finite(rollout: Rollout, number: int) -> None:
+    """`Diverged` for a round that nothing can be learned from."""
+    rewards = rollout.episodes.reward
+    wrong = np.argwhere(~np.isfinite(rewards))
+    if len(wrong):
+        step, env = wrong[0].tolist()
+        raise Diverged(
+            f"the reward at step {step} of environment {env} in round {number} is {rewards[step, env]}, by which every "
+            "parameter would become NaN: look at the environment's reward there; the round's records are kept."
+        )
+    if rollout.broken:  # finite parameters can be too large to act by
+        raise Diverged.in_round(number - 1)
+
+
 class FastTrainer:
     """Trains a Stable-Baselines3 PPO model's policy in compiled code.
 
@@ -64,7 +84,8 @@ class FastTrainer:
     torch twin: after each round it holds the trained numbers again. Its own environment is not stepped.
 
     Raises `RollsightError` for what the compiled code does not cover, and `Diverged` from `train`; the model then has
-    the parameters before that round's update.
+    the parameters before that round's update. Nothing else that fails once rounds are trained stops them: what only
+    watches is a warning, and a null in the round's summary, whose `warnings` say why.
     """
 
     def __init__(
@@ -74,7 +95,7 @@ class FastTrainer:
             raise RollsightError(
                 f"{environments.count} environments do not fit a model of {model.n_envs}; give as many."
             )
-        self._model, self._plan, self._writer = model, plan, writer
+        self._model, self._plan, self.writer = model, plan, writer
         self._seed = model.seed or 0
         self._network = network_of(model.policy)
         self._optimizer, self._state = twin.optimizer_of(model.policy, model.policy.optimizer)
@@ -82,6 +103,26 @@ class FastTrainer:
         self._collector = Collector(environments, self._network, model.gamma, model.gae_lambda)
         self._policy = Policy(model.policy, evaluate_actions)
         self._rounds, self._learning_rate = 0, float(model.lr_schedule(1.0))
+        self._watch = Watch()
+
+    def state(self) -> dict[str, Any]:
+        """All that the next round depends on, as tensors and plain values; random streams are keyed by the round."""
+        return {
+            "timesteps": self._model.num_timesteps,
+            "updates": self._model._n_updates,
+            "parameters": twin.tensors_of(self._parameters),
+            "optimizer": twin.tensors_of(self._state),
+            "collection": self._collector.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], history: History | None) -> bool:
+        """Go on from a `state` with its `round`; whether the episodes under way do so too (`Collector.restore`)."""
+        self._rounds = state["round"]
+        self._model.num_timesteps, self._model._n_updates = state["timesteps"], state["updates"]
+        self._parameters = twin.arrays_of(state["parameters"])
+        self._state = twin.arrays_of(state["optimizer"])
+        twin.copy_into(self._model.policy, self._parameters)
+        return self._collector.restore(state["collection"], history)
 
     def train(self, rounds: int, on_round: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         """Train for `rounds` rounds more; schedules run to the last of them. on_round: called with each finished
@@ -98,23 +139,23 @@ class FastTrainer:
 
     def _round(self, total: int) -> summary.Summary:
         model, plan, number = self._model, self._plan, self._rounds
+        self._watch.begin(number)
         clock = summary.Clock(plan.clock(), plan.clock)
         rng = np.random.default_rng((self._seed, number, _ACTION))
         rollout = self._collector.collect(self._parameters, model.n_steps, rng, number)
         clock.lap("time_collect")
-        if not torch.isfinite(rollout.records.log_probs).all():  # finite parameters can be too large to act by
-            raise Diverged.in_round(number - 1)
         round = self._frozen(rollout, total)
-        update = plan.arm(round)
+        try:
+            _check_finite(rollout, number)
+            update = plan.arm(round)
+        except Diverged:  # after its records are kept: they are what one looks at then
+            self._store(self._record(rollout, None, None, round, clock) | _NO_UPDATE)
+            raise
         clock.measured({"time_score": update.time_score, "time_train": update.time_train})
-        weights = None if update.selection is None else update.selection.weights
-        found = self._record(rollout, update.scores, update.selection, round.rule.policy_term(), clock)
+        found = self._record(rollout, update.scores, update.selection, round, clock)
         if plan.snapshot_every and number % plan.snapshot_every == 0:
-            twin.copy_state_into(model.policy.optimizer, model.policy, self._state, round.learning_rate)
-            snapshot = Snapshot.take(number, self._policy, model.policy.optimizer, rollout.records, round.rule, weights)
-            if self._writer is not None:
-                before = round.order().get_state()
-                self._writer.write_snapshot(number, replace(snapshot, numpy_state=before).save)
+            self._watch.attempt("snapshot", lambda: self._take_snapshot(rollout, round, update.selection))
+        model._n_updates += round.rule.n_epochs  # as the host counts them
         moved = update.trained.parameters
         length = sum(float(np.sum(np.square(p - self._parameters[n], dtype=np.float64))) for n, p in moved.items())
         diverged = not np.isfinite(length)
@@ -125,15 +166,29 @@ class FastTrainer:
             "update_norm": length**0.5,
             "approx_kl": float(update.trained.approx_kl),
             "optimizer_steps": update.steps,
+            "updates": model._n_updates,
             "learning_rate": round.learning_rate,
         }
         if number % plan.evaluate_every == 0 and not diverged:
-            found |= self._evaluate(number)
-        if self._writer is not None:
-            self._writer.write_round(number, found)
-        if diverged:  # after its records are kept: they are what one looks at then
+            found |= self._watch.attempt("evaluation", lambda: self._evaluate(number)) or {}
+        self._store(found)
+        if diverged:
             raise Diverged.in_round(number)
         return found
+
+    def _store(self, found: summary.Summary) -> None:
+        """Complete the round in the run folder with its summary."""
+        found["warnings"] = self._watch.said
+        if (writer := self.writer) is not None:
+            self._watch.attempt("round in the run folder", lambda: writer.write_round(self._rounds, found))
+
+    def _take_snapshot(self, rollout: Rollout, round: Round, selection: Selection | None) -> None:
+        policy, weights = self._model.policy, None if selection is None else selection.weights
+        twin.copy_state_into(policy.optimizer, policy, self._state, round.learning_rate)
+        snapshot = Snapshot.take(round.number, self._policy, policy.optimizer, rollout.records, round.rule, weights)
+        if self.writer is not None:
+            before = round.order().get_state()
+            self.writer.write_snapshot(round.number, replace(snapshot, numpy_state=before).save)
 
     def _frozen(self, rollout: Rollout, total: int) -> Round:
         """The round at its end of collection, with the schedules where they are by then."""
@@ -157,6 +212,7 @@ class FastTrainer:
             model.gae_lambda,
             rollout.episodes.finished_returns,
             self._plan.clock,
+            self._watch,
         )
 
     def _record(
@@ -164,21 +220,26 @@ class FastTrainer:
         rollout: Rollout,
         scores: Scores | None,
         selection: Selection | None,
-        objective: objectives.PPO | objectives.A2C,
+        round: Round,
         clock: summary.Clock,
     ) -> summary.Summary:
         """Trust line and records, while the twin still is the policy that collected them; the summary so far."""
-        records, line = rollout.records, None
+        records, objective, line, watch = rollout.records, round.rule.policy_term(), None, self._watch
         if scores is not None:
             weights = None if selection is None else selection.weights
-            line = trust_line(self._policy, records, objective, weights, seed=self._rounds)
+            line = watch.attempt(
+                "trust line", lambda: trust_line(self._policy, records, objective, weights, seed=self._rounds)
+            )
             clock.lap("time_trust")
-        if self._writer is not None:
+        if (writer := self.writer) is not None:
             named = {} if scores is None else {scores.target: scores}
             translated = Translated(self._policy, records, records, objective, None)
-            self._writer.write_records(
-                self._rounds, round_columns(self._rounds, translated, rollout.episodes, named, selection)
-            )
+
+            def write() -> None:
+                columns = round_columns(self._rounds, translated, rollout.episodes, named, selection)
+                writer.write_records(self._rounds, columns)
+
+            watch.attempt("records in the run folder", write)
             clock.lap("time_write")
         valid, finished = int(records.valid.sum()), rollout.episodes.finished_returns
         return {
@@ -190,7 +251,7 @@ class FastTrainer:
             "episodes": len(finished),
             "return_mean": float(finished.mean()) if len(finished) else None,
             **(summary.of_scores(scores) if scores is not None else {}),
-            **summary.of_selection(selection, valid, "repack"),
+            **summary.of_selection(selection, max(valid, 1), "repack"),
             **(summary.of_trust(line) if line is not None else {}),
             **clock.laps,
             "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
@@ -204,6 +265,6 @@ class FastTrainer:
         actor = Actor(self._network, self._parameters, self._model.observation_space.shape or ())
         environments = plan.evaluation(side_by_side(plan.episodes), key)
         returns, lengths = play(actor, environments, plan.episodes, np.random.default_rng(key))
-        if self._writer is not None:
-            self._writer.write_evaluation(round, returns, lengths)
+        if self.writer is not None:
+            self.writer.write_evaluation(round, returns, lengths)
         return {"evaluation_return": float(np.mean(returns)), "time_eval": plan.clock() - started}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +18,21 @@ from rollsight.training.classic.optimizers import Optimizer, State
 def parameters_of(module: nn.Module) -> Parameters:
     """A module's parameters as arrays, copied."""
     return {name: jnp.array(p.detach().numpy()) for name, p in module.named_parameters()}
+
+
+def tensors_of(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters or an optimiser's state as tensors."""
+    return {
+        name: tensors_of(value) if isinstance(value, Mapping) else _tensor(value) for name, value in numbers.items()
+    }
+
+
+def arrays_of(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `tensors_of`."""
+    return {
+        name: arrays_of(value) if isinstance(value, Mapping) else jnp.array(value.numpy())
+        for name, value in tensors.items()
+    }
 
 
 def optimizer_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Optimizer, State]:

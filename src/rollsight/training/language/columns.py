@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rollsight.training.language.ppo import Options, Rollout, Update
+from rollsight.training.language.ppo import Rollout, Update
+from rollsight.training.language.settings import Options
 
 
 def round_columns(round: int, rollout: Rollout, update: Update, options: Options) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
         "values": of_tokens(records.values),
         "advantages": advantages,
     }
-    if options.target is not None:
+    if options.target != "none":
         columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]
     columns["kept"] = update.kept.numpy(force=True)
     columns["valid"] = records.valid_rows.numpy(force=True)
@@ -61,7 +62,7 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
         "distinct_1": distinct(rows, 1),
         "distinct_2": distinct(rows, 2),
         "scored": len(scores) > 0,
-        "target": options.target,
+        "target": None if options.target == "none" else options.target,
         "neg_frac": float((scores < 0).double().mean()) if len(scores) else None,
         "score_min": float(scores.min()) if len(scores) else None,
         "score_median": float(scores.median()) if len(scores) else None,

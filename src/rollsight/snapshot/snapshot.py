@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import pickle
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -16,14 +18,19 @@ import torch
 from torch import Tensor
 
 from rollsight import objectives, targets
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
 from rollsight.scoring.score import Backend
+from rollsight.snapshot import file as files
+from rollsight.snapshot import signing
+from rollsight.snapshot.model import Model, cannot_be_built
+from rollsight.snapshot.plain import Encoder, decode
 from rollsight.update import Semantic, Step, UpdateRule, run_update
 
-_FORMAT = 1
+_FORMAT = 2
+_PICKLES = 1  # the format of earlier versions, which is a pickle as a whole
 _ORDER = 0x0DE5  # the purpose in the key of a replay's own minibatch order
 
 
@@ -53,17 +60,15 @@ class Replay:
 class Snapshot:
     """One round, frozen at the start of its update.
 
-    model:    the pickled policy and its optimiser, together, so that the optimiser still holds the policy's parameters.
+    model:    the policy and its optimiser, together, so that the optimiser still holds the policy's parameters.
     records:  the full buffer, with raw advantages; rule: the update's hyper-parameters, schedules evaluated.
     weights:  (N,) what the round's selection gave the records; None where nothing was selected.
     numpy_state, torch_state: the global random states at the start of the update.
     threads, versions: of the process that took it; the same bits need the same build and thread count.
-
-    A snapshot is a pickle: open only what you trust.
     """
 
     round: int
-    model: bytes
+    model: Model
     records: Records
     rule: UpdateRule
     weights: Tensor | None
@@ -83,46 +88,64 @@ class Snapshot:
         weights: Tensor | None = None,
     ) -> Snapshot:
         """Freeze the round now. `policy.evaluate` must be a function that can be pickled (one defined in a module)."""
-        buffer = io.BytesIO()
-        torch.save((policy, optimizer), buffer, pickle_module=_pickler())
         everything = torch.arange(len(records), device=records.log_probs.device)
         return cls(
             round=round,
-            model=buffer.getvalue(),
+            model=Model.freeze(policy, optimizer),
             records=records.take(everything),  # copies: a host may write the next round into the same buffer
             rule=rule,
             weights=None if weights is None else weights.clone(),
             numpy_state=np.random.get_state(),
             torch_state=torch.get_rng_state(),
             threads=torch.get_num_threads(),
-            versions={"torch": torch.__version__, "numpy": np.__version__},
+            versions={"torch": str(torch.__version__), "numpy": np.__version__},
         )
 
     def save(self, file: BinaryIO | str | PathLike[str]) -> None:
-        """Write the snapshot; `load` reads it back, in any process that can import the policy's classes."""
-        state = {field.name: getattr(self, field.name) for field in fields(self)}
-        state["records"] = {field.name: getattr(self.records, field.name) for field in fields(Records)}
-        state["rule"] = asdict(self.rule)
-        torch.save({"format": _FORMAT, **state}, file)
+        """Write the snapshot; `load` reads it back, in any process that can import the policy's classes.
+
+        Where the policy can only be pickled, the file is signed with this user's key; a warning where there is none.
+        """
+        encode = Encoder()
+        state: dict[str, Any] = {"format": _FORMAT}
+        for field in fields(self):
+            if field.name not in ("model", "records", "rule"):
+                state[field.name] = encode(getattr(self, field.name), field.name)
+        state["rule"] = encode(asdict(self.rule), "rule")
+        columns = {column.name: getattr(self.records, column.name) for column in fields(Records)}
+        columns |= {name: dict(rows) for name, rows in columns.items() if isinstance(rows, Mapping)}
+        state["records"] = encode(columns, "records")
+        state["model"] = self.model.described
+        tensors = {**encode.tensors, **{f"model.{name}": tensor for name, tensor in self.model.tensors.items()}}
+        if self.model.pickled is not None:
+            tensors["model.pickle"] = torch.frombuffer(bytearray(self.model.pickled), dtype=torch.uint8)
+        sign = _sign if self.model.pickled is not None else _no_signature
+        if isinstance(file, (str, PathLike)):
+            with open(file, "wb") as opened:
+                files.write(opened, state, tensors, sign)
+        else:
+            files.write(file, state, tensors, sign)
 
     @classmethod
-    def load(cls, file: BinaryIO | str | PathLike[str]) -> Snapshot:
-        """Read a snapshot. Raises `RollsightError` where the file is no snapshot or is truncated."""
+    def load(cls, file: BinaryIO | str | PathLike[str], *, trust: bool = False) -> Snapshot:
+        """Read a snapshot.
+
+        trust: load a pickle too that was not signed by this user's key, which executes the code in it; snapshots in a
+        folder given to `trust_folder` need it not.
+
+        Raises `RollsightError` where the file is no snapshot, is damaged, or holds a pickle that is not trusted.
+        """
+        named = isinstance(file, (str, PathLike))
+        data = Path(file).read_bytes() if isinstance(file, (str, PathLike)) else file.read()
+        trust = trust or (named and signing.in_trusted_folder(str(file)))
         try:
-            state = torch.load(file, weights_only=False)
-            if "language_format" in state:
-                raise RollsightError(
-                    f"{file} is the checkpoint of a language model's run, to resume from: it cannot be replayed."
-                )
-            if state.pop("format") != _FORMAT:
-                raise RollsightError(
-                    f"{file}: this snapshot was written by another version of Rollsight; use that version."
-                )
-            records = Records(**state.pop("records"))
-            snapshot = cls(records=records, rule=UpdateRule(**state.pop("rule")), **state)
+            if files.is_one(data):
+                snapshot = cls._read(files.read(data), str(file), trust)
+            else:
+                snapshot = cls._read_pickle(data, str(file), trust)
         except (OSError, RollsightError):
             raise
-        except Exception as error:  # bytes that are no snapshot fail in whatever way the unpickler comes across them
+        except Exception as error:  # bytes that are no snapshot fail in whatever way the reader comes across them
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise RollsightError(f"{file}: not a readable snapshot ({reason}); take it again.") from error
         if snapshot.versions["torch"] != torch.__version__:
@@ -132,6 +155,49 @@ class Snapshot:
                 stacklevel=2,
             )
         return snapshot
+
+    @classmethod
+    def _read(cls, content: files.Content, file: str, trust: bool) -> Snapshot:
+        state = dict(content.state)
+        if state.pop("format") != _FORMAT:
+            raise _of_another_version(file)
+        described = state.pop("model")
+        pickled = content.tensors.get("model.pickle")
+        if pickled is not None and not trust:
+            if not content.signature:
+                raise _not_trusted(file, "it has no signature")
+            if not signing.is_signed(content.digest, content.signature):
+                raise _not_trusted(file, "another key than yours signed it")
+        tensors = {k.removeprefix("model."): v for k, v in content.tensors.items() if k.startswith("model.")}
+        state = decode(state, content.tensors)
+        return cls(
+            model=Model(described, tensors, None if pickled is None else pickled.numpy().tobytes()),
+            records=Records(**state.pop("records")),
+            rule=UpdateRule(**state.pop("rule")),
+            **state,
+        )
+
+    @classmethod
+    def _read_pickle(cls, data: bytes, file: str, trust: bool) -> Snapshot:
+        """A file of an earlier version, or one that is no snapshot."""
+        unsigned = _not_trusted(file, "earlier versions wrote pickles without a signature")
+        state: Any
+        try:
+            state = torch.load(io.BytesIO(data), weights_only=not trust)
+        except pickle.UnpicklingError as error:  # more than tensors and plain values
+            if trust or not data.startswith(b"PK"):
+                raise
+            raise unsigned from error
+        if "language_format" in state:
+            raise RollsightError(
+                f"{file} is the checkpoint of a language model's run, to resume from: it cannot be replayed."
+            )
+        if state.pop("format") != _PICKLES:
+            raise _of_another_version(file)
+        if not trust:  # the model in it is a pickle even where the rest is not
+            raise unsigned
+        model = Model(None, {}, state.pop("model"))
+        return cls(model=model, records=Records(**state.pop("records")), rule=UpdateRule(**state.pop("rule")), **state)
 
     @property
     def policy(self) -> Policy:
@@ -150,13 +216,9 @@ class Snapshot:
     def rebuild(self) -> tuple[Policy, torch.optim.Optimizer]:
         """A fresh copy of the policy at the start of the update and of the optimiser over its parameters, to train."""
         try:
-            model: tuple[Policy, torch.optim.Optimizer] = torch.load(io.BytesIO(self.model), weights_only=False)
-        except (ImportError, AttributeError) as error:
-            raise RollsightError(
-                f"The policy of round {self.round} cannot be rebuilt here ({error}); import the module that defines "
-                f"its classes first."
-            ) from error
-        return model
+            return self.model.build()
+        except Exception as error:
+            raise cannot_be_built(self.round, error) from error
 
     def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None, order: int | None = None) -> Replay:
         """Run the round's update again, on a copy of the policy.
@@ -282,12 +344,25 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _pickler() -> Any:
-    """cloudpickle where it is installed (hosts bring it): it also carries classes defined in the user's script."""
+def _sign(digest: str) -> str | None:
     try:
-        import cloudpickle
-    except ImportError:
-        import pickle
+        return signing.sign(digest)
+    except RollsightError as error:
+        warnings.warn(f"the snapshot is not signed, so that reading it will need trust: {error}", stacklevel=4)
+        return None
 
-        return pickle
-    return cloudpickle
+
+def _no_signature(digest: str) -> None:
+    """Data alone needs none."""
+
+
+def _not_trusted(file: str, why: str) -> RollsightError:
+    return OptionError(
+        f"{file} holds a pickle, which can execute any code when it is loaded, and nothing shows that you wrote it "
+        f"({why}): if you trust whoever did, load it with {{trust}}",
+        trust=True,
+    )
+
+
+def _of_another_version(file: str) -> RollsightError:
+    return RollsightError(f"{file}: this snapshot was written by another version of Rollsight; use that version.")

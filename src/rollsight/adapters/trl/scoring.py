@@ -1,0 +1,89 @@
+"""Scores of a generation batch, and the selection that a rule makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rollsight import targets
+from rollsight.adapters.trl.batch import Seen
+from rollsight.adapters.trl.translate import objective_of, policy_of
+from rollsight.errors import RollsightError
+from rollsight.records import Records
+from rollsight.scoring import Scores, score_records
+from rollsight.scoring.parallel import Group, gathered_scores
+from rollsight.selection import Rule, Selection
+from rollsight.targets import Target
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How completions are scored.
+
+    options: further ones of `score_records`; precondition: by the trainer's optimiser.
+    """
+
+    algorithm: str
+    targets: list[Target]
+    options: Mapping[str, Any]
+    precondition: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the trainer's completions table, one for each target, then which are kept."""
+        return [*(f"influence_{target.name}" for target in self.targets), "influence_kept"]
+
+    def of(self, trainer: Any, seen: Seen, target: Target, round: int) -> Scores:
+        """The scores of all processes' completions. Where nothing pulls (no advantage, or the same reward for all),
+        they are 0, without computing."""
+        group = ranks_of(trainer)
+        silent = not seen.pulls or (isinstance(target, targets.Reward) and not seen.differ)
+        found = _zeros(seen.records, target) if silent else self._computed(trainer, seen.records, target, round)
+        return found if group is None else gathered_scores(found, group)[0]
+
+    def _computed(self, trainer: Any, records: Records, target: Target, round: int) -> Scores:
+        objective = objective_of(trainer, self.algorithm)
+        if isinstance(target, targets.Objective) and target.objective is None:
+            target = targets.Objective(objective, target.records, target.name)
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer) if self.precondition else None
+        return score_records(
+            policy_of(trainer),
+            records,
+            target,
+            objective,
+            optimizer=optimizer,
+            seed=round,
+            group=ranks_of(trainer),
+            **self.options,
+        )
+
+
+def ranks_of(trainer: Any) -> Group | None:
+    """All processes of the training; None where there is one."""
+    return dist.group.WORLD if trainer.accelerator.num_processes > 1 else None
+
+
+def selected(rule: Rule, scores: Scores) -> Selection:
+    """What the rule makes of the scores. Raises `RollsightError` where the trainer cannot train on that."""
+    chosen = rule(scores)
+    if chosen.weights.shape != scores.values.shape:
+        raise RollsightError(
+            f"The selection has weights of shape {tuple(chosen.weights.shape)} for {len(scores)} completions; give one "
+            f"per completion."
+        )
+    if not bool(((chosen.weights == 0) | (chosen.weights == 1)).all()):
+        raise RollsightError("Completions are kept or left out; give a rule whose weights are 0 or 1.")
+    if not bool(chosen.weights[scores.valid].any()):
+        raise RollsightError(
+            f"The selection leaves none of the {int(scores.valid.sum())} completions; keep at least one (min_keep=)."
+        )
+    return chosen
+
+
+def _zeros(records: Records, target: Target) -> Scores:
+    zeros = torch.zeros(len(records), device=records.log_probs.device)
+    return Scores(zeros, None, records.ids, records.valid_rows, target.name, "raw", "none", "nothing pulls")
