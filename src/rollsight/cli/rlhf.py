@@ -131,7 +131,7 @@ def rlhf(
     if resume is not None:
         settings, folder = run.continued(resume, rounds, **given), resume
         done = max(runs.open(resume).rounds, default=0)
-    console = Console(stderr=True, highlight=False) if json else output.console()
+    console = output.console(stderr=json)
     console.quiet = not first
     console.print(
         f"{settings.model} on {settings.prompts}, reward {settings.reward}: {settings.arm}, {settings.rounds} rounds "
