@@ -14,7 +14,9 @@ def discounts_of(run: Run, purpose: str) -> dict[str, float]:
     Raises `RollsightError` where the run's metadata hold no such numbers.
     """
     settings: Any = run.metadata.get("settings")
-    found = {name: settings.get(name) if isinstance(settings, dict) else None for name in ("gamma", "gae_lambda")}
+    found: dict[str, Any] = {}
+    for name in ("gamma", "gae_lambda"):
+        found[name] = settings.get(name) if isinstance(settings, dict) else None
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise RollsightError(f"{run.path} does not say its {name} (it has {value!r} there), so {purpose}")
