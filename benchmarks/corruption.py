@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import io
+import itertools
 import json
 import os
 import random
@@ -43,33 +44,11 @@ COMMANDS: dict[str, list[str]] = {
     "compare": ["compare", "RUN", "--json"],
     "check": ["check", "RUN", "--json"],
     "diagnose": [
-        "diagnose",
-        "RUN",
-        "--round",
-        "2",
-        "--records",
-        "8",
-        "--branches",
-        "3",
-        "--processes",
-        "1",
-        "--out",
-        "OUT/d",
-        "--overwrite",
-        "--json",
+        *("diagnose", "RUN", "--round", "2", "--records", "8", "--branches", "3", "--processes", "1", "--json"),
+        *("--out", "OUT/d", "--overwrite"),
     ],
     "intervene": [
-        "intervene",
-        "RUN",
-        "--rounds",
-        "2",
-        "--orders",
-        "1",
-        "--episodes",
-        "2",
-        "--processes",
-        "1",
-        "--json",
+        *("intervene", "RUN", "--rounds", "2", "--orders", "1", "--episodes", "2", "--processes", "1", "--json"),
     ],
     "fidelity": ["fidelity", "RUN", "--round", "2", "--masks", "4", "--json"],
     "phases": ["phases", "RUN", "--record", "2:0:3", "--permutations", "40", "--neighbours", "5", "--json"],
@@ -226,8 +205,7 @@ RUN_DAMAGES: dict[str, Damage] = {
     "from_round a text": put("from_round", "x", "digests"),
     **{f"{name} {type(value).__name__}": put(name, value) for name in (
         "env", "env_kwargs", "settings", "run_settings", "max_episode_steps", "n_envs", "arm", "created", "seed",
-        "versions", "wrappers", "continued", "algo", "targets", "policy", "host",
-    ) for value in (["a", 1], "text", 7, None, {"x": [1]})},
+    ) for value in (["a", 1], "text", {"x": [1]})},
     "gamma a text": put("gamma", "high", "settings"),
     "gamma missing": edit_metadata(lambda metadata: metadata["settings"].pop("gamma")),
     "env of another kind": put("env", "Acrobot-v1"),
@@ -258,12 +236,12 @@ def without_permission(path: Path) -> Iterator[None]:
 
 def cases(rng: random.Random) -> Iterator[tuple[str, Damage, str | None]]:
     """(name, damage of a run folder, kind of file), without end: every way first, then random ones again."""
-    for name, damage in RUN_DAMAGES.items():
-        yield f"run: {name}", damage, None
     first = True
     while True:
         for kind in FILES:
             for name, damage in DAMAGES.items():
+                if name.startswith("a copy") and kind in FILES[4:]:
+                    continue  # of a file that no round has
                 if first or name in ("flipped bit", "truncated", "swapped"):
                     yield (
                         f"{kind}: {name}",
@@ -272,11 +250,16 @@ def cases(rng: random.Random) -> Iterator[tuple[str, Damage, str | None]]:
                     )
             if first:
                 yield f"{kind}: permission denied", lambda run, rng: None, kind
+        if first:
+            for name, damage in RUN_DAMAGES.items():
+                yield f"run: {name}", damage, None
         first = False
 
 
-def measure(count: int, seed: int, healthy_run: Path, work: Path) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Outcomes by (case, class), and a line for every command that ended badly."""
+def measure(
+    count: int, seed: int, healthy_run: Path, work: Path, every: int = 1
+) -> tuple[Counter[tuple[str, str]], list[str]]:
+    """Outcomes by (case, class) of `count` commands, and a line for each that ended badly. every: of the cases."""
     rng, found, bad = random.Random(seed), Counter[tuple[str, str]](), list[str]()
     healthy = {name: run_command(name, _copy(healthy_run, work / "run")) for name in COMMANDS}
     for name, outcome in healthy.items():
@@ -287,12 +270,13 @@ def measure(count: int, seed: int, healthy_run: Path, work: Path) -> tuple[Count
     if unstable:
         raise SystemExit(f"the output of {unstable} differs without damage")
     done = 0
-    for number, (case, damage, kind) in enumerate(cases(rng)):
+    for number, (case, damage, kind) in enumerate(itertools.islice(cases(rng), 0, None, every)):
         run = _copy(healthy_run, work / "run")
         damage(run, rng)
         slow = SLOW if kind in ("records", "snapshots", None) or number % 7 == 0 else ()
         names = [name for name in COMMANDS if name not in SLOW]
-        names += rng.sample(slow, min(2, len(slow)))
+        slow = tuple(name for name in slow if name in COMMANDS)
+        names += rng.sample(slow, min(1 if kind is None else 2, len(slow)))
         for name in names:
             refused = (
                 without_permission(target_of(kind, run, random.Random(0))) if kind and "permission" in case else None

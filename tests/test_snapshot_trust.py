@@ -121,19 +121,21 @@ def test_a_policy_of_a_known_package_is_data_alone(tmp_path):
     assert type(policy.module) is type(model.policy)
 
 
-def test_memory_order_frozen_parts_and_modes_come_back(tmp_path):
+def test_memory_order_frozen_parts_and_modes_come_back():
     model = make_model(obs="image")
-    model.policy.features_extractor.cnn[2].weight.data = model.policy.features_extractor.cnn[2].weight.data.to(
-        memory_format=torch.channels_last
-    )
+    weight = model.policy.features_extractor.cnn[2].weight
+    weight.data = weight.data.to(memory_format=torch.channels_last)
     model.policy.value_net.bias.requires_grad_(False)
     model.policy.mlp_extractor.eval()
-    influence = InfluenceCallback(snapshots="all")
-    model.learn(24, callback=influence)
-    policy = Snapshot.load(saved(influence.snapshot, tmp_path / "s.pt")).policy.module
-    weight = policy.features_extractor.cnn[2].weight
-    assert weight.stride() == model.policy.features_extractor.cnn[2].weight.stride() != weight.contiguous().stride()
+    frozen = Model.freeze(Policy(model.policy, evaluate_actions), model.policy.optimizer)
+    assert frozen.described is not None
+    policy = frozen.build()[0].module
+    built = policy.features_extractor.cnn[2].weight
+    assert torch.equal(built, weight)
+    assert built.stride() == weight.stride() != weight.contiguous().stride()
     assert [name for name, p in policy.named_parameters() if not p.requires_grad] == ["value_net.bias"]
+    assert policy.action_net.training
+    assert not policy.mlp_extractor.training
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ def discounts_of(run: Run, purpose: str) -> dict[str, float]:
     Raises `RollsightError` where the run's metadata hold no such numbers.
     """
     settings: Any = run.metadata.get("settings")
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for name in ("gamma", "gae_lambda"):
-        found[name] = settings.get(name) if isinstance(settings, dict) else None
-    for name, value in found.items():
+        value = settings.get(name) if isinstance(settings, dict) else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise RollsightError(f"{run.path} does not say its {name} (it has {value!r} there), so {purpose}")
-    return {name: float(value) for name, value in found.items()}
+        found[name] = float(value)
+    return found

@@ -83,7 +83,7 @@ def diagnose(
     if folder.resolve().is_relative_to(run.resolve()):
         raise RollsightError(f"{folder} lies in the run folder, which only training writes to: choose another --out")
     data = RoundData(opened, round, None if env is None else function_named(env))
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     workers = cores() if processes is None else processes
     check_options(records, branches, seconds, workers, seed)  # before a progress bar is drawn
     with progress_bar(console) as progress:

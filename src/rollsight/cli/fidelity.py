@@ -35,6 +35,7 @@ def fidelity(
     trust: bool = False,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    overwrite: bool = False,
 ) -> None:
     """Retrain a round on random halves of its records, and see whether the scores predict the outcomes.
 
@@ -65,6 +66,7 @@ def fidelity(
         figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
         out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
             with the same settings it continues after the finished retraining.
+        overwrite: Replace files that are there.
     """
     trust_run(run, trust)
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
@@ -76,9 +78,13 @@ def fidelity(
     if figure is not None:
         check_figure(figure)
     make_env = None if env is None else function_named(env)
+    output.check_free([] if figure is None else [figure], overwrite=overwrite)
+    started = out is not None and any(out.glob("outcomes-*.npz"))  # this command's own folder, which goes on
+    inside = [] if out is None else [out / "result.json", *output.figure_files(None, out, "fidelity")]
+    output.check_free(inside, overwrite=overwrite or started)
     use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
         result = measure_fidelity(

@@ -27,7 +27,7 @@ def study_directions(
     every: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 30 comparisons a run)")] = None,
     records: int = 8192,
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the cores)")] = None,
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/directions"),
     only_report: bool = False,
     against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: the first)")] = None,
@@ -80,6 +80,8 @@ def study_directions(
         from rollsight.studies.ray_cluster import run_on_ray
         from rollsight.studies.runner import run_jobs
 
+        started, files = (out / "settings.json").exists(), ("results.md", "results.csv", "directions.png", "index.html")
+        output.check_free([out / name for name in files], overwrite=started, advice="choose another --out")
         chosen, wanted = [arm_of(arm) for arm in listed(arms)], listed(envs)
         for env in wanted:
             check_environment(env)

@@ -59,8 +59,8 @@ def check_run(run: Path) -> Checked:
         else:
             found.unverifiable.append(METADATA)
     except RollsightError as error:
-        kind = found.unreadable if isinstance(error.__cause__, OSError) else found.damaged
-        kind[METADATA] = str(error)
+        reasons = found.unreadable if isinstance(error.__cause__, OSError) else found.damaged
+        reasons[METADATA] = str(error)
     has_list = (run / DIGESTS).exists()
     from_round = (metadata.get("digests") or {}).get("from_round", 0 if has_list else None)
     if from_round is not None and not has_list:
@@ -95,8 +95,8 @@ def _check_kind(found: Checked, kind: Kind, from_round: int | None) -> None:
         except OSError as error:
             found.unreadable[name] = str(unreadable(path, error))
         except RollsightError as error:
-            reason = found.unreadable if isinstance(error.__cause__, OSError) else found.damaged
-            reason[name] = str(error)
+            reasons = found.unreadable if isinstance(error.__cause__, OSError) else found.damaged
+            reasons[name] = str(error)
     known = {round_path(run, kind, round).name for round in rounds} | {p.name for p in temporary_files(run / kind)}
     for name in sorted(set(os.listdir(run / kind)) - known if (run / kind).is_dir() else ()):
         found.foreign[f"{kind}/{name}"] = "it is not named as rollsight names files, and is not read"

@@ -46,11 +46,10 @@ def round_path(run: Path, kind: Kind, round: int) -> Path:
 
 def round_numbers(run: Path, kind: Kind) -> list[int]:
     """The rounds that have a file of this kind, ascending. Temporary and foreign files do not count."""
-    pattern = re.compile(rf"round-(\d{{6,}}){re.escape(SUFFIXES[kind])}")
+    # A number has one name: a second one, with more zeros, would count its round twice.
+    pattern = re.compile(rf"round-(\d{{6}}|[1-9]\d{{6,}}){re.escape(SUFFIXES[kind])}")
     names = os.listdir(run / kind) if (run / kind).is_dir() else []
-    found = {name: int(match[1]) for name in names if (match := pattern.fullmatch(name))}
-    # A number has one name: a second one (more zeros) would count its round twice.
-    return sorted(number for name, number in found.items() if name == round_path(run, kind, number).name)
+    return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
 
 
 def temporary_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,6 +89,22 @@ class Run:
             RollsightError: there is no such round, or its file is damaged.
         """
         return parse(self._existing("records", round), self._content(round))
+
+    def rows(self, kind: Literal["rounds", "evaluations"], columns: list[str]) -> pa.Table:
+        """These columns of every complete round, in order of rounds, null where a round has none of that name.
+
+        Many times faster than SQL, and it leaves no database open: for comparing hundreds of runs.
+
+        Raises:
+            RollsightError: a file is damaged.
+        """
+        self._say(kind)
+        empty = pa.table({name: pa.array([], pa.null()) for name in columns})
+        tables = [
+            parse(round_path(self.path, kind, round), self._files.content(kind, round), columns)
+            for round in self._complete(kind)
+        ]
+        return pa.concat_tables([empty, *tables], promote_options="permissive")
 
     def targets(self, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order; empty where the round was not scored."""

@@ -69,7 +69,8 @@ class Encoder:
             raise NotPlainError(f"{name} is a tensor of the kind {type(value).__name__}, {value.layout}, {value.dtype}")
         dense, json = value.detach(), dict[str, Any]()
         if not dense.is_contiguous():  # sums over it go in the order of memory, which its bits depend on
-            order = sorted(range(dense.dim()), key=lambda axis: -dense.stride(axis))
+            strides = dense.stride()
+            order = sorted(range(dense.dim()), key=lambda axis: -strides[axis])
             dense, json["order"] = dense.permute(order), order
         if dense.device.type != "cpu":
             json["device"] = str(dense.device)
@@ -82,7 +83,9 @@ class Encoder:
         storage = tensor.untyped_storage().data_ptr()
         dense = tensor.contiguous()
         if dense is tensor and (
-            self._copy or storage in self._storages or dense.untyped_storage().nbytes() > dense.nbytes
+            self._copy
+            or storage in self._storages
+            or dense.untyped_storage().nbytes() > dense.numel() * dense.element_size()
         ):
             dense = tensor.clone()  # a file takes each storage whole and once
         self._storages.add(storage)
@@ -96,12 +99,16 @@ class Encoder:
             raise NotPlainError(f"{name} is a {type(value).__module__}.{type(value).__qualname__}")
         if kind == "Dict":
             return {"$space": kind, "spaces": [[key, self(part, f"{name}.{key}")] for key, part in value.items()]}
-        parts: dict[str, Any] = {
-            "Box": lambda: {"low": value.low, "high": value.high, "dtype": value.dtype.str},
-            "Discrete": lambda: {"n": int(value.n), "start": int(value.start)},
-            "MultiDiscrete": lambda: {"nvec": value.nvec, "start": value.start, "dtype": value.dtype.str},
-            "MultiBinary": lambda: {"n": value.n if isinstance(value.n, int) else tuple(map(int, value.n))},
-        }[kind]()
+        parts: dict[str, Any] = {}
+        match kind:
+            case "Box":
+                parts = {"low": value.low, "high": value.high, "dtype": value.dtype.str}
+            case "Discrete":
+                parts = {"n": int(value.n), "start": int(value.start)}
+            case "MultiDiscrete":
+                parts = {"nvec": value.nvec, "start": value.start, "dtype": value.dtype.str}
+            case "MultiBinary":
+                parts = {"n": value.n if isinstance(value.n, int) else tuple(map(int, value.n))}
         return {"$space": kind, **{key: self(part, f"{name}.{key}") for key, part in parts.items()}}
 
 

@@ -87,7 +87,11 @@ class Snapshot:
         rule: UpdateRule,
         weights: Tensor | None = None,
     ) -> Snapshot:
-        """Freeze the round now. `policy.evaluate` must be a function that can be pickled (one defined in a module)."""
+        """Freeze the round now.
+
+        Where the policy is not one of a known package, `policy.evaluate` must be a function that can be pickled (one
+        defined in a module).
+        """
         everything = torch.arange(len(records), device=records.log_probs.device)
         return cls(
             round=round,
@@ -143,7 +147,7 @@ class Snapshot:
                 snapshot = cls._read(files.read(data), str(file), trust)
             else:
                 snapshot = cls._read_pickle(data, str(file), trust)
-        except (OSError, RollsightError):
+        except (OSError, RollsightError, ModuleNotFoundError):
             raise
         except Exception as error:  # bytes that are no snapshot fail in whatever way the reader comes across them
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -163,6 +167,8 @@ class Snapshot:
             raise _of_another_version(file)
         described = state.pop("model")
         pickled = content.tensors.get("model.pickle")
+        if pickled is None and content.signature:
+            raise ValueError("its signature is damaged: it needs none")
         if pickled is not None and not trust:
             if not content.signature:
                 raise _not_trusted(file, "it has no signature")

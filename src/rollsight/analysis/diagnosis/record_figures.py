@@ -18,6 +18,7 @@ from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
 from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.errors import RollsightError
+from rollsight.escaping import plain_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,7 @@ def lake(diagnosis: Diagnosis, cells: list[list[str]]) -> Figure:
         axes.set_title(f"{name}: {len(records)} records, {len(by_pair)} distinct (s, a)", fontsize=10)
     figure.colorbar(colours, ax=panels, label="mean score", shrink=0.8)
     figure.suptitle(
-        f"{diagnosis.env}, round {diagnosis.round}: arrow = action, number = records, "
+        f"{plain_label(diagnosis.env)}, round {diagnosis.round}: arrow = action, number = records, "
         r"cross = most signs of $\hat{A}$ wrong where $|\bar{A}| > 2$ s.e.",
         fontsize=10,
     )
@@ -112,7 +113,8 @@ def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
             colour = WRONG if record.mismatch else "black"
             axes.set_title(f"{name}: {_spell_action(env, record.action)}\n{_spell(record)}", fontsize=7, color=colour)
     figure.suptitle(
-        f"{diagnosis.env}, round {diagnosis.round}: I = influence, in pink where $\\hat{{A}}$ has the wrong sign",
+        f"{plain_label(diagnosis.env)}, round {diagnosis.round}: I = influence, "
+        f"in pink where $\\hat{{A}}$ has the wrong sign",
         fontsize=10,
     )
     return figure
@@ -148,7 +150,7 @@ def _render(env: Env, data: RoundData, diagnosis: Diagnosis, record: DiagnosedRe
 def _spell_action(env: Env, action: Any) -> str:
     names = getattr(env.unwrapped, "actions", None)  # MiniGrid's enumeration
     if isinstance(action, int):
-        return names(action).name if isinstance(names, type) else f"action {action}"
+        return plain_label(names(action).name) if isinstance(names, type) else f"action {action}"
     return "[" + ", ".join(f"{part:.2g}" for part in np.atleast_1d(action)) + "]"
 
 
