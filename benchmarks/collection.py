@@ -26,11 +26,11 @@ import torch
 from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments, observations_of
-from rollsight.training.networks import MiniGridFeatures
 from rollsight.training.classic.collect import Collector
 from rollsight.training.classic.environments import POOLED, Stepper, make
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.twin import parameters_of
+from rollsight.training.networks import MiniGridFeatures
 
 RECORDS = 2048
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")

@@ -23,15 +23,15 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight.adapters.sb3.environments import make_environments
-from rollsight.training.paper import settings_for
-from rollsight.training.models import model_of
-from rollsight.training.run import RunSettings
 from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.environments import Environments, make
 from rollsight.training.classic.evaluation import play, side_by_side
 from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
 from rollsight.training.classic.twin import parameters_of
+from rollsight.training.models import model_of
+from rollsight.training.paper import settings_for
+from rollsight.training.run import RunSettings
 
 ENVS = ("LunarLander-v3", "MiniGrid-Empty-8x8-v0", "Acrobot-v1", "FrozenLake-v1")
 

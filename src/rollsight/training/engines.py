@@ -176,7 +176,7 @@ def prepare_fast(
                 trackers.log(summary)
                 if on_progress is not None:
                     watch.begin(summary["round"])
-                    watch.attempt("progress shown", lambda: on_progress(summary["round"], summary))
+                    watch.attempt("progress shown", on_progress, summary["round"], summary)
 
             trainer.train((settings.rounds or 0) - done, report)
 

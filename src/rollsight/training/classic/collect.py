@@ -88,8 +88,7 @@ class Collector:
         # A step that only resets counts as its episode's first here, so that the columns are GAE row by row; being
         # invalid, it is neither trained on nor scored.
         advantages, returns = estimate(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
-        needed = (columns["log_prob"], values, advantages, returns)
-        finite = np.isfinite(needed).all(0)
+        finite: Array = np.isfinite(np.stack([columns["log_prob"], values, advantages, returns])).all(axis=0)
         grid = np.indices(done.ends.shape)
         records = Records(
             torch.from_numpy(flat(done.obs)),
@@ -102,7 +101,7 @@ class Collector:
             ids={name: torch.from_numpy(flat(c)) for name, c in {"env": grid[1], "step": grid[0], **ids}.items()},
             valid=torch.from_numpy(flat(done.valid & finite)),
         )
-        return Rollout(records, episodes, broken=not finite[done.valid].all())
+        return Rollout(records, episodes, broken=not bool(finite[done.valid].all()))
 
     def state(self) -> dict[str, Any]:
         """Where collection stands between two rounds, as tensors and plain values."""
