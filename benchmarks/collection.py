@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 
-from rollsight.adapters.sb3.environments import make_environments, observations_of
+from rollsight.environments.make import make_environments, observations_of
 from rollsight.training.classic.collect import Collector
 from rollsight.training.classic.environments import POOLED, Stepper, make
 from rollsight.training.classic.networks import network_of

@@ -22,7 +22,7 @@ from statistics import median
 import numpy as np
 from stable_baselines3 import PPO
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.environments import Environments, make
 from rollsight.training.classic.evaluation import play, side_by_side

@@ -33,7 +33,7 @@ from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 from rollsight.selection import DropNegative
 from rollsight.training.classic import environments
 from rollsight.training.classic.arms import Filtered

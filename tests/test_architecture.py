@@ -11,7 +11,7 @@ import rollsight
 
 SOURCE = Path(rollsight.__file__).parent
 # From the top; what is in none of these packages is the ground floor.
-FLOORS = ("cli", "studies", "analysis", "training", "adapters", "runs")
+FLOORS = ("cli", "studies", "analysis", "training", "playing", "adapters", "environments", "runs")
 APPLICATIONS = ("diagnosis", "fidelity", "intervention", "phases")
 
 
@@ -73,7 +73,7 @@ def test_naming_an_application_loads_nothing_heavy(application):
 
 
 def test_how_an_episode_started_needs_gymnasium_only():
-    assert not loaded("rollsight.adapters.gymnasium") & {"stable_baselines3", "torch", "duckdb"}
+    assert not loaded("rollsight.environments.episode_start") & {"stable_baselines3", "torch", "duckdb"}
 
 
 def test_training_loads_no_duckdb():

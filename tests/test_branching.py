@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 
-from rollsight.adapters.gymnasium import START, restart
-from rollsight.adapters.sb3.environments import make_environment
 from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, can_be_set, choose_method
+from rollsight.environments.episode_start import START, restart
+from rollsight.environments.make import make_environment
 from rollsight.errors import RollsightError
 
 

@@ -134,11 +134,13 @@ def test_top_prints_a_table_of_100_columns(run, call):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--round", 3], "round 3 of .* stores no scores of 'return': it was not scored"),
+        (["--round", 3], "round 3 of .* stores no scores: it was not scored"),
+        (["--round", 3, "--target", "return"], "round 3 of .* stores no scores of 'return': it was not scored"),
         (["--round", 9], "round 9 of .* has no records: the rounds with records are 1-4"),
         (["--target", "sequence"], "stores no scores of 'sequence': choose from return"),
         (["--target", "action"], "explain one action with --record ENV:STEP"),
-        (["--record", "0:1"], "add --target action"),
+        (["--target", "return", "--record", "0:1"], "add --target action"),
+        (["--record", "0:1"], "has no snapshots"),
         (["--target", "action", "--record", "0:1"], "has no snapshots"),
         (["--n", 0], "--n must be at least 1, not 0"),
     ],
@@ -375,12 +377,12 @@ def test_a_folder_that_is_no_run_is_an_error_that_names_runs_near_it(run, compla
     assert str(run) in message
 
 
-def test_a_damaged_file_is_named(run, complaint):
+def test_a_damaged_file_is_named(run, tmp_path, complaint):
     file = run / "records/round-000004.parquet"
     file.write_bytes(file.read_bytes()[:-10])
-    for command in (("top", run), ("sql", run, "select * from records"), ("export", run, "--out", run / "x.csv")):
+    for command in (("top", run), ("sql", run, "select * from records"), ("export", run, "--out", tmp_path / "x.csv")):
         assert "round-000004.parquet is damaged" in complaint(*command)
-    assert not (run / "x.csv").exists()
+    assert not (tmp_path / "x.csv").exists()
 
 
 def test_help_lists_every_command_and_needs_none_of_them(capsys):
@@ -390,7 +392,7 @@ def test_help_lists_every_command_and_needs_none_of_them(capsys):
             main(arguments)
         assert left.value.code == 0
         out = capsys.readouterr().out
-        assert all(f"• {command}" in out for command in COMMANDS)
+        assert all(f"\n  {command} " in out for command in COMMANDS)
     assert {name for name in sys.modules if name.startswith("rollsight.cli.")} == modules
 
 

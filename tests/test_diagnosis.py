@@ -11,12 +11,12 @@ import torch
 
 from rollsight import advantages as estimates
 from rollsight import cli, runs
-from rollsight.adapters.sb3.environments import make_environment
 from rollsight.analysis.diagnosis import advantages, pages
 from rollsight.analysis.diagnosis import statistics as diagnosis
 from rollsight.analysis.diagnosis.advantages import advantage_from
 from rollsight.analysis.diagnosis.round import diagnose_round
 from rollsight.analysis.diagnosis.round_data import RoundData
+from rollsight.environments.make import make_environment
 from rollsight.runs.digests import digest_of
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run

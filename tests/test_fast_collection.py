@@ -201,7 +201,7 @@ def pooled(env: str, count: int, rounds: int = 2) -> tuple[list[Rollout], Any]:
 def policy_of(env: str) -> Any:
     from stable_baselines3 import PPO
 
-    from rollsight.adapters.sb3.environments import make_environments
+    from rollsight.environments.make import make_environments
     from rollsight.training.networks import MiniGridFeatures
 
     keywords: dict[str, Any] = {}

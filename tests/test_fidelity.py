@@ -14,8 +14,6 @@ from test_stacked import snapshot_of
 from torch import Tensor
 
 from rollsight import cli, objectives, runs, score_records, targets
-from rollsight.adapters.sb3.environments import make_environments
-from rollsight.adapters.sb3.rollouts import collect
 from rollsight.analysis.fidelity import (
     Fidelity,
     FidelitySettings,
@@ -28,7 +26,9 @@ from rollsight.analysis.fidelity import (
 )
 from rollsight.analysis.fidelity.round import FidelityRound
 from rollsight.analysis.fidelity.trust import trust_over_training
+from rollsight.environments.make import make_environments
 from rollsight.errors import RollsightError
+from rollsight.playing.collect import collect
 from rollsight.records import Records
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run

@@ -1,7 +1,14 @@
 """Interventions: replays in arms, common episodes, intervals, `rollsight intervene`. Rounds are short to be quick."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +17,15 @@ from torch import distributions
 
 import rollsight as rs
 from rollsight import cli, runs
-from rollsight.adapters.sb3 import common_episodes
-from rollsight.adapters.sb3.common_episodes import CommonEpisodes, sample
 from rollsight.analysis.intervention import arms as intervention
 from rollsight.analysis.intervention import pages
 from rollsight.analysis.intervention import run as interventions
 from rollsight.analysis.intervention.run import InterventionSettings, run_intervention
 from rollsight.cli.record_lists import read_record_list
+from rollsight.environments.make import make_environments
 from rollsight.errors import RollsightError
+from rollsight.playing import common_episodes
+from rollsight.playing.common_episodes import CommonEpisodes, sample
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run
@@ -43,6 +51,10 @@ def snapshot(run):
 
 def settings(run, **changes):
     return InterventionSettings(run, **{"rounds": (2, 3), "orders": 2, "episodes": 4, **changes})
+
+
+def pole(count):
+    return make_environments("CartPole-v1", count)
 
 
 def returns(result, round=0):
@@ -108,18 +120,18 @@ def test_permuted_advantages_are_those_of_the_scores_only(snapshot):
 
 def test_equal_policies_play_equal_episodes_whoever_played_before(snapshot, monkeypatch):
     one, two = snapshot.policy.module, snapshot.replay(order=0).policy.module
-    episodes = CommonEpisodes("CartPole-v1", 7, (0, 2))
+    episodes = CommonEpisodes(pole, 7, (0, 2))
     first, second = episodes(one), episodes(two)
     assert not np.array_equal(first, second)
     assert np.array_equal(episodes(one), first)  # and in the other order
     torch.manual_seed(5), np.random.seed(5)
     monkeypatch.setattr(common_episodes, "_AT_ONCE", 3)
-    fewer = CommonEpisodes("CartPole-v1", 7, (0, 2))
+    fewer = CommonEpisodes(pole, 7, (0, 2))
     assert np.array_equal(fewer(two), second)
     assert np.array_equal(fewer(one), first)
-    assert not np.array_equal(CommonEpisodes("CartPole-v1", 7, (1, 2))(one), first)
+    assert not np.array_equal(CommonEpisodes(pole, 7, (1, 2))(one), first)
     # Common numbers: the episodes of the two policies go together more than those of independent ones.
-    assert np.array_equal(CommonEpisodes("CartPole-v1", 3, (0, 2))(one), first[:3])
+    assert np.array_equal(CommonEpisodes(pole, 3, (0, 2))(one), first[:3])
 
 
 def test_actions_follow_their_distribution():
@@ -328,25 +340,52 @@ def test_a_run_without_snapshots_or_environment_is_said(run, tmp_path):
     with pytest.raises(RollsightError, match="does not say which environment"):
         run_intervention(settings(tmp_path / "moved"))
     (tmp_path / "moved" / "run.json").write_text(json.dumps({**metadata, "env": "Acrobot-v1"}))
+    with pytest.raises(RollsightError, match=r"Acrobot-v1 is .*AcrobotEnv here, and .* trained in .*CartPoleEnv"):
+        run_intervention(settings(tmp_path / "moved"))
+    del metadata["environment"]  # as earlier versions wrote it
+    (tmp_path / "moved" / "run.json").write_text(json.dumps({**metadata, "env": "Acrobot-v1"}))
     with pytest.raises(RollsightError, match="wrapped in a way that its name does not say"):
         run_intervention(settings(tmp_path / "moved"))
 
 
-def test_a_run_inside_vec_normalize_is_not_played(tmp_path, capsys):
-    """Its policy saw normalised observations; an environment without the statistics would be another task."""
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
+@pytest.mark.parametrize("command", ["intervene", "diagnose"])
+def test_an_interrupt_of_the_parent_alone_ends_its_workers(run, command, tmp_path):
+    """As from an editor's stop button: nothing trains on, and nothing waits for ever."""
+    more = ("--episodes", "1000000") if command == "intervene" else ("--branches", "100000", "--out", str(tmp_path))
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "rollsight", command, str(run), "--processes", "2", *more],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs ignore interrupts, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while len(workers_of(parent.pid)) < 2:
+            assert parent.poll() is None, parent.communicate()[1]
+            time.sleep(0.1)
+        workers = workers_of(parent.pid)
+        time.sleep(1)
+        os.kill(parent.pid, signal.SIGINT)
+        _, error = parent.communicate(timeout=30)
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert parent.returncode == 130
+    assert "Traceback" not in error
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
-    from rollsight.adapters.sb3 import InfluenceCallback
 
-    path = tmp_path / "normalised"
-    model = PPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1", 2)), n_steps=32, batch_size=16, n_epochs=1)
-    model.learn(64, callback=InfluenceCallback(run=path, snapshots="all"))
-    assert runs.open(path).metadata["env_wrappers"] == ["VecNormalize"]
-    for command in (["intervene"], ["fidelity", "--round", "1"], ["diagnose", "--out", str(tmp_path / "figures")]):
-        assert cli.main([command[0], str(path), *command[1:]]) == 1
-        assert "inside VecNormalize" in capsys.readouterr().err
+def workers_of(pid):
+    """The children that `multiprocessing` started, without its own helper."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def test_whole_episodes_are_dropped(run):

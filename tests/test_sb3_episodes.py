@@ -17,8 +17,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from rollsight import runs
-from rollsight.adapters.gymnasium import EpisodeStart
 from rollsight.adapters.sb3 import InfluenceCallback
+from rollsight.environments.episode_start import EpisodeStart
 
 Row = dict[str, Any]
 

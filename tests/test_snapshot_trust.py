@@ -336,6 +336,33 @@ def test_a_language_models_checkpoint_is_named_as_such(tmp_path):
         Snapshot.load(tmp_path / "c.pt")
 
 
+# The emulator's state.
+
+
+def test_no_pickle_is_taken_from_a_records_column(tmp_path):
+    from base64 import b64encode
+
+    import ale_py
+    import gymnasium as gym
+
+    from rollsight.environments.episode_start import START, EpisodeStart, restart
+
+    gym.register_envs(ale_py)
+    env = EpisodeStart(gym.make("ALE/Pong-v5", frameskip=4))
+    env.reset(seed=1)
+    for _ in range(20):
+        env.step(2)
+    obs, info = env.reset()
+    again = gym.make("ALE/Pong-v5", frameskip=4)
+    again.reset(seed=2)
+    assert np.array_equal(restart(again, info[START]), obs)
+    how = json.loads(info[START])
+    how["ale"] = b64encode(pickle.dumps(Evil(tmp_path / "flag"))).decode()
+    with pytest.raises(TypeError, match="a pickle of an earlier version"):
+        restart(again, json.dumps(how))
+    assert not (tmp_path / "flag").exists()
+
+
 def test_a_run_with_own_classes_is_read_by_commands_without_a_word(tmp_path, capsys):
     trained(tmp_path / "run", policy_kwargs={"features_extractor_class": Mine})
     assert main(["top", str(tmp_path / "run"), *COMMANDS["top"]]) == 0

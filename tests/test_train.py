@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rollsight import cli, runs
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 from rollsight.errors import RollsightError
 from rollsight.training import run as training_run
 from rollsight.training.paper import settings_for

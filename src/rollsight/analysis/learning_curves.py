@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.errors import RollsightError
-from rollsight.runs import Run, spell
+from rollsight.escaping import plain_label
+from rollsight.runs import Run, column_as_floats, spell
 
 Measure = Literal["evaluation return", "training return"]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -89,7 +90,7 @@ def t_interval(values: Sequence[float] | FloatArray) -> Interval:
     n = len(sample)
     if n > 1 and np.ptp(sample) == 0:  # the mean of equal values is rounded, and they would deviate from it
         return Interval(float(sample[0]), 0.0, n)
-    half_width = float(stats.t.ppf(0.975, n - 1) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    half_width = float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
     return Interval(float(sample.mean()), half_width, n)
 
 
@@ -103,8 +104,10 @@ def evaluation_curve(run: Run) -> Curve | None:
     """Mean evaluation return after each evaluated round, None where the run has no evaluations after training."""
     if not any(run.evaluation_rounds):
         return None
-    rows = run.sql('select round, avg("return") from evaluations group by round order by round').fetchall()
-    return Curve(np.array([row[0] for row in rows]), np.array([row[1] for row in rows], np.float64))
+    rows = run.rows("evaluations", ["round", "return"])
+    rounds, place = np.unique(rows["round"].to_numpy(), return_inverse=True)
+    returns = column_as_floats(rows, "return")
+    return Curve(rounds, np.bincount(place, returns) / np.bincount(place))
 
 
 def training_curve(run: Run) -> Curve | None:
@@ -112,14 +115,15 @@ def training_curve(run: Run) -> Curve | None:
 
     Starts with the first round in which an episode finished; None where there is none.
     """
-    rows = run.sql("select round, return_mean from rounds order by round").fetchall() if run.rounds else []
-    first = next((i for i, row in enumerate(rows) if row[1] is not None), None)
+    rows = run.rows("rounds", ["round", "return_mean"])
+    means = rows["return_mean"].to_pylist()
+    first = next((i for i, mean in enumerate(means) if mean is not None), None)
     if first is None:
         return None
     returns: list[float] = []
-    for _, value in rows[first:]:
+    for value in means[first:]:
         returns.append(returns[-1] if value is None else value)
-    return Curve(np.array([row[0] for row in rows[first:]]), np.array(returns, np.float64))
+    return Curve(rows["round"].to_numpy()[first:], np.array(returns, np.float64))
 
 
 def final_return(rounds: IntArray, returns: FloatArray) -> float:
@@ -261,10 +265,12 @@ def draw_curves(comparisons: Sequence[Comparison], path: Path) -> Path:
     for index, comparison in enumerate(comparisons):
         axes = figure.add_subplot(1, len(comparisons), index + 1)
         for arm in comparison.arms:
-            (line,) = axes.plot(comparison.rounds, arm.mean, label=f"{arm.name} ({arm.final.n} seeds)", linewidth=1.6)
+            (line,) = axes.plot(
+                comparison.rounds, arm.mean, label=f"{plain_label(arm.name)} ({arm.final.n} seeds)", linewidth=1.6
+            )
             low, high = arm.mean - arm.half_width, arm.mean + arm.half_width
             axes.fill_between(comparison.rounds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        axes.set(title=comparison.env, xlabel="round", ylabel=f"mean {comparison.measure}")
+        axes.set(title=plain_label(comparison.env), xlabel="round", ylabel=f"mean {comparison.measure}")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return save_figure(figure, path)

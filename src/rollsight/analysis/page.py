@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from rollsight.escaping import plain_html
 from rollsight.runs import whole_file
 
 # Plotly's own "share" button would upload the data to a server.
@@ -50,7 +50,7 @@ def write_page(path: Path, title: str, lead: str, panels: Sequence[Panel]) -> Pa
         RollsightError: the file cannot be written.
     """
     content = _PAGE.format(
-        title=escape(title), lead=escape(lead), script=get_plotlyjs(), panels="\n".join(map(_section, panels))
+        title=plain_html(title), lead=plain_html(lead), script=get_plotlyjs(), panels="\n".join(map(_section, panels))
     )
     with whole_file(path) as temporary:
         temporary.write_text(content, "utf-8")
@@ -59,7 +59,7 @@ def write_page(path: Path, title: str, lead: str, panels: Sequence[Panel]) -> Pa
 
 def _section(panel: Panel) -> str:
     drawn = panel.figure.to_html(full_html=False, include_plotlyjs=False, div_id=panel.name, config=_CONFIG)
-    return f"<h2>{escape(panel.heading)}</h2>\n<p>{escape(panel.caption)}</p>\n{drawn}"
+    return f"<h2>{plain_html(panel.heading)}</h2>\n<p>{plain_html(panel.caption)}</p>\n{drawn}"
 
 
 def dress(figure: go.Figure, height: int = 420, **layout: Any) -> go.Figure:
@@ -84,10 +84,10 @@ def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], name: 
 
 
 def short(value: Any) -> str:
-    """A number, or the first few of a list, as hover texts show them."""
+    """A number, or the first few of a list, as hover texts show them; other values without markup."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         more = ", …" if len(value) > _SHOWN else ""
         return f"[{', '.join(short(one) for one in value[:_SHOWN])}{more}]"
-    return str(value)
+    return plain_html(str(value))

@@ -1,12 +1,19 @@
 """The `rollsight` command line: one file per command, imported only when it is asked for."""
 
+import contextlib
+import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from rollsight import __version__
+from rollsight.cli import usage
 from rollsight.cli.warning_lines import warnings_as_lines
 from rollsight.errors import OptionError, RollsightError
+from rollsight.escaping import visible
 
 # Name and summary of each command. The command `x y` is the function `x_y` in `rollsight.cli.x_y`; its typed arguments
 # and docstring are its options and help.
@@ -60,35 +67,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage.overview(COMMANDS))
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        print(f"rollsight {__version__}")
+        raise SystemExit(0)
+    if (mistake := usage.unknown_command(arguments, COMMANDS)) is not None:
+        raise SystemExit(_fail(mistake, code=2))
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name = " ".join(arguments[:words])
+    module = name.replace(" ", "_")
+    command = getattr(importlib.import_module(f"rollsight.cli.{module}"), module)
+    _parsed(command, name, arguments[words:])()
+
+
+def _parsed(command: Callable[..., None], name: str, arguments: list[str]) -> Callable[[], None]:
+    """The command with its options, still to be called. What the parser complains of is escaped: it repeats what it was
+    given, which may be the names of files."""
     import tyro
 
-    for words in (2, 1):
-        if (name := " ".join(arguments[:words])) in COMMANDS:
-            module = name.replace(" ", "_")
-            command = getattr(importlib.import_module(f"rollsight.cli.{module}"), module)
-            tyro.cli(
-                command,
-                prog=f"rollsight {name}",
-                args=arguments[words:],
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
-            )
-            return
-    # Help and usage errors need the summaries only, not the commands and what they import.
-    tyro.extras.subcommand_cli_from_dict(
-        {name: _summary_only(summary) for name, summary in COMMANDS.items()},
-        prog="rollsight",
-        description="See which rollouts shaped your policy, and train on the ones that help.",
-        args=arguments or ["--help"],
-    )
+    from rollsight.cli.options import REGISTRY
+
+    @functools.wraps(command)
+    def bind(*values: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *values, **options)
+
+    how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,), "registry": REGISTRY}
+    complaint = ""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            bound: Callable[[], None] = tyro.cli(bind, prog=f"rollsight {name}", args=arguments, **how)
+        except SystemExit as leaving:
+            if leaving.code != 2:
+                raise
+            bound = functools.partial(sys.exit, 2)
+            parser: Any = tyro.extras.get_parser(command, **how)
+            mistake = usage.unknown_option(arguments, parser._option_string_actions, name)
+            complaint = said.getvalue() if mistake is None else f"error: {mistake}\n"
+    if complaint:
+        print(visible(complaint, lines=True), end="", file=sys.stderr)
+    return bound
 
 
-def _summary_only(summary: str) -> Callable[[], None]:
-    def command() -> None: ...
-
-    command.__doc__ = summary
-    return command
-
-
-def _fail(sentence: str) -> int:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    return 1
+def _fail(sentence: str, code: int = 1) -> int:
+    print(f"error: {visible(' '.join(sentence.split()))}", file=sys.stderr)
+    return code

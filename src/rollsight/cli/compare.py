@@ -13,6 +13,7 @@ from rollsight.analysis.drawing import STILL, check_figure
 from rollsight.analysis.learning_curves import Comparison, Interval, compare_runs, describe_rounds, draw_curves
 from rollsight.cli import output
 from rollsight.errors import RollsightError
+from rollsight.escaping import visible
 from rollsight.runs import Run
 
 
@@ -25,6 +26,7 @@ def compare(
     ] = None,
     json: bool = False,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    overwrite: bool = False,
 ) -> None:
     """Compare runs: final return and area under the learning curve, with 95 % intervals over seeds.
 
@@ -40,11 +42,13 @@ def compare(
         baseline: The arm that the others are compared with.
         json: Print JSON instead of tables.
         figure: Draw the learning curves with 95 % bands (.png, .pdf or .svg).
+        overwrite: Replace the figure if it is there.
     """
     if not paths:
         raise RollsightError("there is nothing to compare: name at least one run folder")
     if figure is not None:
         check_figure(figure, STILL)
+        output.check_free([figure], overwrite=overwrite)
     comparisons = compare_runs(open_runs(paths), baseline)
     if figure is not None:
         draw_curves(comparisons, figure)
@@ -56,7 +60,7 @@ def compare(
         console.print("\n" if index else "", end="")
         show(comparison, console)
     if figure is not None:
-        console.print(f"learning curves: {figure}", soft_wrap=True)
+        console.print(f"learning curves: {visible(str(figure))}", soft_wrap=True)
 
 
 def open_runs(paths: Sequence[Path]) -> list[Run]:
@@ -85,7 +89,7 @@ def show(comparison: Comparison, console: Console) -> None:
         if others:
             row += [_spell(arm.final_difference), _spell(arm.area_difference)]
         rows.append(row)
-    title = f"{comparison.env}: {comparison.measure}, {describe_rounds(comparison.rounds.tolist())}"
+    title = f"{visible(comparison.env)}: {comparison.measure}, {describe_rounds(comparison.rounds.tolist())}"
     console.print(output.table(columns, rows, title=title))
     single = any(arm.final.n == 1 for arm in comparison.arms)
     console.print(
@@ -94,7 +98,7 @@ def show(comparison: Comparison, console: Console) -> None:
         + ("; differences on the same seeds" if others else "")
     )
     for note in comparison.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {visible(note)}", soft_wrap=True)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

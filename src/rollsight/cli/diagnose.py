@@ -38,6 +38,7 @@ def diagnose(
         Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: RUN-diagnosis-roundK)")
     ] = None,
     overwrite: bool = False,
+    env: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None,
     json: bool = False,
     trust: bool = False,
 ) -> None:
@@ -61,6 +62,8 @@ def diagnose(
         processes: Processes side by side, one thread each.
         out: Folder for the figures.
         overwrite: Replace figures that are there.
+        env: A function that returns a new environment, wrapped as in training, where the run's
+            own cannot be made again; the run's vector wrappers go around it.
         json: Print everything as JSON.
         trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
@@ -70,6 +73,7 @@ def diagnose(
     from rollsight.analysis.diagnosis.record_figures import draw_records
     from rollsight.analysis.diagnosis.round import check_options, diagnose_round
     from rollsight.analysis.diagnosis.round_data import RoundData
+    from rollsight.environments.trained import function_named
 
     opened = runs.open(run)
     round = _last_snapshot(opened) if round is None else round
@@ -78,8 +82,8 @@ def diagnose(
         raise RollsightError(f"{folder} exists already: choose another --out, or --overwrite it")
     if folder.resolve().is_relative_to(run.resolve()):
         raise RollsightError(f"{folder} lies in the run folder, which only training writes to: choose another --out")
-    data = RoundData(opened, round)
-    console = Console(stderr=True) if json else output.console()
+    data = RoundData(opened, round, None if env is None else function_named(env))
+    console = output.console(stderr=json)
     workers = cores() if processes is None else processes
     check_options(records, branches, seconds, workers, seed)  # before a progress bar is drawn
     with progress_bar(console) as progress:

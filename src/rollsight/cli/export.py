@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import tyro
 
 from rollsight import runs
+from rollsight.cli import output
 from rollsight.errors import RollsightError
+from rollsight.escaping import visible
 
 Format = Literal["csv", "parquet", "json"]
 
@@ -42,8 +44,7 @@ def export(
         overwrite: Replace the file if it exists.
     """
     chosen = format or _format_of(out)
-    if out.exists() and not overwrite:
-        raise RollsightError(f"{out} exists already: choose another file, or add --overwrite")
+    output.check_free([out], overwrite=overwrite)
     rows = runs.open(run).sql(f"select * from {table}").to_arrow_table()
     with runs.whole_file(out) as temporary:
         match chosen:
@@ -53,7 +54,7 @@ def export(
                 _write_csv(rows, temporary)
             case "json":
                 _write_json(rows, temporary)
-    print(f"{rows.num_rows} {table} written to {out}")
+    output.console().print(f"{rows.num_rows} {table} written to {visible(str(out))}", soft_wrap=True)
 
 
 def _format_of(out: Path) -> Format:

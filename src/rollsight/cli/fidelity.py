@@ -30,10 +30,12 @@ def fidelity(
     target: Literal["return", "objective"] = "return",
     returns: bool = False,
     seed: int = 0,
+    env: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None,
     json: bool = False,
     trust: bool = False,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    overwrite: bool = False,
 ) -> None:
     """Retrain a round on random halves of its records, and see whether the scores predict the outcomes.
 
@@ -57,28 +59,38 @@ def fidelity(
         target: What the scores explain.
         returns: Measure the return of every retrained policy too, on 16 common episodes.
         seed: Of the halves, the fresh buffer, the other order, the resampling.
+        env: A function that returns a new environment, wrapped as in training, where the run's
+            own cannot be made again; the run's vector wrappers go around it.
         json: Print JSON instead of tables.
         trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
         figure: Draw the scores' LDS and removal curves (.png, .pdf, .svg; interactive: .html).
         out: Folder for the outcomes, result.json, fidelity.png and .html. When run again
             with the same settings it continues after the finished retraining.
+        overwrite: Replace files that are there.
     """
     trust_run(run, trust)
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
     from rollsight.analysis.fidelity.figures import draw
+    from rollsight.environments.trained import function_named
 
     if masks < 4 or seed < 0:
         raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
     if figure is not None:
         check_figure(figure)
+    make_env = None if env is None else function_named(env)
+    output.check_free([] if figure is None else [figure], overwrite=overwrite)
+    started = out is not None and any(out.glob("outcomes-*.npz"))  # this command's own folder, which goes on
+    inside = [] if out is None else [out / "result.json", *output.figure_files(None, out, "fidelity")]
+    output.check_free(inside, overwrite=overwrite or started)
     use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     with progress_bar(console) as progress:
         task = progress.add_task("", total=None)
         result = measure_fidelity(
             settings,
             lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
+            make_env=make_env,
         )
     files = output.figure_files(figure, out, "fidelity")
     for path in files:

@@ -38,6 +38,8 @@ def intervene(
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: one per core)")] = None,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    env: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None,
+    overwrite: bool = False,
     json: bool = False,
     trust: bool = False,
 ) -> None:
@@ -68,12 +70,16 @@ def intervene(
         out: Folder for the results by round, result.json, difference.png and .html. When
             run again with the same settings it continues after the finished rounds.
         figure: Draw the differences (.png, .pdf, .svg; interactive: .html).
+        env: A function that returns a new environment, wrapped as in training, where the run's
+            own cannot be made again; the run's vector wrappers go around it.
+        overwrite: Replace the figure if it is there.
         json: Print JSON instead of tables.
         trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
     trust_run(run, trust)
     from rollsight.analysis.intervention import InterventionSettings, run_intervention
     from rollsight.analysis.intervention.figures import draw
+    from rollsight.environments.trained import function_named
 
     processes = cores() if processes is None else processes
     for name, value, least in (
@@ -88,6 +94,9 @@ def intervene(
         raise RollsightError("--drop-records names what is dropped: leave out --p and --unit")
     if figure is not None:
         check_figure(figure)
+    files = output.figure_files(figure, out, "difference")
+    output.check_free([] if figure is None else [figure], overwrite=overwrite)
+    output.check_free([] if out is None else [out / "result.json"], overwrite=True)  # of a folder that goes on
     opened = runs.open(run)
     listed = None if drop_records is None else read_record_list(drop_records)
     chosen = chosen_rounds(opened, rounds, None if listed is None else list(listed))
@@ -95,20 +104,21 @@ def intervene(
         raise RollsightError(
             f"{drop_records} lists no record of round {missing[0]}: it has rounds {runs.spell(listed)}"
         )
+    make_env = None if env is None else function_named(env)
     use_one_thread()
     settings = InterventionSettings(run, tuple(chosen), p, unit, semantic, orders, episodes, seed, listed)
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     with progress_bar(console) as progress:
         task = progress.add_task("rounds x orders", total=None)
         result = run_intervention(
             settings,
             processes=min(processes, orders * len(chosen)),
             out=out,
+            make_env=make_env,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if out is not None:
         output.write_json(out / "result.json", result)
-    files = output.figure_files(figure, out, "difference")
     for path in files:
         draw(result, path)
     if json:

@@ -13,7 +13,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
-from rich.text import Text
+from rich.text import Span, Text
 
 from rollsight import runs
 from rollsight.cli.tables import Column, Grid
@@ -73,7 +73,7 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files by name, those that are not empty; each appears whole or not at all."""
     for name, text in ((name, text) for name, text in texts.items() if text):
         with runs.whole_file(folder / name) as temporary:
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(visible(text, lines=True), "utf-8")
 
 
 def print_files(target: Console, files: Sequence[Path]) -> None:
@@ -101,10 +101,19 @@ class PlainConsole(Console):
         return super().render_str(visible(text, lines=True), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Any:
-        if isinstance(renderable, Text) and (plain := visible(renderable.plain, lines=True)) != renderable.plain:
-            how = {"justify": renderable.justify, "overflow": renderable.overflow, "no_wrap": renderable.no_wrap}
-            renderable = Text(plain, renderable.style, end=renderable.end, **how)  # type: ignore[arg-type]
-        return super().render(renderable, options)
+        return super().render(_plain(renderable) if isinstance(renderable, Text) else renderable, options)
+
+
+def _plain(text: Text) -> Text:
+    """The text with its styles, spelt out where it is not plain."""
+    if (spelt := visible(text.plain, lines=True)) == text.plain:
+        return text
+
+    def place(index: int) -> int:
+        return len(visible(text.plain[:index], lines=True))
+
+    how: dict[str, Any] = {name: getattr(text, name) for name in ("style", "justify", "overflow", "no_wrap", "end")}
+    return Text(spelt, spans=[Span(place(one.start), place(one.end), one.style) for one in text.spans], **how)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -39,6 +39,7 @@ def phases(
     seed: int = 0,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    overwrite: bool = False,
     json: bool = False,
     trust: bool = False,
 ) -> None:
@@ -65,6 +66,7 @@ def phases(
         seed: Of the permutations.
         out: Folder for result.json, phases.png and phases.html.
         figure: Draw the development (.png, .pdf, .svg; interactive: .html).
+        overwrite: Replace files that are there.
         json: Print JSON instead of a table.
         trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
@@ -79,6 +81,8 @@ def phases(
             raise RollsightError(f"--{name} is {value}: give at least {least}")
     if figure is not None:
         check_figure(figure)
+    files = output.figure_files(figure, out, "phases")
+    output.check_free([*files, *([] if out is None else [out / "result.json"])], overwrite=overwrite)
     if (record is None) == (obs is None or action is None) or (record is not None and (obs or action)):
         raise RollsightError("name one behaviour: either --obs and --action, or --record ROUND:ENV:STEP")
     opened = runs.open(run)
@@ -90,7 +94,7 @@ def phases(
     from rollsight.snapshot import Snapshot
 
     use_one_thread()
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     last = Snapshot.load(opened.snapshot_path(opened.snapshot_rounds[-1]))
     if record is not None:
         behaviour = _behaviour_of(opened, record)
@@ -121,7 +125,6 @@ def phases(
         out.mkdir(parents=True, exist_ok=True)
         output.write_json(out / "result.json", printed)
     title = f"{opened.name}: action {output.cell(explained['action'])} in {record or output.cell(explained['obs'])}"
-    files = output.figure_files(figure, out, "phases")
     for path in files:
         draw(result, title, path)
     if json:

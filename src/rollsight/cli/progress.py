@@ -28,7 +28,11 @@ PHASES = "collect + score + train + evaluate"
 
 def progress_bar(console: Console) -> rich.progress.Progress:
     """A bar for one long computation, gone when it is done; nothing where the console is no terminal."""
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+    ]
     columns += [TimeElapsedColumn(), TimeRemainingColumn(compact=True)]
     # Where it is no terminal, rich would leave an empty line.
     return rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -40,10 +44,10 @@ def round_bars(console: Console, phases: str = PHASES) -> rich.progress.Progress
     fixed, rest = partial(Column, no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
     console.print(f"seconds of a round: {phases}", style="dim", highlight=False)
     return rich.progress.Progress(
-        TextColumn("{task.description:<14}", table_column=fixed(min_width=14)),
+        TextColumn("{task.description:<14}", markup=False, table_column=fixed(min_width=14)),
         BarColumn(bar_width=12, table_column=fixed(min_width=12)),
         MofNCompleteColumn(table_column=fixed(min_width=7)),
-        TextColumn("{task.fields[detail]}", table_column=rest),
+        TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
         TimeRemainingColumn(compact=True, table_column=fixed(min_width=5)),
         console=console,
         expand=True,

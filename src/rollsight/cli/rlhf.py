@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -133,7 +131,7 @@ def rlhf(
     if resume is not None:
         settings, folder = run.continued(resume, rounds, **given), resume
         done = max(runs.open(resume).rounds, default=0)
-    console = Console(stderr=True, highlight=False) if json else output.console()
+    console = output.console(stderr=json)
     console.quiet = not first
     console.print(
         f"{settings.model} on {settings.prompts}, reward {settings.reward}: {settings.arm}, {settings.rounds} rounds "
@@ -161,7 +159,7 @@ def rlhf(
             bars.end()
     except KeyboardInterrupt:
         if first and runs.is_run(folder):
-            print(f"interrupted: {run.kept(folder)}", file=sys.stderr)
+            output.console(stderr=True).print(f"interrupted: {run.kept(folder)}", soft_wrap=True)
         raise
     if first and json:
         output.print_json(results(folder, settings))
@@ -241,12 +239,8 @@ def report(folder: Path, settings: RunSettings, console: Console) -> None:
     if opened.evaluation_rounds:
         _print_examples(opened, console)
     if settings.save is not None:
-        console.print(f"saved model: {settings.save}", soft_wrap=True, markup=False)
-    console.print(
-        f"run folder: {folder}\nlook at it:  rollsight top {shlex.quote(str(folder))} --bottom",
-        soft_wrap=True,
-        markup=False,
-    )
+        console.print(f"saved model: {settings.save}", soft_wrap=True)
+    console.print(f"run folder: {folder}\nlook at it:  {output.command('top', folder, '--bottom')}", soft_wrap=True)
 
 
 def _print_examples(run: runs.Run, console: Console) -> None:

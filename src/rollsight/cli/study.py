@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from rollsight.analysis.learning_curves import compare_runs, draw_curves
 from rollsight.cli import compare, output
@@ -66,7 +65,7 @@ def study(
         out: Folder for the run folders and the picture.
         json: Print the comparison as JSON.
     """
-    from rollsight.adapters.sb3.environments import check_environment
+    from rollsight.environments.make import check_environment
     from rollsight.studies.comparison import runs_of
     from rollsight.studies.runner import run_jobs
     from rollsight.training.paper import settings_for
@@ -94,7 +93,7 @@ def study(
     )
     jobs = runs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
     settings = jobs[0].settings
-    console = Console(stderr=True) if json else output.console()
+    console = output.console(stderr=json)
     limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
     console.print(
         f"{env}: {', '.join(arms)} with p = {p:g}; {settings.rounds} rounds of 2048 records, {settings.optimizer} at "
@@ -122,4 +121,4 @@ def study(
     for one in comparisons:
         compare.show(one, console)
     console.print(f"learning curves: {folder / 'curves.png'}\nrun folders:     {folder}", soft_wrap=True)
-    console.print(f"look inside:     rollsight top {finished[0].out} --bottom", soft_wrap=True)
+    console.print(f"look inside:     {output.command('top', finished[0].out, '--bottom')}", soft_wrap=True)

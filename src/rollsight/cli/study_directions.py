@@ -27,7 +27,7 @@ def study_directions(
     every: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 30 comparisons a run)")] = None,
     records: int = 8192,
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the cores)")] = None,
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/directions"),
     only_report: bool = False,
     against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: the first)")] = None,
@@ -73,13 +73,15 @@ def study_directions(
             import rollsight.training.classic  # noqa: F401
         except ImportError as error:
             raise RollsightError(str(error)) from error
-        from rollsight.adapters.sb3.environments import check_environment, observations_of
+        from rollsight.environments.make import check_environment, observations_of
         from rollsight.studies.cells import keep_settings
         from rollsight.studies.directions.cell import Settings, cells_of
         from rollsight.studies.paper.arms import arm_of
         from rollsight.studies.ray_cluster import run_on_ray
         from rollsight.studies.runner import run_jobs
 
+        started, files = (out / "settings.json").exists(), ("results.md", "results.csv", "directions.png", "index.html")
+        output.check_free([out / name for name in files], overwrite=started, advice="choose another --out")
         chosen, wanted = [arm_of(arm) for arm in listed(arms)], listed(envs)
         for env in wanted:
             check_environment(env)

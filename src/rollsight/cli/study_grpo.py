@@ -106,6 +106,9 @@ def study_grpo(
         output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
         return
     if not only_report:
+        files = ("results.md", "results.csv", "completions.md", "curves.png", "index.html")
+        started = (out / "settings.json").exists()
+        output.check_free([out / name for name in files], overwrite=started, advice="choose another --out")
         study = Settings(
             model,
             task,

@@ -31,7 +31,7 @@ def study_paper(
     first_seed: int = 0,
     budget: Literal["quick", "full"] = "full",
     processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the cores)")] = None,
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None,
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None,
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/paper"),
     only_report: bool = False,
     against: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint="(default: each arm's PPO)")] = None,
@@ -75,6 +75,8 @@ def study_paper(
         output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
         return
     if not only_report:
+        started, files = any(out.glob("*/*/*.csv")), ("results.md", "results.csv", "index.html", "sweeps.png")
+        output.check_free([out / name for name in files], overwrite=started, advice="choose another --out")
         chosen = [arm_of(arm) for arm in listed(arms)]
         cells = cells_of(envs_of(listed(envs)), chosen, range(first_seed, first_seed + count), budget, out)
         left = [cell for cell in cells if not cell.path.exists()]

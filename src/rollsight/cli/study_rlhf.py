@@ -102,6 +102,9 @@ def study_rlhf(
         output.print_text(console, tables.markdown(read_results(out, arm_of(against))))
         return
     if not only_report:
+        files = ("results.md", "results.csv", "generations.md", "curves.png", "index.html")
+        started = (out / "settings.json").exists()
+        output.check_free([out / name for name in files], overwrite=started, advice="choose another --out")
         options = Options(prompts_per_round, max_new_tokens, epochs, minibatch, lr=lr, kl=kl)
         study = RunSettings(
             model,

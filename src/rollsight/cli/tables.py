@@ -15,28 +15,26 @@ from rich.text import Text
 
 from rollsight.escaping import visible
 
-_CELL = 32  # characters of a long value that `cell` shows, and entries of a list that any table does
-_NARROW = 10  # characters that a cut text or list keeps at least
+_CELL = 32  # characters of a long value that `cell` shows
+_ENTRIES = 64  # of a list that any table shows
 _WHOLE = 24  # a text up to this length with a digit in it is a figure, such as 11.0 ± 2.5, and is not cut
 
 
-def cell(value: Any, width: int = _CELL) -> str:
-    """A value on one line of at most `width` characters: four significant digits, null as a dash. Long texts are cut in
-    the middle, long lists between their entries."""
+def cell(value: Any, width: int = _CELL, *, tail: float = 1 / 3) -> str:
+    """A value on one line of at most `width` columns: four significant digits, null as a dash. Of a long text the
+    beginning and the end are shown (`tail`: the end's share), of a long list the first entries with two digits."""
     text = _spell(value)
     if cell_len(text) <= width:
         return text
-    if isinstance(value, list | tuple):
-        return _cut_list(value, width)
-    return cut(text, width)
+    return _cut_list(value, width) if isinstance(value, list | tuple) else cut(text, width, tail)
 
 
-def cut(text: str, width: int) -> str:
-    """A text of at most `width` columns: its beginning and its end, which both say much of a prompt or completion."""
+def cut(text: str, width: int, tail: float = 1 / 3) -> str:
+    """A text of at most `width` columns, without its middle."""
     if cell_len(text) <= width:
         return text
-    tail = (width - 1) // 3
-    return f"{_head(text, width - 1 - tail)}…{_head(text[::-1], tail)[::-1]}"
+    end = int((width - 1) * tail)
+    return f"{_head(text, width - 1 - end)}…{_head(text[::-1], end)[::-1]}"
 
 
 def _head(text: str, width: int) -> str:
@@ -50,25 +48,25 @@ def _head(text: str, width: int) -> str:
 def _cut_list(values: Sequence[Any], width: int) -> str:
     shown = ""
     for value in values:
-        longer = f"{shown}{_spell(value)}, "
+        longer = f"{shown}{_spell(value, digits=2)}, "
         if cell_len(longer) + 3 > width:
             break
         shown = longer
     return f"[{shown}…]"
 
 
-def _spell(value: Any) -> str:
+def _spell(value: Any, digits: int = 4) -> str:
     match value:
         case None:
             return "-"
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.4g}" if value == 0 or not 1e4 <= abs(value) < 1e15 else f"{value:.0f}"
+            return f"{value:.{digits}g}" if value == 0 or not 10**digits <= abs(value) < 1e15 else f"{value:.0f}"
         case list() | tuple():
             # A long list is an image or a large state: its beginning says enough, and formatting all of it is slow.
-            more = ["…"] if len(value) > _CELL else []
-            return "[" + ", ".join([*(_spell(item) for item in value[:_CELL]), *more]) + "]"
+            more = ["…"] if len(value) > _ENTRIES else []
+            return "[" + ", ".join([*(_spell(item) for item in value[:_ENTRIES]), *more]) + "]"
         case dict():
             return ", ".join(f"{_spell(key)}={_spell(item)}" for key, item in value.items())
     return visible(str(value))
@@ -76,11 +74,14 @@ def _spell(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. expendable: 0 for one that is always shown; of the others the highest is left out first."""
+    """A column of a table. expendable: 0 for one that is always shown; of the others the highest is left out first.
+    readable: characters that a text or list keeps at least where it is cut; tail: the share of a text's end in them."""
 
     heading: str
     values: Sequence[Any]
     expendable: int = 0
+    readable: int = 11
+    tail: float = 1 / 3
 
     @property
     def numeric(self) -> bool:
@@ -98,7 +99,7 @@ class Column:
         figures = [
             value for value in self.values if not isinstance(value, str | list | tuple | dict) or _is_figure(value)
         ]
-        others = min(self.widest, _NARROW)
+        others = min(self.widest, self.readable)
         least = max([others, *(cell_len(cell(value, 10**6)) for value in figures)])
         return max(heading, least), max(heading, self.widest)
 
@@ -117,11 +118,15 @@ class Grid:
     left_out: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown, widths = self._fit(options.max_width)
-        if widths is None:
-            yield from self.blocks(options.max_width)
+        width = options.max_width
+        if self.natural_width <= width:
+            yield _table(self.columns, [column.widths[1] for column in self.columns], self.title, gap=2)
             return
-        yield _table(shown, widths, self.title)
+        shown = _most_important(self.columns, width)
+        if shown is None:
+            yield from self.blocks(width)
+            return
+        yield _table(shown, _widths(shown, width), self.title, gap=1)
         if self.left_out and (gone := [visible(one.heading) for one in self.columns if one not in shown]):
             yield Text(f"left out: {', '.join(gone)}; {self.left_out}", style="dim")
 
@@ -130,8 +135,8 @@ class Grid:
 
     @property
     def natural_width(self) -> int:
-        """What it needs to show everything."""
-        return sum(column.widths[1] for column in self.columns) + max(len(self.columns) - 1, 0)
+        """What it needs to show everything, with two spaces between columns and one at the end."""
+        return sum(column.widths[1] + 2 for column in self.columns) - 1
 
     def blocks(self, width: int) -> Iterable[Table]:
         """A table for each row, one below the other."""
@@ -140,33 +145,32 @@ class Grid:
         for index in range(max((len(column.values) for column in self.columns), default=0)):
             title = self.title if index == 0 else None
             values = Column(f"row {index + 1}", [column.values[index] for column in self.columns])
-            right = min(values.widths[1], max(width - left - 1, 8))
-            yield _table([Column("column", names), values], [left, right], title)
-
-    def _fit(self, width: int) -> tuple[list[Column], list[int] | None]:
-        """The columns to show and their widths; no widths where even the most important do not fit."""
-        shown = list(self.columns)
-        while sum(column.widths[0] for column in shown) + len(shown) - 1 > width:
-            least = max(shown, key=lambda column: column.expendable, default=None)
-            if least is None or least.expendable == 0:
-                return shown, None
-            shown.remove(least)
-        bounds = [column.widths for column in shown]
-        return shown, _shared([low for low, _ in bounds], [high for _, high in bounds], width - len(shown) + 1)
+            right = min(values.widths[1], max(width - left - 2, 8))
+            yield _table([Column("column", names), values], [left, right], title, gap=2)
 
 
-def _shared(low: list[int], high: list[int], width: int) -> list[int]:
-    """Widths between the bounds that sum up to at most `width`: the narrowest of what can grow grows first."""
-    widths = list(low)
-    spare = width - sum(widths)
-    while spare > 0 and (growing := [i for i in range(len(widths)) if widths[i] < high[i]]):
-        smallest = min(growing, key=lambda i: widths[i])
-        widths[smallest] += 1
-        spare -= 1
+def _most_important(columns: Sequence[Column], width: int) -> list[Column] | None:
+    """As many of the columns as fit; None where even those that must be there do not."""
+    shown = list(columns)
+    while sum(column.widths[0] for column in shown) + len(shown) - 1 > width:
+        least = max(shown, key=lambda column: column.expendable)
+        if least.expendable == 0:
+            return None
+        shown.remove(least)
+    return shown
+
+
+def _widths(columns: Sequence[Column], width: int) -> list[int]:
+    """Of columns that fit with a space between them: the narrowest of those that can use more gets more first."""
+    widths, most = [column.widths[0] for column in columns], [column.widths[1] for column in columns]
+    for _ in range(width - len(columns) + 1 - sum(widths)):
+        growing = [index for index in range(len(columns)) if widths[index] < most[index]]
+        if growing:
+            widths[min(growing, key=widths.__getitem__)] += 1
     return widths
 
 
-def _table(columns: Sequence[Column], widths: Sequence[int], title: str | None) -> Table:
+def _table(columns: Sequence[Column], widths: Sequence[int], title: str | None, gap: int) -> Table:
     grid = Table(
         title=None if title is None else Text(title),
         title_justify="left",
@@ -175,13 +179,13 @@ def _table(columns: Sequence[Column], widths: Sequence[int], title: str | None) 
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, gap - 1, 0, 0),  # and a space of the box
     )
-    # rich counts a space after the last column too, and fills it with the column.
-    for column, width, space in zip(columns, widths, [0] * (len(widths) - 1) + [1], strict=True):
+    for column, width in zip(columns, widths, strict=True):
         heading = Text(cut(visible(column.heading), width), no_wrap=True)
         justify: Literal["left", "right"] = "right" if column.numeric else "left"
-        grid.add_column(heading, justify=justify, width=max(width - space, 1), no_wrap=True)
+        grid.add_column(heading, justify=justify, width=width, no_wrap=True)
     for row in zip(*(column.values for column in columns), strict=True):
-        grid.add_row(*(Text(cell(value, width)) for value, width in zip(row, widths, strict=True)))
+        cells = zip(row, widths, columns, strict=True)
+        grid.add_row(*(Text(cell(value, width, tail=column.tail)) for value, width, column in cells))
     return grid

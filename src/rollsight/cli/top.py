@@ -7,25 +7,12 @@ import numpy as np
 import tyro
 
 from rollsight import runs
-from rollsight.cli import output
+from rollsight.cli import output, shown_records
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
+from rollsight.escaping import visible
 from rollsight.runs import Run
 
-_HEADINGS = {  # column: what the table calls it, in few characters
-    "rank": "#",
-    "env": "env",
-    "step": "step",
-    "episode": "episode",
-    "episode_step": "its step",
-    "obs": "obs",
-    "action": "action",
-    "reward": "reward",
-    "advantage": "advantage",
-    "score": "score",
-    "kept": "kept",
-}
-_TEXTS = ("rank", "prompt", "completion", "reward", "kl", "score", "kept")  # of a language model's run
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -37,17 +24,24 @@ def top(
         int | None, tyro.conf.arg(metavar="K", help_behavior_hint="(default: the last that has scores)")
     ] = None,
     target: Annotated[
-        str | None, tyro.conf.arg(help_behavior_hint="(default: return, or the target of a language model's run)")
+        str | None,
+        tyro.conf.arg(
+            metavar="{return,sequence,reward,objective,action}", help_behavior_hint="(default: the run's first)"
+        ),
     ] = None,
     record: Annotated[str | None, tyro.conf.arg(metavar="ENV:STEP", help_behavior_hint="")] = None,
     bottom: bool = False,
     n: int = 10,
+    full: bool = False,
     json: bool = False,
     trust: bool = False,
 ) -> None:
     """Show the records of one round with the highest scores: those that helped the target most.
 
-    - Scores of `return` are stored with every scored round.
+    - A line each, as wide as the terminal (or COLUMNS); texts are cut in the middle,
+      of conversations the roles are shown.
+    - A run stores scores of the targets that it was trained with, `return` or `sequence`
+      by default.
     - Scores of `action` say why the policy acts as it does in one state: name the
       record with --record, in a round that has a snapshot.
 
@@ -56,10 +50,12 @@ def top(
     Args:
         run: The run folder.
         round: The round to look at.
-        target: What the scores explain.
+        target: What the scores explain, one that the run stores, or action.
         record: The record whose action is explained, for --target action.
         bottom: The lowest scores instead of the highest.
         n: How many records.
+        full: Show all of each record, one below the other: whole texts, each message of a
+            conversation on lines of its own.
         json: Print JSON instead of a table.
         trust: Load snapshots that hold pickles whoever wrote them; a pickle can execute any code.
     """
@@ -67,17 +63,16 @@ def top(
     if n < 1:
         raise RollsightError(f"--n must be at least 1, not {n}")
     opened = runs.open(run)
-    target = target or default_target(opened)
-    if record is not None and target != "action":
+    if record is not None and target not in (None, "action"):
         raise RollsightError(f"--record {record} explains an action and the target is {target!r}: add --target action")
     explained: dict[str, Any] | None = None
     if record is None:
-        round = scored_round(opened, target, round)
+        round, target = scored_round(opened, target, round)
         records = opened.records(round)
         scores = runs.column_as_floats(records, f"score_{target}")
     else:
         env, step = parse_record(record)
-        round = snapshot_round(opened, round)
+        round, target = snapshot_round(opened, round), "action"
         records = opened.records(round)
         explained = find_record(records, round, env, step)
         scores = action_scores(opened, round, env, step)
@@ -88,30 +83,21 @@ def top(
         return
 
     console = output.console()
-    console.print(f"{opened.name}, round {round}, target {target}", style="bold")
+    console.print(f"{visible(opened.name)}, round {round}, target {visible(target)}", style="bold")
     if explained is not None:
-        seen = output.cell(explained.get("obs"))
+        seen = shown_records.observation(explained)
         console.print(f"explained: env {env}, step {step}: action {output.cell(explained['action'])} in state {seen}")
     negative = float(np.mean(scores[runs.scored_records(records, scores)] < 0)) if ranked else 0.0
     console.print(
         f"the {len(ranked)} of {records.num_rows} records that {'hurt' if bottom else 'helped'} most "
         f"({negative:.0%} of the scores are negative)"
     )
-    if "completion" in records.column_names:
-        console.print(output.text_table(_TEXTS, [[row.get(name) for name in _TEXTS] for row in ranked]))
-        return
-    rows = [[row.get(name) for name in _HEADINGS] for row in ranked]
-    console.print(output.table(list(_HEADINGS.values()), rows))
+    show = shown_records.in_full if full else shown_records.lines
+    show(console, ranked)
 
 
-def default_target(run: Run) -> str:
-    """`return`, unless the run was scored for one other target."""
-    options = (run.metadata.get("run_settings") or {}).get("options") or {}
-    return options.get("target") or "return"
-
-
-def scored_round(run: Run, target: str, round: int | None) -> int:
-    """The given round, or the last one, with stored scores of the target.
+def scored_round(run: Run, target: str | None, round: int | None) -> tuple[int, str]:
+    """The given round, or the last one, with stored scores of the target; no target is the first that it stores.
 
     Raises:
         RollsightError: there is none; the message says which targets are stored.
@@ -119,18 +105,20 @@ def scored_round(run: Run, target: str, round: int | None) -> int:
     hint = ", or explain one action with --record ENV:STEP" if target == "action" else ""
     if round is not None:
         stored = run.targets(round)
-        if target not in stored:
+        if not stored or target not in (None, *stored):
             choices = f"choose from {', '.join(stored)}" if stored else "it was not scored, choose another round"
-            raise RollsightError(f"round {round} of {run.path} stores no scores of {target!r}: {choices}{hint}")
-        return round
-    found: set[str] = set()
+            what = "no scores" if target is None else f"no scores of {target!r}"
+            raise RollsightError(f"round {round} of {run.path} stores {what}: {choices}{hint}")
+        return round, target or stored[0]
+    found: dict[str, None] = {}
     for candidate in reversed(run.rounds):
         stored = run.targets(candidate)
-        if target in stored:
-            return candidate
-        found.update(stored)
-    choices = f"choose from {', '.join(sorted(found))}" if found else "no round is scored yet"
-    raise RollsightError(f"{run.path} stores no scores of {target!r}: {choices}{hint}")
+        if stored and target in (None, *stored):
+            return candidate, target or stored[0]
+        found |= dict.fromkeys(stored)
+    choices = f"choose from {', '.join(found)}" if found else "no round is scored yet"
+    what = "no scores" if target is None else f"no scores of {target!r}"
+    raise RollsightError(f"{run.path} stores {what}: {choices}{hint}")
 
 
 def snapshot_round(run: Run, round: int | None) -> int:

@@ -79,7 +79,7 @@ def train(
 def _new(
     env: str | None, drop: float | None, random: bool, env_kwargs: str | None, training: TrainingOptions
 ) -> RunSettings:
-    from rollsight.adapters.sb3.environments import check_environment
+    from rollsight.environments.make import check_environment
     from rollsight.training.paper import settings_for
     from rollsight.training.run import RunSettings
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from rollsight.escaping import visible
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -28,7 +30,7 @@ def warnings_as_lines() -> Iterator[None]:
             before(message, category, filename, lineno, file, line)
         elif text not in said:
             said.add(text)
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {visible(text)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         before = warnings.showwarning

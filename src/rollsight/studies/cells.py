@@ -84,6 +84,8 @@ def keep_settings(folder: Path, settings: Any, study: str, *, growing: Collectio
     path, mine = folder / _SETTINGS, asdict(settings)
     if path.exists():
         stored = _flat(stored_settings(folder, study))
+        if not stored.keys() & mine.keys():
+            raise RollsightError(f"{path} is not of a study: choose another --out")
         for name, value in _flat(mine).items():
             if name not in growing and stored.get(name, value) != value:
                 raise RollsightError(

@@ -35,5 +35,5 @@ def by_score(path: Path, title: str, round: int | None, n: int) -> Iterator[str]
 
 
 def _quoted(text: str) -> str:
-    """On one line of a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """As a cell of a Markdown table shows it: nothing in it is markup."""
+    return text.replace("\\", "\\\\").replace("<", "&lt;")

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
 from rollsight.analysis.page import Panel, dress
+from rollsight.escaping import plain_html, plain_label
 
 _LINE = "#444444"
 _WIDTH = 210  # characters of a caption's line in the picture
@@ -66,29 +67,30 @@ def draw(plots: Sequence[Dots], path: Path, caption: str) -> Path:
         for place, column in enumerate(plot.columns):
             axes = figure.add_subplot(grid[row, place])
             axes.axvline(0, color=_LINE, linewidth=0.8)
-            axes.set_yticks(range(len(plot.names)), plot.names if place == 0 else [])
+            axes.set_yticks(range(len(plot.names)), list(map(plain_label, plot.names)) if place == 0 else [])
             axes.set(ylim=(len(plot.names) - 0.5, -0.5), xlim=column.limits)
             axes.grid(axis="x", alpha=0.3)
             if row == 0:
                 axes.set_title(column.title, fontsize=10)
             elif place == 0:
-                axes.set_title(plot.title, fontsize=10, loc="left")
+                axes.set_title(plain_label(plot.title), fontsize=10, loc="left")
             _draw(axes, column, plot.colours)
-    figure.suptitle(fill(f"{plots[0].title}. {caption}", _WIDTH), fontsize=9)
+    figure.suptitle(fill(f"{plain_label(plots[0].title)}. {caption}", _WIDTH), fontsize=9)
     return save_figure(figure, path)
 
 
 def panel(plot: Dots, name: str, caption: str) -> Panel:
     """The same on a page, with the figures under the mouse."""
+    names = list(map(plain_html, plot.names))
     figure = make_subplots(1, len(plot.columns), shared_yaxes=True, subplot_titles=[one.title for one in plot.columns])
     for place, column in enumerate(plot.columns, 1):
         figure.add_scatter(
-            x=[dot.value for dot in column.dots], y=plot.names, mode="markers",
+            x=[dot.value for dot in column.dots], y=names, mode="markers",
             marker={"color": plot.colours, "size": 7},
             customdata=[(dot.low, dot.high) for dot in column.dots], showlegend=False, row=1, col=place,
             hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
         )  # fmt: skip
-        for dot, arm, colour in zip(column.dots, plot.names, plot.colours, strict=True):
+        for dot, arm, colour in zip(column.dots, names, plot.colours, strict=True):
             _interval(figure, (dot.low, dot.high), arm, {"color": colour, "width": 2}, place)
             if dot.reported:
                 _interval(figure, dot.reported, arm, {"color": RED, "dash": "dot"}, place)
@@ -101,7 +103,7 @@ def panel(plot: Dots, name: str, caption: str) -> Panel:
             figure.add_vrect(*column.null, fillcolor=GREY, opacity=0.15, line_width=0, row=1, col=place)
         figure.add_vline(0, line_width=1, line_color=_LINE, row=1, col=place)
         figure.update_xaxes(range=column.limits, zeroline=False, nticks=5, tickangle=0, row=1, col=place)
-    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=plot.names)
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names)
     return Panel(name, plot.title, caption, dress(figure, 130 + 26 * len(plot.names)))
 
 

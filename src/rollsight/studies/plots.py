@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,6 +14,7 @@ from plotly.colors import qualitative
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.analysis.learning_curves import band
 from rollsight.analysis.page import Panel, dress, write_page
+from rollsight.escaping import plain_html, plain_label
 from rollsight.studies.curves import Curve, Floats
 
 _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hide it, twice to see it alone."
@@ -89,10 +91,11 @@ def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, flo
         axes = figure.add_subplot(-(-len(plots) // columns), columns, index + 1)
         for one in plot.lines:
             marker = "o" if plot.log else None
-            axes.plot(one.x, one.mean, label=one.name, color=one.colour, linewidth=1.6, marker=marker, markersize=4)
+            style: dict[str, Any] = {"color": one.colour, "linewidth": 1.6, "marker": marker, "markersize": 4}
+            axes.plot(one.x, one.mean, label=plain_label(one.name), **style)
             low, high = one.mean - one.half, one.mean + one.half
             axes.fill_between(one.x, low, high, color=one.colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title, xscale="log" if plot.log else "linear")
+        axes.set(xlabel=plot.x, ylabel=plot.y, title=plain_label(plot.title), xscale="log" if plot.log else "linear")
         if plot.log:
             axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
             axes.minorticks_off()
@@ -133,7 +136,7 @@ def _page(plot: Axes) -> go.Figure:
         )  # fmt: skip
         mode = "lines+markers" if plot.log else "lines"
         figure.add_scatter(
-            x=one.x, y=one.mean, name=one.name, line_color=one.colour, mode=mode, legendgroup=one.name,
+            x=one.x, y=one.mean, name=plain_html(one.name), line_color=one.colour, mode=mode, legendgroup=one.name,
         )  # fmt: skip
     if plot.log:
         figure.update_xaxes(type="log", tickvals=list(plot.ticks), ticktext=list(plot.ticks.values()))

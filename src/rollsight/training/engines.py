@@ -18,10 +18,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from rollsight import runs
 from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
-from rollsight.adapters.sb3.environments import make_environments
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
 from rollsight.adapters.watching import Watch
+from rollsight.environments.make import make_environments
 from rollsight.errors import Diverged, RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training import checkpoints, host_state

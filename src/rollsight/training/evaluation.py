@@ -9,7 +9,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 
 if TYPE_CHECKING:
     from rollsight.training.run import RunSettings

@@ -12,8 +12,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from rollsight import runs
-from rollsight.adapters.gymnasium import START
 from rollsight.adapters.sb3.episodes import EpisodeTracker
+from rollsight.environments.episode_start import START
 from rollsight.training.restoring import History
 
 _ENVIRONMENT = 0xE4F  # the purpose in the key of the environments' seed where their episodes cannot be restored

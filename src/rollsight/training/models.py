@@ -9,7 +9,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from rollsight.adapters.sb3.environments import observations_of
+from rollsight.environments.make import observations_of
 from rollsight.errors import RollsightError
 from rollsight.training.networks import MiniGridFeatures
 

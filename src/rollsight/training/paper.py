@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal, TypeAlias
 
-from rollsight.adapters.sb3.environments import observations_of
+from rollsight.environments.make import observations_of
 
 Algorithm: TypeAlias = Literal["ppo", "a2c"]
 Optimizer: TypeAlias = Literal["sgd", "adam", "rmsprop"]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rollsight import runs
-from rollsight.adapters.gymnasium import restart
+from rollsight.environments.episode_start import restart
 
 Array = np.ndarray[Any, Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rollsight import runs, selection
 from rollsight.adapters import options
-from rollsight.adapters.sb3.environments import check_environment, make_environment, observations_of
+from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import OptionError, RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training.engines import OnProgress, Prepared, prepare_fast, prepare_sb3

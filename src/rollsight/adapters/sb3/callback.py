@@ -19,7 +19,7 @@ from rollsight.adapters.sb3 import buffer, continuing
 from rollsight.adapters.sb3.columns import as_trained_on, round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
 from rollsight.adapters.sb3.finite import NotFinite, not_finite
-from rollsight.adapters.sb3.metadata import describe
+from rollsight.adapters.sb3.metadata import describe, statistics_entry
 from rollsight.adapters.sb3.round_update import RoundUpdate
 from rollsight.adapters.sb3.selecting import score, select
 from rollsight.adapters.sb3.streams import restored_after_failure, streams_of_their_own
@@ -230,6 +230,8 @@ class InfluenceCallback(BaseCallback):
         valid, returns = translated.records.valid_rows, episodes.finished_returns
         semantic = "repack" if translated.position is None else "mask"
         self._summary |= summary.of_rollout(valid, returns, self._leading, self.selection, line, semantic)
+        if self.snapshot_every and self.round % self.snapshot_every == 0:
+            self._summary |= self._watch.attempt("VecNormalize statistics", statistics_entry, model.get_env()) or {}
         self._summary |= clock.laps
         self._summary["overhead_s"] = sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write"))
         self._watch.attempt("scalars in the logger", self._log)

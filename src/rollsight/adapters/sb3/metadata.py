@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from typing import Any
 
 import stable_baselines3
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from rollsight.environments.describe import Described, describe_environments, time_limit
+from rollsight.environments.trained import STATISTICS
+from rollsight.environments.vector import statistics_of
 
 _SETTINGS = (
     "n_steps",
@@ -27,7 +33,6 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
     """Algorithm, environment, seed and hyper-parameters, as plain values."""
     env = model.get_env()
     assert env is not None
-    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
     optimizer = model.policy.optimizer
     settings = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
     if callable(clip := getattr(model, "clip_range", None)):
@@ -36,10 +41,7 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "host": f"stable-baselines3 {stable_baselines3.__version__}",
         "algo": type(model).__name__.lower(),
         "policy": type(model.policy).__name__,
-        "env": None if spec is None else spec.id,
-        "env_kwargs": None if spec is None else dict(spec.kwargs),
-        "max_episode_steps": None if spec is None else spec.max_episode_steps,
-        "env_wrappers": _wrappers(env),
+        **describe_env(env),
         "n_envs": env.num_envs,
         "observation_space": str(model.observation_space),
         "action_space": str(model.action_space),
@@ -53,6 +55,19 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
     }
 
 
+def describe_env(env: VecEnv) -> dict[str, Any]:
+    """How the environments were made, and what their rewards and the columns made of them are measured in."""
+    described = _described(env)
+    return {
+        "env": described.pop("id"),
+        "env_kwargs": described.pop("kwargs", None),
+        "max_episode_steps": time_limit(described),
+        "env_wrappers": _wrappers(env),
+        "environment": described,
+        "units": units(env),
+    }
+
+
 def _wrappers(env: VecEnv) -> list[str]:
     """Class names of the wrappers around the vectorised environment, the outermost first."""
     names = []
@@ -60,3 +75,33 @@ def _wrappers(env: VecEnv) -> list[str]:
         names.append(type(env).__name__)
         env = env.venv
     return names
+
+
+def units(env: VecEnv) -> dict[str, str]:
+    """What the columns of records, and the returns of a round's summary, are measured in."""
+    own = "the environment's reward"
+    scaled = own
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_reward:
+            scaled = f"{own} as VecNormalize scales it: over the running standard deviation of its discounted sum"
+        env = env.venv
+    return {
+        **dict.fromkeys(("reward", "episode_return", "return_mean"), own),
+        **dict.fromkeys(("value", "advantage", "return"), scaled),
+    }
+
+
+def statistics_entry(env: VecEnv | None) -> dict[str, str]:
+    """The entry of a round's summary that says what each `VecNormalize` has seen by now; none where there is none."""
+    found = [] if env is None else statistics_of(env)
+    return {STATISTICS: json.dumps(found)} if found else {}
+
+
+def _described(env: VecEnv) -> Described:
+    try:
+        return describe_environments(env)
+    except Exception as error:  # of an environment's own code; training goes on, and analyses refuse to play
+        warnings.warn(
+            f"the run will not say how its environment was made: {type(error).__name__}: {error}", stacklevel=2
+        )
+        return {"id": None, "problem": "it could not be described", "vec_wrappers": []}

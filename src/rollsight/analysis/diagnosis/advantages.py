@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollsight.adapters.sb3.acting import Actor
-from rollsight.adapters.sb3.environments import make_environment
-from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, Env, Method
+from rollsight.analysis.diagnosis.branching import EXACT, Brancher, BranchPoint, Env, Method
+from rollsight.environments.trained import TrainedEnvironment
+from rollsight.playing.actor import Actor
+from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 from rollsight.records import Rows, take_rows
 from rollsight.snapshot import Snapshot
 
 _PURPOSE = 0xADA  # in the key of the branches' random streams
+_ROUNDING = 1e-12  # of the returns: a smaller difference between their means is none
 NEGLIGIBLE = 1e-5  # a branch ends where rewards are discounted by more than this
 
 Array = np.ndarray[Any, Any]
@@ -47,21 +49,21 @@ class Experiment:
     """What the branches of a round have in common, for worker processes to set up: paths and plain values.
 
     seed: of every random stream, keyed by (seed, round, purpose, record): no result depends on the number of processes.
-    deadline: in `time.time()`; a record that is not done by then is given up.
+    deadline: in `time.time()`; a record that is not done by then is given up. tolerance: of `branching.replay`.
     """
 
     snapshot: Path
-    env: str
-    env_keywords: Mapping[str, Any]
+    environment: TrainedEnvironment
     method: Method
     branches: int
     gamma: float
     seed: int
     round: int
     deadline: float | None = None
+    tolerance: float = EXACT
 
-    def make(self, **more: Any) -> Env:
-        return make_environment(self.env, disable_env_checker=True, **{**self.env_keywords, **more})
+    def make(self) -> Env:
+        return self.environment.alone()
 
 
 class Worker:
@@ -73,7 +75,8 @@ class Worker:
         snapshot = Snapshot.load(experiment.snapshot)
         self._actor = Actor(snapshot.policy)
         self._obs, self._log_probs = snapshot.records.obs, snapshot.records.log_probs
-        self._brancher = Brancher(experiment.make, experiment.method, lambda obs: flat(self._actor.see([obs])))
+        see = lambda obs: flat(self._actor.see([obs]))  # noqa: E731
+        self._brancher = Brancher(experiment.make, experiment.method, see, experiment.tolerance)
 
     def estimate(self, point: BranchPoint) -> Estimate | None:
         """The advantage of one record; None where the deadline passed."""
@@ -113,7 +116,10 @@ def advantage_from(returns: Floats, same: Bools, fixed: int, probability: float)
         same, probability = np.arange(len(returns)) < fixed, 0.0
     means, errors = zip(*(_mean_and_error(returns[part]) for part in (same, ~same)), strict=True)
     rest = 1 - probability
-    return means[0], rest * (means[0] - means[1]), rest * float(np.hypot(*errors))
+    advantage, error = rest * (means[0] - means[1]), rest * float(np.hypot(*errors))
+    if abs(advantage) <= _ROUNDING * float(np.abs(returns).max()):
+        advantage, error = 0.0, (0.0 if error <= _ROUNDING * float(np.abs(returns).max()) else error)
+    return means[0], advantage, error
 
 
 def _mean_and_error(x: Floats) -> tuple[float, float]:
@@ -174,17 +180,20 @@ def _in_processes(
 ) -> dict[int, Estimate]:
     done: dict[int, Estimate] = {}
     # Not fork: torch's threads do not survive it.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker, initargs=(experiment,))
-    try:
-        waiting = {pool.submit(_estimate, point) for point in points}
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                if (estimate := future.result()) is not None:
-                    done[estimate.row] = estimate
-                    on_done(estimate)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(experiment,)) as pool:
+        try:
+            with no_interrupts_inherited():
+                waiting = {pool.submit(_estimate, point) for point in points}
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    if (estimate := future.result()) is not None:
+                        done[estimate.row] = estimate
+                        on_done(estimate)
+        except BaseException:
+            terminate(pool)
+            raise
     return done
 
 
@@ -193,6 +202,7 @@ _worker: Worker | None = None  # of a worker process
 
 def _start_worker(experiment: Experiment) -> None:
     global _worker
+    start_worker()
     _worker = Worker(experiment)
 
 

@@ -17,9 +17,20 @@ from gymnasium.envs.classic_control import (
     PendulumEnv,
 )
 from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import (
+    ClipAction,
+    ClipReward,
+    DiscretizeAction,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RescaleAction,
+    TimeLimit,
+    TransformReward,
+)
+from stable_baselines3.common.monitor import Monitor
 
-from rollsight.adapters.gymnasium import restart
+from rollsight.environments.episode_start import EpisodeStart, restart
 from rollsight.errors import RollsightError
 
 Array = np.ndarray[Any, Any]
@@ -31,6 +42,8 @@ EXPLAINED: Mapping[Method, str] = {
     "copy": "the episode was replayed to the record and the environment copied",
     "replay": "the episode was replayed to the record for every branch",
 }
+EXACT = 1e-5  # the tolerance where the environment alone decides what is seen
+DRIFTING = 0.1  # where it was normalised by statistics that moved on during the round; in their standard deviations
 _CHECKED = 10  # records whose episodes are replayed to see that this is the environment of the run
 _PROBE_STEPS = 16  # steps for which a copy must do what its original does
 
@@ -61,10 +74,13 @@ class Brancher:
     """Makes environments that stand in a record's state and go on with random streams of their own.
 
     make: a new environment; method: of `choose_method`; see: an observation as the policy sees it, flat.
+    tolerance: of `replay`.
     """
 
-    def __init__(self, make: Callable[[], Env], method: Method, see: Callable[[Any], Array]) -> None:
-        self._make, self._see = make, see
+    def __init__(
+        self, make: Callable[[], Env], method: Method, see: Callable[[Any], Array], tolerance: float = EXACT
+    ) -> None:
+        self._make, self._see, self._tolerance = make, see, tolerance
         self.method = method
         self._pool: list[Env] = []
 
@@ -75,7 +91,7 @@ class Brancher:
         """
         if self.method == "copy":
             original = self._environments(1)[0]
-            replay(original, point, self._see)
+            replay(original, point, self._see, self._tolerance)
             frozen = pickle.dumps(original)
             environments = [pickle.loads(frozen) for _ in seeds]
         else:
@@ -84,7 +100,7 @@ class Brancher:
                 if self.method == "set":
                     set_state(env, point)
                 else:
-                    replay(env, point, self._see)
+                    replay(env, point, self._see, self._tolerance)
         for env, seed in zip(environments, seeds, strict=True):
             env.unwrapped.np_random = np.random.Generator(np.random.PCG64(seed))
         return environments
@@ -98,7 +114,9 @@ class Brancher:
         return self._pool[:count]
 
 
-def choose_method(make: Callable[[], Env], see: Callable[[Any], Array], points: Sequence[BranchPoint]) -> Method:
+def choose_method(
+    make: Callable[[], Env], see: Callable[[Any], Array], points: Sequence[BranchPoint], tolerance: float = EXACT
+) -> Method:
     """How these records can be branched, tried out on some of them. Cheapest first: set, copy, replay.
 
     Raises `RollsightError` where the environment cannot be branched, and where it is not the one of the run.
@@ -106,21 +124,25 @@ def choose_method(make: Callable[[], Env], see: Callable[[Any], Array], points: 
     env = make()
     replayable = [point for point in points if point.replayable]
     for point in replayable[:_CHECKED]:
-        replay(env, point, see)
+        replay(env, point, see, tolerance)
     if can_be_set(env):
         return "set"
     if not replayable:
         raise RollsightError(
             f"{_name(env)} cannot be branched: its state cannot be set, and the run does not store how the episodes of "
-            "these records started; wrap the environments in rollsight.adapters.gymnasium.EpisodeStart to train, as "
-            "`rollsight train --engine sb3` does."
+            "these records started; wrap the environments in EpisodeStart (from "
+            "rollsight.environments.episode_start) to train, as `rollsight train --engine sb3` does."
         )
     return "copy" if _can_be_copied(env, see) else "replay"
 
 
 def can_be_set(env: Env) -> bool:
     """Whether the observation says all there is to know of the environment's state, apart from the time."""
-    inner = env.unwrapped
+    layer, inner = env, env.unwrapped
+    while isinstance(layer, gym.Wrapper):
+        if type(layer) not in _PASSIVE:  # it may show something else, or have a state of its own
+            return False
+        layer = layer.env
     if isinstance(inner, TaxiEnv) and getattr(inner, "fickle_passenger", False):
         return False  # whether the passenger changes his mind is hidden
     return type(inner) in _SETTERS  # exactly: a subclass may hold more
@@ -136,11 +158,15 @@ def set_state(env: Env, point: BranchPoint) -> None:
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, TimeLimit):
             layer.__dict__["_elapsed_steps"] = point.step  # declared as None there
+        if isinstance(layer, Monitor):
+            layer.needs_reset = False
         layer = layer.env
 
 
-def replay(env: Env, point: BranchPoint, see: Callable[[Any], Array]) -> None:
+def replay(env: Env, point: BranchPoint, see: Callable[[Any], Array], tolerance: float = EXACT) -> None:
     """Start the record's episode again and repeat its actions up to the record.
+
+    tolerance: by how much, absolutely and relatively, the observation may differ from the stored one.
 
     Raises `RollsightError` where that does not arrive at the stored observation.
     """
@@ -157,7 +183,7 @@ def replay(env: Env, point: BranchPoint, see: Callable[[Any], Array]) -> None:
     seen = see(obs)
     if seen.shape != point.obs.shape:
         raise _not_reproduced(env, point, f"the observation has {seen.size} numbers and the stored {point.obs.size}")
-    if not np.allclose(seen, point.obs, rtol=1e-5, atol=1e-5, equal_nan=True):
+    if not np.allclose(seen, point.obs, rtol=tolerance, atol=tolerance, equal_nan=True):
         worst = np.abs(seen.astype(np.float64) - point.obs.astype(np.float64)).max()
         raise _not_reproduced(env, point, f"the observation differs from the stored one by {worst:.3g}")
 
@@ -225,6 +251,11 @@ def _set_pendulum(env: Any, obs: Array) -> None:
     env.state, env.last_u = np.array([np.arctan2(sin, cos), velocity]), None
 
 
+# Wrappers that show the observation as it is, and whose state, if they have any, does not matter or is set as well.
+_PASSIVE = {
+    *(OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit, Monitor, EpisodeStart),
+    *(ClipReward, TransformReward, ClipAction, RescaleAction, DiscretizeAction),
+}
 _SETTERS: dict[type, Callable[[Any, Array], None]] = {
     FrozenLakeEnv: _set_toy_text,
     CliffWalkingEnv: _set_toy_text,

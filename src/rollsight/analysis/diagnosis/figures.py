@@ -10,6 +10,7 @@ import numpy as np
 from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
 from rollsight.analysis.diagnosis.statistics import Mass
 from rollsight.analysis.drawing import BLUE, GREY, PINK, RED, new_figure, save_figure
+from rollsight.escaping import plain_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def scatter(diagnosis: Diagnosis) -> Figure:
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     one = diagnosis.correlation
     axes.set(
-        title=f"{diagnosis.env}, round {diagnosis.round}\n"
+        title=f"{plain_label(diagnosis.env)}, round {diagnosis.round}\n"
         f"Spearman {one.value:.2f} [{one.low:.2f}, {one.high:.2f}] on the random sample",
         xlabel="influence (score)",
         ylabel=r"$\bar{A} \cdot \hat{A}$   (below 0: the buffer has the wrong sign)",

@@ -18,6 +18,7 @@ from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
 from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.errors import RollsightError
+from rollsight.escaping import plain_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def draw_records(diagnosis: Diagnosis, data: RoundData, folder: Path) -> Path:
 
     Raises `RollsightError` where the environment cannot be rendered.
     """
-    env = data.experiment(diagnosis.method, diagnosis.branches, diagnosis.seed).make()
+    env = data.environment.alone()
     if isinstance(env.unwrapped, FrozenLakeEnv):
         cells = [[cell.decode() for cell in row] for row in np.asarray(env.unwrapped.desc).tolist()]
         return save_figure(lake(diagnosis, cells), folder / "records.png")
@@ -71,7 +72,7 @@ def lake(diagnosis: Diagnosis, cells: list[list[str]]) -> Figure:
         axes.set_title(f"{name}: {len(records)} records, {len(by_pair)} distinct (s, a)", fontsize=10)
     figure.colorbar(colours, ax=panels, label="mean score", shrink=0.8)
     figure.suptitle(
-        f"{diagnosis.env}, round {diagnosis.round}: arrow = action, number = records, "
+        f"{plain_label(diagnosis.env)}, round {diagnosis.round}: arrow = action, number = records, "
         r"cross = most signs of $\hat{A}$ wrong where $|\bar{A}| > 2$ s.e.",
         fontsize=10,
     )
@@ -95,7 +96,7 @@ def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
     """The agent's view (MiniGrid) or a rendered frame of the most extreme distinct bottom and top records."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a screen, and complains where there is none
     try:
-        env = data.experiment(diagnosis.method, diagnosis.branches, diagnosis.seed).make(render_mode="rgb_array")
+        env = data.environment.alone("rgb_array")
         env.reset(seed=0)
         rows = {name: _distinct(diagnosis.group(name)) for name in ("bottom", "top")}
         pictures = {r.row: _render(env, data, diagnosis, r) for records in rows.values() for r in records}
@@ -112,7 +113,8 @@ def frames(diagnosis: Diagnosis, data: RoundData) -> Figure:
             colour = WRONG if record.mismatch else "black"
             axes.set_title(f"{name}: {_spell_action(env, record.action)}\n{_spell(record)}", fontsize=7, color=colour)
     figure.suptitle(
-        f"{diagnosis.env}, round {diagnosis.round}: I = influence, in pink where $\\hat{{A}}$ has the wrong sign",
+        f"{plain_label(diagnosis.env)}, round {diagnosis.round}: I = influence, "
+        f"in pink where $\\hat{{A}}$ has the wrong sign",
         fontsize=10,
     )
     return figure
@@ -137,7 +139,7 @@ def _render(env: Env, data: RoundData, diagnosis: Diagnosis, record: DiagnosedRe
     if diagnosis.method == "set":
         set_state(env, point)
     else:
-        replay(env, point, data.see)
+        replay(env, point, data.see, data.tolerance)
     inner: Any = env.unwrapped
     picture = inner.get_pov_render(tile_size=24) if hasattr(inner, "get_pov_render") else env.render()
     if not isinstance(picture, np.ndarray):
@@ -148,7 +150,7 @@ def _render(env: Env, data: RoundData, diagnosis: Diagnosis, record: DiagnosedRe
 def _spell_action(env: Env, action: Any) -> str:
     names = getattr(env.unwrapped, "actions", None)  # MiniGrid's enumeration
     if isinstance(action, int):
-        return names(action).name if isinstance(names, type) else f"action {action}"
+        return plain_label(names(action).name) if isinstance(names, type) else f"action {action}"
     return "[" + ", ".join(f"{part:.2g}" for part in np.atleast_1d(action)) + "]"
 
 

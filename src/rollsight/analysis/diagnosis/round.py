@@ -132,7 +132,7 @@ def diagnose_round(
     if not data.scored.any():
         raise RollsightError(f"round {data.round} of {data.run.path} has no valid record with a score")
     started = time.time()
-    env = data.experiment("set", branches, seed).make()
+    env = data.environment.alone()
     points = {row: data.point(row) for row in np.flatnonzero(data.scored).tolist()}
     settable = can_be_set(env)
     eligible = data.scored.copy()
@@ -141,7 +141,7 @@ def diagnose_round(
     chosen = stats.choose_records(data.scores, eligible if eligible.any() else data.scored, records, rng)
     # In random order, so that what is done when time runs out is a fair part of each group.
     ordered = [points[row] for row in rng.permutation(chosen.rows).tolist()]
-    method = choose_method(lambda: env, data.see, ordered)
+    method = choose_method(lambda: env, data.see, ordered, data.tolerance)
     deadline = None if seconds is None else started + seconds
     experiment = data.experiment(method, branches, seed, deadline)
     done: list[Estimate] = []
@@ -259,8 +259,10 @@ def _notes(data: RoundData, eligible: stats.Bools, late: int, seconds: float | N
         notes.append(f"the {seconds:g} s were over before {late} of the records were branched")
     if left := int((data.scored & ~eligible).sum()):
         notes.append(f"{left} records cannot be branched (the run lacks the start of their episodes): none was chosen")
-    records = data.snapshot.records
-    if records.rewards is not None:
+    records, units = data.snapshot.records, data.run.metadata.get("units") or {}
+    if units.get("advantage") != units.get("reward"):
+        notes.append(f"A_hat is in units of {units['advantage']}; A_bar in units of {units['reward']}")
+    elif records.rewards is not None:
         paid = column_as_floats(data.table, "reward")
         if np.median(np.abs(records.rewards.cpu().numpy() - paid)) > 1e-6:
             notes.append("training rewards were rescaled: A_hat is in their units, A_bar in the environment's own")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
 from rollsight import advantages
-from rollsight.adapters.sb3.acting import Actor
-from rollsight.adapters.sb3.environments import environment_of
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
-from rollsight.analysis.diagnosis.branching import BranchPoint, Method
+from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
+from rollsight.analysis.discounts import discounts_of
+from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
+from rollsight.playing.actor import Actor
+from rollsight.playing.spaces import check_spaces
 from rollsight.records import Rows, take_rows
 from rollsight.runs import Run, column_as_floats, scored_records
 from rollsight.snapshot import Snapshot
@@ -29,7 +32,7 @@ class RoundData:
     Raises `RollsightError` where the round has no scores or no snapshot, or its policy cannot act on its own.
     """
 
-    def __init__(self, run: Run, round: int) -> None:
+    def __init__(self, run: Run, round: int, make_env: MakeEnv | None = None) -> None:
         self.run, self.round = run, round
         if TARGET not in run.targets(round):
             raise RollsightError(f"round {round} of {run.path} stores no scores of {TARGET!r}: choose a scored round")
@@ -40,14 +43,11 @@ class RoundData:
         missing = {"episode", "episode_step", "reward", "episode_return"} - set(self.table.column_names)
         if missing:
             raise RollsightError(f"the records of {run.path} have no column {min(missing)!r}, which diagnose needs")
-        env = environment_of(run, "its records cannot be branched")
-        settings = run.metadata.get("settings") or {}
-        if "gamma" not in settings:
-            raise RollsightError(f"{run.path} does not say its gamma: its records cannot be branched")
-        self.env_id, self.gamma = env, float(settings["gamma"])
-        limit = run.metadata.get("max_episode_steps")
-        self.env_keywords: dict[str, Any] = {**(run.metadata.get("env_kwargs") or {}), "max_episode_steps": limit}
-        self.env_keywords.pop("render_mode", None)
+        self.environment = trained_environment(run, "its records cannot be branched", round=round, make_env=make_env)
+        self.tolerance = DRIFTING if self.environment.statistics else EXACT
+        check_spaces(self.snapshot.policy.module, *_spaces(self.environment.alone()))
+        self.env_id = self.environment.name
+        self.gamma = discounts_of(run, "its records cannot be branched")["gamma"]
         self.scores = column_as_floats(self.table, f"score_{TARGET}")
         self.scored = scored_records(self.table, self.scores)
         self.a_hat = column_as_floats(self.table, "advantage")
@@ -56,9 +56,8 @@ class RoundData:
 
     def experiment(self, method: Method, branches: int, seed: int, deadline: float | None = None) -> Experiment:
         """What is common to the branches of this round."""
-        return Experiment(
-            self.snapshot_path, self.env_id, self.env_keywords, method, branches, self.gamma, seed, self.round, deadline
-        )
+        where = self.snapshot_path, self.environment
+        return Experiment(*where, method, branches, self.gamma, seed, self.round, deadline, self.tolerance)
 
     def see(self, observation: Any) -> Array:
         return flat(self.actor.see([observation]))
@@ -138,3 +137,8 @@ class RoundData:
             if start is not None and [row[1] for row in steps] == list(range(len(steps))):
                 prefixes[episode] = (str(start), self.actor.executable(np.array([row[3] for row in steps], np.float32)))
         return prefixes
+
+
+def _spaces(env: gym.Env[Any, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    env.close()
+    return env.observation_space, env.action_space

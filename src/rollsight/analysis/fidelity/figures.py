@@ -7,6 +7,7 @@ from typing import Any
 
 from rollsight.analysis.drawing import BLUE, GREEN, GREY, RED, is_page, new_figure, save_figure
 from rollsight.analysis.fidelity.measure import Fidelity
+from rollsight.escaping import plain_label
 
 OUTCOMES = {
     "fresh": "target on a fresh buffer",
@@ -40,7 +41,7 @@ def overview(result: Fidelity) -> Any:
         axes.axvspan(table.null_low, table.null_high, color=GREY, alpha=0.35, linewidth=0, label="null band")
         axes.axvline(table.ceiling, color=GREEN, linestyle="--", label="ceiling")
         axes.errorbar([row.lds for row in rows], places, xerr=error, fmt="o", color=BLUE, markersize=4, capsize=2)
-        axes.set_yticks(places, names if index == 0 else [""] * len(names))
+        axes.set_yticks(places, [plain_label(name) for name in names] if index == 0 else [""] * len(names))
         axes.set(xlabel="LDS", title=OUTCOMES[outcome], xlim=(-1, 1))
         axes.legend(frameon=False, fontsize=8, loc="lower left")
     removal = result.removal["fresh"]
@@ -50,9 +51,9 @@ def overview(result: Fidelity) -> Any:
     last.plot(at, [one.random for one in removal], color=GREY, label="random")
     last.plot(at, [one.lowest for one in removal], "o-", color=RED, label="lowest scores")
     last.plot(at, [one.highest for one in removal], "o-", color=BLUE, label="highest scores")
-    last.set(xlabel=f"share of the {result.unit}s left out", title="change of the target, fresh buffer")
+    last.set(xlabel=f"share of the {plain_label(result.unit)}s left out", title="change of the target, fresh buffer")
     last.legend(frameon=False, fontsize=8)
     for axes in (*panels, last):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{result.env}, round {result.round} ({result.semantic}, {result.counterfactual})")
+    figure.suptitle(f"{plain_label(result.env)}, round {result.round} ({result.semantic}, {result.counterfactual})")
     return figure

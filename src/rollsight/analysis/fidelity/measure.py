@@ -18,6 +18,7 @@ from rollsight.analysis.fidelity.lds import HalfMasks, Lds, half_masks, lds
 from rollsight.analysis.fidelity.outcomes import Retraining
 from rollsight.analysis.fidelity.round import FidelityRound, FidelitySettings, TrustFigures
 from rollsight.analysis.fidelity.trust import TrustRound
+from rollsight.environments.trained import MakeEnv
 from rollsight.snapshot import Snapshot
 
 
@@ -54,12 +55,19 @@ class Fidelity:
 Report = Callable[[str, int, int], None]  # what is being done, models done, models in all
 
 
-def measure_fidelity(settings: FidelitySettings, on_progress: Report = lambda doing, done, total: None) -> Fidelity:
+def measure_fidelity(
+    settings: FidelitySettings,
+    on_progress: Report = lambda doing, done, total: None,
+    *,
+    make_env: MakeEnv | None = None,
+) -> Fidelity:
     """Measure one round of a run.
+
+    make_env: returns a new environment, in place of the one that is made again as the run describes it.
 
     Raises `RollsightError` for a round without a snapshot, an environment that cannot be made again, too few units.
     """
-    round_ = FidelityRound(settings)
+    round_ = FidelityRound(settings, make_env)
     snapshot, target, seed = round_.snapshot, round_.target, settings.seed
     masks = half_masks(snapshot.records, settings.unit, settings.masks, seed)
     done, total = 0, 2 * settings.masks + perturbation.MODELS

@@ -12,6 +12,7 @@ from rollsight.analysis.fidelity.figures import OUTCOMES
 from rollsight.analysis.fidelity.lds import Lds, Row
 from rollsight.analysis.fidelity.measure import Fidelity
 from rollsight.analysis.page import Panel, band, dress, write_page
+from rollsight.escaping import plain_html
 
 _BUFFERS = ("fresh", "train")
 _STEP_COLOURS = (BLUE, AMBER, GREEN, PINK)
@@ -74,7 +75,7 @@ def lds(result: Fidelity) -> go.Figure:
     titles = [OUTCOMES[outcome] for outcome in result.lds]
     figure = make_subplots(1, len(titles), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
     for column, table in enumerate(result.lds.values(), 1):
-        names, rows = list(table.rows), list(table.rows.values())
+        names, rows = list(map(plain_html, table.rows)), list(table.rows.values())
         bars = {"array": [row.high - row.lds for row in rows], "arrayminus": [row.lds - row.low for row in rows]}
         figure.add_scatter(
             x=[row.lds for row in rows],
@@ -190,10 +191,11 @@ _TRUST_NAMES = {
 
 
 def _row(name: str, row: Row, table: Lds, reference: str) -> str:
-    lines = [f"<b>{name}</b>: {row.lds:.2f} [{row.low:.2f}, {row.high:.2f}]"]
+    lines = [f"<b>{plain_html(name)}</b>: {row.lds:.2f} [{row.low:.2f}, {row.high:.2f}]"]
     if name != reference:
         lines.append(
-            f"minus {reference}: {row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
+            f"minus {plain_html(reference)}: {row.difference:+.2f} "
+            f"[{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
         )
     lines.append(f"ceiling {table.ceiling:.2f} [{table.ceiling_low:.2f}, {table.ceiling_high:.2f}]")
     lines.append(f"null band [{table.null_low:.2f}, {table.null_high:.2f}]")

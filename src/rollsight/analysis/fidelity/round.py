@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from rollsight import runs, targets
-from rollsight.adapters.sb3.common_episodes import CommonEpisodes
-from rollsight.adapters.sb3.environments import environment_of, make_environments
-from rollsight.adapters.sb3.rollouts import collect
+from rollsight.analysis.discounts import discounts_of
 from rollsight.analysis.fidelity import faults, variants
 from rollsight.analysis.fidelity.outcomes import Floats, Measure
 from rollsight.analysis.fidelity.stacked import target_values
 from rollsight.analysis.fidelity.stacked_optimizers import Stacked
 from rollsight.analysis.fidelity.trust import TrustRound, trust_over_training
+from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
+from rollsight.playing.collect import collect
+from rollsight.playing.common_episodes import CommonEpisodes
 from rollsight.records import Records
 from rollsight.runs import Run, column_as_floats
 from rollsight.scoring import score_records, trust_line
@@ -63,7 +64,7 @@ class TrustFigures:
 class FidelityRound:
     """A round of a run, and what its fidelity is measured with."""
 
-    def __init__(self, settings: FidelitySettings) -> None:
+    def __init__(self, settings: FidelitySettings, make_env: MakeEnv | None = None) -> None:
         self._settings = settings
         self._run: Run = runs.open(settings.run)
         number = settings.round
@@ -72,12 +73,15 @@ class FidelityRound:
             raise RollsightError(
                 f"{self._run.path} has no round {number}: its rounds are {runs.spell(self._run.rounds)}"
             )
-        self.env = environment_of(self._run, "no fresh buffer can be collected")
+        purpose = "no fresh buffer can be collected"
+        self._environment = trained_environment(self._run, purpose, round=number, make_env=make_env)
+        self.env = self._environment.name
+        self._discounts = discounts_of(self._run, purpose)
         # Masks are over the full buffer, whatever the run itself left out of this round.
         self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         self.objective = self.snapshot.rule.policy_term()
         self.target = self._target(None)
-        self.described = f"{settings.target} {settings.seed} {settings.returns}"
+        self.described = f"{settings.target} {settings.seed} {settings.returns} {self._environment.identity}"
         self._fresh: Records | None = None
 
     def _target(self, records: Records | None) -> targets.Target:
@@ -89,11 +93,11 @@ class FidelityRound:
     def fresh(self) -> Records:
         """As many records as the round has, collected anew by the policy that started it."""
         if self._fresh is None:
-            count = int(self._run.metadata.get("n_envs", 1))
-            envs = make_environments(self.env, count)
+            count = int(self.snapshot.records.ids["env"].max()) + 1
+            envs = self._environment.vectorised(count)
             steps = max(2, len(self.snapshot.records) // count)
             key = (self._settings.seed, self._settings.round, _FRESH)
-            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._run.metadata["settings"], key)
+            self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._discounts, key)
             envs.close()
         return self._fresh
 
@@ -108,7 +112,7 @@ class FidelityRound:
         return {name: measure_of(target) for name, target in aims.items()}
 
     def playing(self) -> Playing:
-        return Playing(self.snapshot, self.env, self._settings)
+        return Playing(self.snapshot, self._environment, self._settings)
 
     def trust_over_training(self) -> list[TrustRound]:
         return trust_over_training(self._run, self.target)
@@ -143,9 +147,8 @@ class FidelityRound:
             variants.BASELINES[0]: lambda records: self.objective.prepare(records).advantages,
             variants.BASELINES[3]: lambda records: torch.from_numpy(rng.standard_normal(len(records))),
         }
-        settings = self._run.metadata["settings"]
         try:
-            buffer = faults.Buffer(self.snapshot.records, float(settings["gamma"]), float(settings["gae_lambda"]))
+            buffer = faults.Buffer(self.snapshot.records, self._discounts["gamma"], self._discounts["gae_lambda"])
             paid = column_as_floats(self._run.records(self._settings.round), "reward")
             stale, note = self._stale_values()
             return faults.detect(buffer, scorers, paid, stale, seed), [note]
@@ -168,10 +171,10 @@ class FidelityRound:
 class Playing:
     """The measure "returns", while its environments are open; nothing where returns are not asked for."""
 
-    def __init__(self, snapshot: Snapshot, env: str, settings: FidelitySettings) -> None:
+    def __init__(self, snapshot: Snapshot, environment: TrainedEnvironment, settings: FidelitySettings) -> None:
         self._policy = snapshot.rebuild()[0]
         key = (settings.seed, settings.round, _PLAYED)
-        self._episodes = CommonEpisodes(env, _EPISODES, key) if settings.returns else None
+        self._episodes = CommonEpisodes(environment.vectorised, _EPISODES, key) if settings.returns else None
 
     def __enter__(self) -> dict[str, Measure]:
         return {} if self._episodes is None else {RETURNS: self._play}

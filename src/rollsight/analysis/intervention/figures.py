@@ -7,6 +7,7 @@ from typing import Any
 
 from rollsight.analysis.drawing import AMBER, BLUE, GREY, is_page, new_figure, save_figure
 from rollsight.analysis.intervention.arms import BASELINE, Floats, Intervention
+from rollsight.escaping import plain_label
 
 COLOURS = {"selection": BLUE, "listed": BLUE, "random": GREY, "permuted": AMBER}
 
@@ -59,7 +60,7 @@ def boxes(result: Intervention) -> Any:
         right.boxplot([[float(x) for c in by_round for x in c.mean(1)]], positions=[index], widths=0.6, **style)
     left.set_xticks(range(rounds), [str(one.round) for one in result.rounds])
     left.set(xlabel="round", ylabel="difference in return\nto the unfiltered replay")
-    left.set_title(f"{result.env}: by episode; mean and 95 % interval", fontsize=10)
+    left.set_title(f"{plain_label(result.env)}: by episode; mean and 95 % interval", fontsize=10)
     right.set_xticks(range(len(arms)), arms)
     right.set_title("means by round and order", fontsize=10)
     for axes in (left, right):

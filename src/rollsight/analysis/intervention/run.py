@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rollsight import runs
-from rollsight.adapters.sb3.common_episodes import CommonEpisodes
-from rollsight.adapters.sb3.environments import environment_of
 from rollsight.analysis.intervention.arms import (
     BASELINE,
     ArmResult,
@@ -30,7 +27,10 @@ from rollsight.analysis.intervention.arms import (
     dropped,
     over_rounds,
 )
+from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
+from rollsight.playing.common_episodes import CommonEpisodes
+from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
 from rollsight.update import Semantic
@@ -71,27 +71,33 @@ def run_intervention(
     *,
     processes: int = 1,
     out: Path | None = None,
+    make_env: MakeEnv | None = None,
     on_progress: Callable[[int, int], None] = lambda done, tasks: None,
 ) -> Intervention:
     """Replay and evaluate every arm of the rounds, in several minibatch orders.
 
     out: folder for a file per finished round; rounds that it has already, with the same settings, are not run again.
+    make_env: returns a new environment, in place of the one that is made again as the run describes it.
     on_progress: called with the finished and all tasks; a task is one minibatch order of one round.
 
     Raises:
         RollsightError: a round has no snapshot, a listed record does not exist, `out` holds other settings, the run's
-            metadata names no environment, or a policy cannot be played in it.
+            environment cannot be made again as it was trained in, or a policy cannot be played in it.
     """
     run = runs.open(settings.run)
-    env = environment_of(run, "nothing can be played")
+    environments: dict[int, TrainedEnvironment] = {}
+    for round in settings.rounds:
+        same = next((one for one in environments.values() if not one.statistics), None)
+        environments[round] = same or trained_environment(run, "nothing can be played", round=round, make_env=make_env)
+    environment = environments[settings.rounds[0]]
     DropNegative(settings.p, settings.unit)  # complains about p now
     paths = {round: run.snapshot_path(round) for round in settings.rounds}
     for round, pairs in (settings.listed or {}).items():
         if round in paths:  # complains about unknown records now, not after an hour
             arms_by_list(Snapshot.load(paths[round]), pairs, order=0)
-    done = _finished(settings, run.metadata, out)
+    done = _finished(settings, run.metadata, environment, out)
     tasks = [
-        _Task(settings, paths[round], env, round, order)
+        _Task(settings, paths[round], environments[round], round, order)
         for round in settings.rounds
         if round not in done
         for order in range(settings.orders)
@@ -107,14 +113,14 @@ def run_intervention(
             if out is not None:
                 _write(out / f"round-{task.round:06d}.json", done[task.round])
         on_progress(count, total)
-    return _result(settings, env, done)
+    return _result(settings, environment.name, done)
 
 
 @dataclass(frozen=True)
 class _Task:
     settings: InterventionSettings
     snapshot: Path
-    env: str
+    environment: TrainedEnvironment
     round: int
     order: int
 
@@ -128,7 +134,7 @@ def _play(task: _Task) -> Played:
         arms = arms_by_rule(snapshot, rule, order, settings.seed)
     else:
         arms = arms_by_list(snapshot, settings.listed[task.round], order, settings.seed)
-    episodes = CommonEpisodes(task.env, settings.episodes, (settings.seed, task.round))
+    episodes = CommonEpisodes(task.environment.vectorised, settings.episodes, (settings.seed, task.round))
     played: dict[str, dict[str, Any]] = {}
     for name, weights in arms.items():
         # Other seeds have other minibatch orders too.
@@ -155,15 +161,14 @@ def _run(tasks: list[_Task], processes: int) -> Iterator[tuple[_Task, Played]]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {pool.submit(_play, task): task for task in tasks}
+    with ProcessPoolExecutor(processes, context, initializer=start_worker) as pool:
         try:
+            with no_interrupts_inherited():
+                futures = {pool.submit(_play, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+            terminate(pool)
             raise
 
 
@@ -208,14 +213,17 @@ def _result(settings: InterventionSettings, env: str, done: Mapping[int, Played]
     )
 
 
-def _finished(settings: InterventionSettings, metadata: Mapping[str, Any], out: Path | None) -> dict[int, Played]:
+def _finished(
+    settings: InterventionSettings, metadata: Mapping[str, Any], environment: TrainedEnvironment, out: Path | None
+) -> dict[int, Played]:
     """The rounds that `out` has; writes the settings there first."""
     if out is None:
         return {}
     listed = None
     if settings.listed is not None:
         listed = hashlib.sha256(repr(sorted(settings.listed.items())).encode()).hexdigest()
-    mine = runs.jsonable({**asdict(settings), "listed": listed, "run_created": metadata.get("created")})
+    more = {"listed": listed, "run_created": metadata.get("created"), "environment": environment.identity}
+    mine = runs.jsonable({**asdict(settings), **more})
     for name in ("run", "rounds"):  # a run may move, and rounds may be added
         mine.pop(name)
     out.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 from rollsight.analysis.drawing import BLUE, GREY, RED, SHADES, is_page, new_figure, save_figure
 from rollsight.analysis.phases.formation import Development, Formation
 from rollsight.analysis.phases.similarity import Floats
+from rollsight.escaping import plain_label
 
 _MAPS = 4
 
@@ -37,7 +38,7 @@ def course(result: Development, title: str) -> Any:
     likely.plot(numbers, np.exp([one.log_prob for one in result.rounds]), color=BLUE, marker=".")
     likely.set(ylabel="pi(a|s)")
     likely.margins(y=0.15)  # room for the phases' names
-    likely.set_title(title, fontsize=11)
+    likely.set_title(plain_label(title), fontsize=11)
     where, values, low, high = rough_rounds(result.rounds)
     rough.fill_between(where, low, high, color=GREY, alpha=0.35, linewidth=0, label="influences permuted, 95 %")
     rough.plot(where, values, color=RED, marker=".", label="roughness")

@@ -13,6 +13,7 @@ from rollsight.analysis.drawing import BLUE, GREY, RED, SHADES
 from rollsight.analysis.page import Panel, band, dress, short, write_page
 from rollsight.analysis.phases.figures import frame, rough_rounds
 from rollsight.analysis.phases.formation import Development, Formation
+from rollsight.escaping import plain_html
 
 _LISTED = 5  # top records that a round's hover text names
 
@@ -139,6 +140,6 @@ def _summary(one: Formation) -> str:
 def _record(row: dict[str, Any]) -> str:
     """A top record in a line: where it is, what was seen and done, and its numbers."""
     where = ":".join(str(row[name]) for name in ("env", "step") if name in row)
-    seen = [f"{name} {short(row[name])}" for name in row if name.split(".")[0] in ("obs", "action")]
+    seen = [f"{plain_html(name)} {short(row[name])}" for name in row if name.split(".")[0] in ("obs", "action")]
     numbers = f"advantage {row['advantage']:.3g}, influence {row['influence']:.3g}"
     return f"{row['rank']}. {where}  {', '.join(seen)}: {numbers}"

@@ -11,6 +11,7 @@ import numpy as np
 from rollsight.analysis.learning_curves import Interval, t_interval
 from rollsight.analysis.page import write_page
 from rollsight.errors import RollsightError
+from rollsight.escaping import visible
 from rollsight.studies import dots, plots
 from rollsight.studies.curves import files_by_seed
 from rollsight.studies.directions.cell import read_rows
@@ -142,9 +143,9 @@ def _table(result: Directions) -> str:
         rows.append([f"`{arm}`", *cells])
     seeds = len(next(iter(result.means[trained].values())))
     head = (
-        f"## {result.env}, `{trained}` trains\n\n{seeds} seed{'s' * (seeds > 1)}; means over compared rounds, ± 95 % "
-        f"t-interval over seeds. Every arm's update starts from the same rounds. Length in units of `{trained}`'s; "
-        "gains of PPO's objective in thousandths.\n\n"
+        f"## {visible(result.env)}, `{trained}` trains\n\n{seeds} seed{'s' * (seeds > 1)}; means over compared rounds, "
+        f"± 95 % t-interval over seeds. Every arm's update starts from the same rounds. Length in units of "
+        f"`{trained}`'s; gains of PPO's objective in thousandths.\n\n"
     )
     return head + table(columns, rows)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rollsight.analysis.learning_curves import Interval
+from rollsight.escaping import markdown_cell, visible
 from rollsight.studies.paper.metrics import Estimate
 from rollsight.studies.paper.results import EnvResult
 from rollsight.training.paper import EnvSettings, settings_for
@@ -24,10 +25,10 @@ def _environment(result: EnvResult) -> str:
     settings = settings_for(result.env)
     rounds = int(next(iter(result.arms[0].curves.values()))["round"][-1])
     head = (
-        f"## {result.env}\n\n{rounds} rounds of 2048 records, {settings.optimizer} at {settings.lr:g}, paper's p "
-        f"{100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains are paired "
-        "by seed. A diverged run counts, from there to its end, with its lowest return. RT is left out where "
-        "collection took over a quarter more or less time than the PPO's: another machine, or another load.\n\n"
+        f"## {visible(result.env)}\n\n{rounds} rounds of 2048 records, {settings.optimizer} at {settings.lr:g}, "
+        f"paper's p {100 * settings.drop:g} %. Mean ± 95 % t-interval over seeds; IQM with bootstrap interval; gains "
+        "are paired by seed. A diverged run counts, from there to its end, with its lowest return. RT is left out "
+        "where collection took over a quarter more or less time than the PPO's: another machine, or another load.\n\n"
     )
     compared = [_savings(result, settings)] if any(one.contrast for one in result.arms) else []
     return head + "\n\n".join((_returns(result, settings), *compared, _deeds(result)))
@@ -80,9 +81,9 @@ def _deeds(result: EnvResult) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table. Texts in it, names of environments or what a model wrote, stay in their cells."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
 
 
 def _t(interval: Interval) -> str:

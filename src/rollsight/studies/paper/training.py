@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from stable_baselines3 import PPO
 
-from rollsight.adapters.sb3.environments import make_environments
+from rollsight.environments.make import make_environments
 from rollsight.studies.paper.arms import Arm
 from rollsight.training.classic import environments
 from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key

@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-from rollsight.adapters.gymnasium import START
-from rollsight.adapters.sb3.environments import check_environment, make_environment, observations_of
+from rollsight.environments.episode_start import START
+from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import RollsightError
 from rollsight.training.classic.acting import executable
 from rollsight.training.restoring import History
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
     obs:    (E, ...) what the policy sees next: after the reset, where an episode ended and the reset comes at once.
     rewards, terminated, truncated: E each.
     finals: (row, last observation) of episodes that were cut off and have been reset already.
-    starts: (row, how its episode began) of resets that were noted (`rollsight.adapters.gymnasium`).
+    starts: (row, how its episode began) of resets that were noted (`rollsight.environments.episode_start`).
     """
 
     obs: Array

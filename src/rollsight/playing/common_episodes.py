@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.atari_wrappers import ClipRewardEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, distributions, nn
 
-from rollsight.adapters.sb3.environments import make_environments
 from rollsight.errors import RollsightError
+from rollsight.playing.spaces import check_spaces
 
 _AT_ONCE = 32
 _EPISODE = 0xC124  # the purpose in the keys of episodes' random streams
@@ -26,11 +27,16 @@ class CommonEpisodes:
 
     Episode e starts from its own environment seed and draws its actions from its own uniform numbers, both keyed by
     (key, e). Equal policies have equal returns, and a policy's returns do not depend on the policies played before it.
+
+    Returns are of the rewards that the environment gave in training, before `VecNormalize`; of Atari games they are the
+    scores, over all lives and before rewards are clipped.
+
+    make: so many environments in one process, inside their vector wrappers.
     """
 
-    def __init__(self, env: str, episodes: int, key: tuple[int, ...]) -> None:
+    def __init__(self, make: Callable[[int], VecEnv], episodes: int, key: tuple[int, ...]) -> None:
         self._episodes, self._key = episodes, (*key, _EPISODE)
-        self._envs = make_environments(env, min(episodes, _AT_ONCE))
+        self._envs = make(min(episodes, _AT_ONCE))
         base = self._envs.unwrapped
         assert isinstance(base, DummyVecEnv)
         self._slots = [_Slot(one, self._key) for one in base.envs]
@@ -51,15 +57,11 @@ class CommonEpisodes:
         for slot in self._slots:
             slot.begin(numbers)
         policy.set_training_mode(False)
-        obs = self._envs.reset()
-        if self._envs.action_space != policy.action_space:
-            raise RollsightError(
-                f"the policy acts in {policy.action_space} and the environment takes {self._envs.action_space}: the "
-                "run's environment was wrapped in a way that its name does not say"
-            )
+        check_spaces(policy, self._envs.observation_space, self._envs.action_space)
+        obs: Any = self._envs.reset()
         while any(slot.episode is not None for slot in self._slots):
             with torch.no_grad():
-                distribution = policy.get_distribution(_observed(policy, obs)).distribution
+                distribution = policy.get_distribution(policy.obs_to_tensor(obs)[0]).distribution
                 sampled = sample(distribution, self._uniform).numpy()
                 actions = sampled.reshape(-1, *(policy.action_space.shape or ()))
             if isinstance(policy.action_space, gym.spaces.Box):
@@ -84,6 +86,9 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._key = key
         self._last: Any = None
+        layers = list(_layers(env))
+        self._lives = [layer for layer in layers if "was_real_done" in vars(layer)]
+        self._clipped = any(isinstance(layer, ClipRewardEnv) for layer in layers)
         self.begin(iter(()))
 
     def begin(self, numbers: Iterator[int]) -> None:
@@ -97,7 +102,7 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
         self.episode = next(self._numbers, None)
         if self.episode is None:
             return self._last, {}
-        self._over = False
+        self._over, self._total = False, 0.0
         sequence = np.random.SeedSequence((*self._key, self.episode))
         self.noise = np.random.default_rng(sequence)
         self._last, info = self.env.reset(seed=int(sequence.generate_state(1)[0] >> 1), options=options)
@@ -107,10 +112,19 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
         if self.episode is None:
             return self._last, 0.0, False, False, {}
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if "episode" in info:  # from Monitor, the innermost wrapper: the return before rewards are clipped
-            self.returns[self.episode] = float(info["episode"]["r"])
+        self._total += float(reward)
+        if (terminated or truncated) and all(vars(layer)["was_real_done"] for layer in self._lives):
+            # Monitor, inside the clipping, knows the score.
+            score = info["episode"]["r"] if self._clipped and "episode" in info else self._total
+            self.returns[self.episode] = float(score)
             self._over = True
         return obs, float(reward), terminated, truncated, info
+
+
+def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
 
 
 def sample(distribution: Any, uniform: Callable[[int], Tensor]) -> Tensor:
@@ -138,13 +152,3 @@ def sample(distribution: Any, uniform: Callable[[int], Tensor]) -> Tensor:
 
 def _gumbel_max(logits: Tensor, uniform: Tensor) -> Tensor:
     return (logits - torch.log(-torch.log(uniform))).argmax(1)
-
-
-def _observed(policy: ActorCriticPolicy, obs: Any) -> Any:
-    try:
-        return policy.obs_to_tensor(obs)[0]
-    except ValueError as error:
-        raise RollsightError(
-            f"the policy does not take the environment's observations ({str(error).splitlines()[0]}): the run's "
-            "environment was wrapped in a way that its name does not say"
-        ) from error

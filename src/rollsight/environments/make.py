@@ -1,25 +1,29 @@
-"""Environments by name, wrapped and ready for Stable-Baselines3."""
+"""Environments by name, wrapped as our own training runs see them."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import gymnasium as gym
-import numpy as np
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
-from rollsight.adapters.gymnasium import EpisodeStart
+from rollsight.environments.episode_start import EpisodeStart
+from rollsight.environments.vector import seen_alone
 from rollsight.errors import RollsightError
-from rollsight.runs import Run
 
 Observations: TypeAlias = Literal["vector", "minigrid", "atari"]
 
-_FRAMES = 4  # of Atari, stacked
+FRAMES = 4  # of Atari, stacked
+STACKED = {
+    "wrapper": "stable_baselines3.common.vec_env.vec_frame_stack:VecFrameStack",
+    "arguments": {"n_stack": FRAMES, "channels_order": None},
+}
 _EXTRA = "pip install 'rollsight[envs]'"
 
 # Environments that another package registers, by the start of their names.
@@ -44,22 +48,6 @@ def check_environment(env: str) -> None:
         raise RollsightError(f"There is no environment {env!r}; {hint}") from error
 
 
-def environment_of(run: Run, purpose: str) -> str:
-    """The name of the environment that a run was trained in.
-
-    purpose: what cannot be done without it, for the error. Raises `RollsightError` where the run names none, or wrapped
-    it in something whose state the run does not hold.
-    """
-    env = run.metadata.get("env")
-    if not isinstance(env, str):
-        raise RollsightError(f"{run.path} does not say which environment it was trained in, so {purpose}")
-    if "VecNormalize" in (run.metadata.get("env_wrappers") or []):
-        raise RollsightError(
-            f"{run.path} was trained inside VecNormalize, whose running statistics the run does not hold, so {purpose}"
-        )
-    return env
-
-
 def make_environments(
     env: str, count: int, seed: int | None = None, keywords: Mapping[str, Any] | None = None
 ) -> VecEnv:
@@ -69,20 +57,16 @@ def make_environments(
     cannot be made.
     """
     check_environment(env)
-    try:
+    with _said(env):
         vectorised = make_vec_env(
             env,
             n_envs=count,
             seed=seed,
-            wrapper_class=_wrapper(env),
+            wrapper_class=wrapper_of(env),
+            env_kwargs=None if keywords is None else dict(keywords),
             vec_env_cls=DummyVecEnv,
-            env_kwargs=dict(keywords or {}),
         )
-    except gym.error.DependencyNotInstalled as error:
-        raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
-    except gym.error.Error as error:
-        raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
-    return VecFrameStack(vectorised, _FRAMES) if observations_of(env) == "atari" else vectorised
+    return VecFrameStack(vectorised, FRAMES) if observations_of(env) == "atari" else vectorised
 
 
 def make_environment(env: str, **keywords: Any) -> gym.Env[Any, Any]:
@@ -91,13 +75,21 @@ def make_environment(env: str, **keywords: Any) -> gym.Env[Any, Any]:
     Raises `RollsightError` as `make_environments` does.
     """
     check_environment(env)
+    with _said(env):
+        made = wrapper_of(env)(gym.make(env, **keywords))
+    return seen_alone(made, [STACKED]) if observations_of(env) == "atari" else made
+
+
+@contextmanager
+def _said(env: str) -> Iterator[None]:
+    """Errors of making it as sentences."""
     try:
-        made = _wrapper(env)(gym.make(env, **keywords))
+        yield
     except gym.error.DependencyNotInstalled as error:
         raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
-    except gym.error.Error as error:
-        raise RollsightError(f"The environment {env!r} cannot be made: {str(error).splitlines()[0]}") from error
-    return _stack_frames(made) if observations_of(env) == "atari" else made
+    except (gym.error.Error, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RollsightError(f"The environment {env!r} cannot be made: {reason}") from error
 
 
 def _register(env: str) -> None:
@@ -112,7 +104,8 @@ def _register(env: str) -> None:
         gym.register_envs(module)
 
 
-def _wrapper(env: str) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+def wrapper_of(env: str) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+    """What our training runs put around an environment of this name."""
     observations = observations_of(env)
     if observations == "minigrid":
         return _wrap_minigrid
@@ -137,19 +130,11 @@ def _wrap_atari(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return EpisodeStart(AtariWrapper(env))
 
 
-def _stack_frames(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """What `VecFrameStack` does, for one environment."""
-    stacked = gym.wrappers.FrameStackObservation(env, _FRAMES, padding_type="zero")
-    height, width, _ = env.observation_space.shape or ()
-    space = gym.spaces.Box(0, 255, (height, width, _FRAMES), np.uint8)
-    return gym.wrappers.TransformObservation(stacked, lambda frames: np.concatenate(list(frames), axis=-1), space)
-
-
 def _wrap_walker(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    return EpisodeStart(_FreshWorld(env))
+    return EpisodeStart(FreshWorld(env))
 
 
-class _FreshWorld(gym.Wrapper[Any, Any, Any, Any]):
+class FreshWorld(gym.Wrapper[Any, Any, Any, Any]):
     """A new Box2D world for every episode, as LunarLander makes one itself: the old one keeps traces of the episodes
     before (gymnasium issue 728), so that none could be repeated."""
 

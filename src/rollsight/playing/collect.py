@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rollsight.adapters.sb3.translate import evaluate_masked, translate
 from rollsight.errors import RollsightError
+from rollsight.playing.spaces import check_spaces
 from rollsight.policy import Policy
 from rollsight.records import Records
 
@@ -38,12 +39,7 @@ def collect(policy: Policy, envs: VecEnv, steps: int, settings: Mapping[str, Any
             **{name: settings[name] for name in ("gamma", "gae_lambda") if name in settings},
             **({"use_sde": True} if getattr(module, "use_sde", False) else {}),
         )
-        wanted, made = (module.observation_space, module.action_space), (model.observation_space, model.action_space)
-        if wanted != made:
-            raise RollsightError(
-                f"The environment gives {made[0]} and takes {made[1]}, but the policy was trained on {wanted[0]} and "
-                f"{wanted[1]}: the run wrapped its environment in a way that its name does not tell."
-            )
+        check_spaces(module, model.observation_space, model.action_space)
         _, callback = model._setup_learn(steps * envs.num_envs)
         assert model.env is not None
         model.collect_rollouts(model.env, callback, model.rollout_buffer, steps)
