@@ -17,6 +17,7 @@ from rollsight.analysis.diagnosis.advantages import advantage_from
 from rollsight.analysis.diagnosis.round import diagnose_round
 from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.environments.make import make_environment
+from rollsight.runs.digests import digest_of
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run
 from rollsight.training.run import RunSettings, run_training
@@ -182,7 +183,9 @@ def test_a_corrupted_advantage_is_flagged(lake, tmp_path):
     row = int(np.abs(truth).argmax())
     columns["advantage"][row] = -5 * truth[row]
     columns["score_return"][row] = -1000.0
+    listed = (wrong / "SHA256SUMS").read_text().replace(digest_of(path), "{}")
     pq.write_table(pa.table(columns, schema=table.schema), path)
+    (wrong / "SHA256SUMS").write_text(listed.format(digest_of(path)))
     found = diagnose_round(RoundData(runs.open(wrong), 2), records=8, branches=100)
     worst = found.group("bottom")[0]
     assert (worst.row, worst.mismatch, worst.quintile) == (row, True, 0)

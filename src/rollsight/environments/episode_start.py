@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from base64 import b64decode, b64encode
 from typing import Any
 
@@ -44,15 +43,28 @@ def restart(env: gym.Env[Any, Any], start: str) -> Any:
             raise TypeError("it is an Atari emulator's")
         env.unwrapped.reset(seed=0)  # loads the game, into which the state goes, and leaves the wrappers alone
         env.unwrapped.np_random.bit_generator.state = how["state"]
-        env.unwrapped.restore_state(pickle.loads(b64decode(how["ale"])))
+        env.unwrapped.restore_state(_emulator_state(how["ale"]))
     return env.reset()[0]
 
 
 def _state_of(env: Any) -> dict[str, Any]:
     state = {"state": env.np_random.bit_generator.state}
     if hasattr(env, "clone_state"):  # Atari's sticky actions are drawn by the emulator itself
-        state["ale"] = b64encode(pickle.dumps(env.clone_state(include_rng=True))).decode()
+        state["ale"] = b64encode(env.clone_state(include_rng=True).serialize()).decode()
     return state
+
+
+def _emulator_state(text: str) -> Any:
+    """An Atari emulator's state from its own bytes.
+
+    Raises TypeError for a run of an earlier version, which stored a pickle: that is code, and is not loaded.
+    """
+    from ale_py import ALEState
+
+    state = b64decode(text)
+    if state.startswith(b"\x80"):
+        raise TypeError("it is a pickle of an earlier version of Rollsight")
+    return ALEState(state)
 
 
 def _plain(value: Any) -> Any:

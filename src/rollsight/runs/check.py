@@ -86,7 +86,7 @@ def _check_kind(found: Checked, kind: Kind, from_round: int | None) -> None:
                     found.damaged[name] = OTHER_DIGEST
             elif round > last:
                 continue  # of the round in flight
-            elif from_round is not None and round >= from_round and listed:
+            elif from_round is not None and round >= from_round and (run / DIGESTS).exists():
                 found.foreign[name] = f"{DIGESTS} does not list it"
             elif (why := _implausible(run, kind, round)) is not None:
                 found.damaged[name] = why
