@@ -124,7 +124,7 @@ def write_texts(path, prompts, completions, **metadata):
                 "group": np.arange(n) // 2,
                 "prompt": prompts,
                 "completion": completions,
-                "tokens": [list(range(100))] * n,
+                "token_ids": [list(range(100))] * n,
                 "reward": np.arange(n) / 7,
                 "reward_length": np.arange(n) / 7,
                 "advantage": np.linspace(-1, 1, n),

@@ -71,19 +71,19 @@ def test_the_run_folder_says_what_happened(settings, tmp_path, capsys):
     assert main(["top", str(folder), "--bottom", "--n", "2", "--json"]) == 0
     top = json.loads(capsys.readouterr().out)
     assert top["target"] == "sequence"
-    assert {"prompt", "completion", "reward", "kl", "tokens", "advantages", "kept"} <= top["records"][0].keys()
+    assert {"prompt", "completion", "reward", "kl", "token_ids", "token_advantages", "kept"} <= top["records"][0].keys()
     assert main(["top", str(folder), "--round", "1"]) == 0
     assert "completion" in capsys.readouterr().out
     assert main(["export", str(folder), "--out", str(tmp_path / "records.csv")]) == 0
     with (tmp_path / "records.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 8
-    assert all(len(json.loads(row["tokens"])) == int(row["length"]) for row in rows)
+    assert all(len(json.loads(row["token_ids"])) == int(row["length"]) for row in rows)
     assert all((float(row["score_sequence"]) >= 0) == (row["kept"] == "True") for row in rows)
     capsys.readouterr()
     assert main(["compare", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["arms"][0]["name"] == "iif sequence p=1"
-    stored = runs.open(folder).sql("select r.return_mean, avg(reward), r.dropped, sum((not kept)::int), r.time_score, "
+    stored = runs.open(folder).sql("select r.reward_mean, avg(reward), r.dropped, sum((not kept)::int), r.time_score, "
         "r.time_generate from rounds r join records using (round) group by all").fetchall()  # fmt: skip
     for mean, found, dropped, counted, *seconds in stored:
         assert mean == pytest.approx(found)

@@ -152,6 +152,8 @@ def test_the_run_folder_holds_texts_rewards_scores_and_kept_and_is_resumed(tmp_p
     assert [row["prompt"] for row in rows] == list(first._logs["prompt"])
     assert [row["reward"] for row in rows] == pytest.approx(digits([row["completion"] for row in rows]))
     assert [row["group"] for row in rows] == [0] * 4 + [1] * 4
+    assert [row["episode"] for row in rows] == list(range(8))
+    assert all(0 < row["length"] <= 8 for row in rows)
     assert [row["score_sequence"] for row in rows] == pytest.approx(attachment.scores["sequence"].values.tolist())
     assert [row["kept"] for row in rows] == (attachment.selection.weights > 0).tolist()
     again = trainer(tmp_path / "new")

@@ -111,12 +111,14 @@ def evaluation_curve(run: Run) -> Curve | None:
 
 
 def training_curve(run: Run) -> Curve | None:
-    """Mean return of the episodes that finished in each round; a round without one repeats the last mean.
+    """Mean return of the episodes that finished in each round, of language models their mean reward; a round without
+    one repeats the last mean.
 
     Starts with the first round in which an episode finished; None where there is none.
     """
-    rows = run.rows("rounds", ["round", "return_mean"])
-    means = rows["return_mean"].to_pylist()
+    rows = run.rows("rounds", ["round", "return_mean", "reward_mean"])
+    name = "reward_mean" if rows["return_mean"].null_count == len(rows) else "return_mean"
+    means = rows[name].to_pylist()
     first = next((i for i, mean in enumerate(means) if mean is not None), None)
     if first is None:
         return None

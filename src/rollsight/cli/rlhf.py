@@ -33,7 +33,7 @@ PHASES = {
 }
 _FIGURES = {
     "round": "round",
-    "reward": "return_mean",
+    "reward": "reward_mean",
     "KL": "kl_mean",
     "length": "length_mean",
     "distinct-2": "distinct_2",
@@ -209,7 +209,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     """A round in one short line: reward, KL, kept share, seconds of each phase."""
     seconds = " + ".join(f"{summary.get(name, 0.0):.1f}" for name in PHASES.values())
     return (
-        f"reward {summary['return_mean']:.3g}  kl {summary['kl_mean']:.2g}  "
+        f"reward {summary['reward_mean']:.3g}  kl {summary['kl_mean']:.2g}  "
         f"kept {100 * summary['kept_frac']:.0f} %  {seconds} s"
     )
 

@@ -20,6 +20,7 @@ import numpy as np
 from rollsight.errors import RollsightError
 from rollsight.runs.digests import SELF, digest_of_metadata
 from rollsight.runs.layout import FORMAT, METADATA, read_bytes, whole_file
+from rollsight.runs.schema import SCHEMA
 
 # What decides results, or how they are stored.
 _PACKAGES = (
@@ -31,7 +32,9 @@ _PACKAGES = (
 
 # The entries that readers rely on, and what they are where they are there; None is always possible.
 _TYPES: dict[tuple[str, ...], type | tuple[type, ...]] = {
+    ("schema",): int,
     ("env",): str,
+    ("host",): str,
     ("env_kwargs",): dict,
     ("max_episode_steps",): int,
     ("n_envs",): int,
@@ -129,6 +132,7 @@ def _making() -> dict[str, Any]:
             continue
     return {
         "format": FORMAT,
+        "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "command": list(sys.argv),
         "versions": versions,

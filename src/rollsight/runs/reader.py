@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -24,6 +25,7 @@ from rollsight.runs.layout import (
     spell,
 )
 from rollsight.runs.metadata import read_metadata
+from rollsight.runs.schema import renamed
 from rollsight.runs.verified import VerifiedFiles, damaged
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Run:
 
     Every file is compared with its digest where it is read (`SHA256SUMS`; not in a run of a version that wrote none).
     Rows that are gone, and files that cannot be verified, are a Python warning, once.
+    Columns that an earlier version called otherwise have their names of today (`schema.RENAMED`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +91,8 @@ class Run:
         Raises:
             RollsightError: there is no such round, or its file is damaged.
         """
-        return parse(self._existing("records", round), self._content(round))
+        table = parse(self._existing("records", round), self._content(round))
+        return _with_names_of_today(table, renamed(self.metadata, "records"))
 
     def rows(self, kind: Literal["rounds", "evaluations"], columns: list[str]) -> pa.Table:
         """These columns of every complete round, in order of rounds, null where a round has none of that name.
@@ -100,11 +104,15 @@ class Run:
         """
         self._say(kind)
         empty = pa.table({name: pa.array([], pa.null()) for name in columns})
+        names = renamed(self.metadata, kind)
+        asked = [*columns, *(old for old, new in names.items() if new in columns)]
         tables = [
-            parse(round_path(self.path, kind, round), self._files.content(kind, round), columns)
+            _with_names_of_today(
+                parse(round_path(self.path, kind, round), self._files.content(kind, round), asked), names
+            )
             for round in self._complete(kind)
         ]
-        return pa.concat_tables([empty, *tables], promote_options="permissive")
+        return pa.concat_tables([empty, *tables], promote_options="permissive").select(columns)
 
     def targets(self, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order; empty where the round was not scored."""
@@ -160,7 +168,8 @@ class Run:
         try:
             for table, paths in files.items():
                 if paths:
-                    self._database.execute(f"create or replace view {table} as {_select(paths)}")
+                    selected = _select(self._database, paths, renamed(self.metadata, table))
+                    self._database.execute(f"create or replace view {table} as {selected}")
             self._database.execute(f"create or replace view run as {_select_metadata(self.path, self.metadata)}")
             relation: Any = self._database.sql(query)
             if relation is not None:
@@ -234,7 +243,35 @@ class Run:
         return f"the query failed: {lines[0]}{hint}"
 
 
-def _select(paths: list[Path]) -> str:
+def _with_names_of_today(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """The table without old names of columns, as `renamed` gives them."""
+    return table.rename_columns(
+        [
+            names[name] if name in names and names[name] not in table.column_names else name
+            for name in table.column_names
+        ]
+    )
+
+
+def _select(database: duckdb.DuckDBPyConnection, paths: list[Path], names: Mapping[str, str]) -> str:
+    """All rows of the files, the columns under their names of today."""
+    rows = _select_all(paths)
+    if not names:
+        return rows
+    stored = [column for column, *_ in database.execute(f"describe {rows}").fetchall()]
+    old_names = {new: old for old, new in names.items() if old in stored}
+    columns = []
+    for name in stored:
+        if (old := old_names.get(name)) is not None:  # files of both schemas
+            columns.append(f"coalesce({_name(name)}, {_name(old)}) as {_name(name)}")
+        elif name not in names:
+            columns.append(_name(name))
+        elif names[name] not in stored:
+            columns.append(f"{_name(name)} as {_name(names[name])}")
+    return f"select {', '.join(columns)} from ({rows})"
+
+
+def _select_all(paths: list[Path]) -> str:
     # DuckDB takes *, ? and [ in a file name as a pattern, and key=value folders as columns.
     names = [re.sub(r"([*?\[])", r"[\1]", str(path.absolute())) for path in paths]
     return f"select * from read_parquet([{', '.join(map(_quote, names))}], union_by_name=true, hive_partitioning=false)"
@@ -245,6 +282,10 @@ def _select_metadata(run: Path, metadata: dict[str, Any]) -> str:
     columns = ", ".join(f"{_quote(name)}: '{types.get(type(value), 'JSON')}'" for name, value in metadata.items())
     name = re.sub(r"([*?\[])", r"[\1]", str((run / METADATA).absolute()))
     return f"select * from read_json({_quote(name)}, columns={{{columns}}})"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _quote(text: str) -> str:

@@ -115,10 +115,11 @@ def run_columns(
 ) -> dict[str, Any]:
     """Every completion of the round, of all processes, one row each, in the order in which it was generated."""
     n = len(kept)
-    columns: dict[str, Any] = {"round": np.full(n, round), "group": np.arange(n) // trainer.num_generations}
+    columns: dict[str, Any] = {"round": np.full(n, round), "episode": np.arange(n)}
+    columns["group"] = columns["episode"] // trainer.num_generations
     columns["prompt"] = [_text(prompt) for prompt in logged(trainer, "prompt", n)]
     columns["completion"] = [_text(completion) for completion in logged(trainer, "completion", n)]
-    columns["tokens"] = seen.tokens.cpu().numpy()
+    columns["length"] = seen.tokens.cpu().numpy()
     columns["reward"] = seen.total.cpu().numpy()
     names = column_names(trainer.reward_func_names)
     columns |= {f"reward_{name}": seen.rewards[:, i].numpy() for i, name in enumerate(names)}

@@ -23,7 +23,7 @@ PHASES = ("generate", "reward", "log_probs", "score", "train")
 PROBE = "probe.npz"  # in the study's folder
 # Column -> what of the rounds' summaries it is the mean of, since the row before.
 _MEANS = {
-    "train_reward": "return_mean",
+    "train_reward": "reward_mean",
     "negative": "neg_frac",
     "kept": "kept_frac",
     "steps": "optimizer_steps",

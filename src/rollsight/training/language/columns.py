@@ -23,19 +23,21 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
         return [row[: int(n)].numpy(force=True) for row, n in zip(column, lengths, strict=True)]
 
     advantages = of_tokens(records.advantages)
+    groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(rollout.prompts))}
     columns: dict[str, Any] = {
         "round": np.full(len(records), round),
         "episode": np.arange(len(records)),
+        "group": [groups[prompt] for prompt in rollout.prompts],
         "prompt": rollout.prompts,
         "completion": rollout.texts,
         "length": lengths.numpy(force=True),
         "reward": rollout.rewards,
         "kl": rollout.kl.numpy(force=True),
         "advantage": np.array([row[-1] if len(row) else 0.0 for row in advantages], np.float32),
-        "tokens": of_tokens(records.actions),
-        "log_probs": of_tokens(records.log_probs),
-        "values": of_tokens(records.values),
-        "advantages": advantages,
+        "token_ids": of_tokens(records.actions),
+        "token_log_probs": of_tokens(records.log_probs),
+        "token_values": of_tokens(records.values),
+        "token_advantages": advantages,
     }
     if options.target != "none":
         columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]
@@ -45,7 +47,7 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
 
 
 def round_summary(rollout: Rollout, update: Update, options: Options, times: dict[str, float]) -> dict[str, Any]:
-    """The round in numbers. `return_mean` is the mean reward, under the name that learning curves are read by."""
+    """The round in numbers."""
     n, dropped = len(rollout.texts), int((~update.kept).sum())
     lengths = rollout.records.valid.sum(1).double()
     assert isinstance(rollout.records.actions, Tensor)
@@ -54,7 +56,7 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
     return {
         "records": n,
         "valid": n,
-        "return_mean": float(rollout.rewards.mean()),
+        "reward_mean": float(rollout.rewards.mean()),
         "reward_std": float(rollout.rewards.std()),
         "kl_mean": float(rollout.kl.mean()),
         "length_mean": float(lengths.mean()),
