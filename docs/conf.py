@@ -73,7 +73,33 @@ def _write_command_line(app):
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             main([*name.split(), "--help"])
         parts.append(f"\n## rollsight {name}\n\n```text\n{said.getvalue().strip()}\n```")
-    page = Path(app.srcdir) / "reference" / "command_line.md"
+    _write(Path(app.srcdir) / "reference" / "command_line.md", parts)
+
+
+def _write_columns(app):
+    """The page of a run folder's columns, from their schema."""
+    from pathlib import Path
+
+    from rollsight.runs.schema import TABLES
+
+    parts = [
+        "# Columns of a run folder\n\n"
+        "Written from `rollsight.runs.schema`. A `*` stands for any name: `score_return`, `time_train`. An array is a "
+        "number or a nested list of them. Every column may be null, and a column that no round of a run has is not in "
+        "its tables.\n\n"
+        "Written by: `sb3` is Stable-Baselines3 with sb3-contrib, `compiled` the compiled engine of `rollsight train`, "
+        "`trl` TRL's trainers, `rlhf` is `rollsight rlhf`. Columns that were called otherwise when a run was written "
+        "(`schema` of its `run.json`) are read under these names.\n"
+    ]
+    for table, columns in TABLES.items():
+        parts.append(f"\n## {table}\n\n| column | type | unit | meaning | written by |\n|---|---|---|---|---|")
+        parts += [
+            f"| `{one.name}` | {one.type} | {one.unit} | {one.meaning} | {', '.join(one.hosts)} |" for one in columns
+        ]
+    _write(Path(app.srcdir) / "reference" / "columns.md", parts)
+
+
+def _write(page, parts):
     text = "\n".join(parts) + "\n"
     if not page.exists() or page.read_text("utf-8") != text:
         page.write_text(text, "utf-8")
@@ -82,3 +108,4 @@ def _write_command_line(app):
 def setup(app):
     app.connect("autodoc-process-docstring", _fields_as_lists)
     app.connect("builder-inited", _write_command_line)
+    app.connect("builder-inited", _write_columns)

@@ -161,7 +161,7 @@ def test_ratios_start_at_one_within_the_support():
     for _ in range(2):
         statistics = ours.train_round()[1].statistics
     assert abs(statistics["approx_kl"]) < 1e-6  # one step, taken where the completions were sampled
-    assert statistics["clip_frac"] == 0
+    assert statistics["clip_fraction"] == 0
 
 
 def test_what_is_set_aside_is_said_once_by_name():

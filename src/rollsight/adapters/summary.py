@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.records import Records
 from rollsight.scoring import Scores, TrustLine
 from rollsight.selection import Selection
 
@@ -60,50 +62,80 @@ class Clock:
         self._last = self._now()
 
 
-def of_rollout(
-    valid: Tensor,
-    returns: Any,
-    scores: Scores | None,
-    selection: Selection | None,
-    line: TrustLine | None,
-    semantic: str,
-) -> Summary:
-    """What is known of a round before its update. valid: (N,) booleans; returns: (E,) of the episodes that ended;
-    scores: those that decide the selection; None is what there was not."""
-    count = int(valid.sum())
+def of_records(records: Records) -> Summary:
+    """What the records are, over the valid ones; None is what they do not say."""
+    valid = records.valid.numpy(force=True)
+    count = int(records.valid_rows.sum())
+    advantages = records.advantages.numpy(force=True).astype(np.float64)[valid]
     return {
-        "records": len(valid),
+        "records": len(records),
         "valid": count,
-        "invalid_rows": len(valid) - count,
+        "invalid_rows": len(records) - count,
+        "explained_variance": explained_variance(records.values, records.returns, valid),
+        "advantage_mean": float(advantages.mean()) if len(advantages) else None,
+        "advantage_std": float(advantages.std()) if len(advantages) else None,
+    }
+
+
+def explained_variance(values: Tensor | None, returns: Tensor | None, valid: Any) -> float | None:
+    """1 - var(returns - values) / var(returns) over the valid entries; None where the returns are all the same."""
+    if values is None or returns is None:
+        return None
+    value, of = (column.numpy(force=True).astype(np.float64)[valid] for column in (values, returns))
+    return float(1 - (of - value).var() / spread) if len(of) and (spread := of.var()) else None
+
+
+def mean_of(column: Any, valid: Any) -> float | None:
+    """The mean of a column (N,) over its valid rows (N,)."""
+    values = np.asarray(column, np.float64)[valid]
+    return float(values.mean()) if len(values) else None
+
+
+def of_speed(summary: Summary) -> Summary:
+    """Records in each second that the round took, its evaluation apart."""
+    times = [value for name, value in summary.items() if name.startswith("time_") and name != "time_eval"]
+    return {"records_per_second": summary["records"] / sum(times) if sum(times) > 0 else None}
+
+
+def of_scoring(
+    records: Records, scores: Scores | None, selection: Selection | None, line: TrustLine | None, semantic: str
+) -> Summary:
+    """What was made of the records before their update. scores: those that decide the selection; None is what there
+    was not."""
+    return {
         "scored": False,
-        "episodes": len(returns),
-        "return_mean": float(returns.mean()) if len(returns) else None,
         **(of_scores(scores) if scores is not None else {}),
-        **of_selection(selection, max(count, 1), semantic),
+        **of_selection(selection, max(int(records.valid_rows.sum()), 1), semantic),
         **(of_trust(line) if line is not None else {}),
     }
 
 
 def of_scores(scores: Scores) -> Summary:
     """Distribution of one round's scores over its valid records."""
-    values = scores.values[scores.valid].double()
-    size = values.abs()
-    total = float(size.sum())
-    quantiles = torch.quantile(
-        values, torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64, device=values.device)
-    ).tolist()
-    top = size.sort(descending=True).values[: max(1, len(size) // 100)]
     return {
         "scored": True,
         "target": scores.target,
         "normalisation": scores.normalisation,
         "backend": scores.backend,
-        "neg_frac": float((values < 0).double().mean()),
-        "neg_mass": float(size[values < 0].sum()) / total if total else 0.0,
-        "score_min": float(values.min()),
-        "score_p01": quantiles[0],
-        "score_median": quantiles[1],
-        "score_p99": quantiles[2],
+        **distribution(scores.values[scores.valid]),
+    }
+
+
+def distribution(values: Tensor) -> Summary:
+    """Of scores (n,); all None where there are none."""
+    names = ("neg_frac", "neg_mass", "score_min", "score_p01", "score_median", "score_p99", "score_max")
+    if not len(values):
+        return dict.fromkeys((*names, "top1pct_share"))
+    values = values.double()
+    size = values.abs()
+    total = float(size.sum())
+    quantiles = torch.quantile(
+        values, torch.tensor([0.0, 0.01, 0.5, 0.99, 1.0], dtype=torch.float64, device=values.device)
+    ).tolist()
+    top = size.sort(descending=True).values[: max(1, len(size) // 100)]
+    negative = float((values < 0).double().mean()), float(size[values < 0].sum()) / total if total else 0.0
+    return {
+        **dict(zip(names, (*negative, *quantiles), strict=True)),
         "top1pct_share": float(top.sum()) / total if total else 0.0,
     }
 
@@ -117,6 +149,7 @@ def of_selection(selection: Selection | None, valid: int, semantic: str) -> Summ
         "units_dropped": 0 if selection is None else selection.reached,
         "dropped": dropped,
         "kept_frac": 1 - dropped / valid,
+        "message": None if selection is None else selection.message or None,
     }
 
 

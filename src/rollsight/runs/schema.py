@@ -1,11 +1,150 @@
-"""What the columns of a run folder are called and mean, whichever host writes it."""
+"""What the columns of a run folder are called and mean, whichever host writes it: same meaning, same name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 SCHEMA = 2  # `schema` in run.json; runs without it are of 1
+
+Host = Literal["sb3", "compiled", "trl", "rlhf"]
+Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers"]
+Table = Literal["records", "rounds", "evaluations"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. A name with `*` stands for all columns that it matches.
+
+    type: "array" is a number or a nested list of them; "integers" and "numbers" are lists. Every column may be null.
+    unit: "" where there is none. hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s
+    compiled engine ("compiled"), TRL's trainers ("trl"), `rollsight rlhf` ("rlhf").
+    """
+
+    name: str
+    type: Type
+    unit: str
+    meaning: str
+    hosts: tuple[Host, ...]
+
+
+_ALL: tuple[Host, ...] = ("sb3", "compiled", "trl", "rlhf")
+_STEPS: tuple[Host, ...] = ("sb3", "compiled")
+_TEXTS: tuple[Host, ...] = ("trl", "rlhf")
+_OWN_UPDATE: tuple[Host, ...] = ("sb3", "compiled", "rlhf")  # whose update is over when the summary is written
+
+RECORDS = (
+    Column("round", "integer", "", "number of the round, from 1", _ALL),
+    Column("env", "integer", "", "number of the environment", _STEPS),
+    Column("step", "integer", "steps", "place in the rollout of its environment", _STEPS),
+    Column("episode", "integer", "", "number of the episode in the run; of the completion in the round", _ALL),
+    Column("episode_step", "integer", "steps", "steps since the episode began; -1 where a step only resets", _STEPS),
+    Column("group", "integer", "", "number of the prompt in the round", _TEXTS),
+    Column("obs", "array", "", "observation before the action; of large ones a sample", _STEPS),
+    Column("obs.*", "array", "", "entry of an observation that is a dictionary", ("sb3",)),
+    Column("action_masks", "array", "", "which actions were allowed (MaskablePPO)", ("sb3",)),
+    Column("action", "array", "", "action taken", _STEPS),
+    Column("prompt", "text", "", "prompt; a conversation is JSON", _TEXTS),
+    Column("completion", "text", "", "completion; a conversation is JSON", _TEXTS),
+    Column("length", "integer", "tokens", "tokens of the completion that are trained on", _TEXTS),
+    Column("reward", "number", "reward", "reward as the environment or the reward function gave it", _ALL),
+    Column("reward_*", "number", "reward", "of one reward function", ("trl",)),
+    Column("kl", "number", "nats", "log-probability less that of the reference, summed over tokens", ("rlhf",)),
+    Column("value", "number", "return", "value estimate before the update", _STEPS),
+    Column("advantage", "number", "return", "advantage; of completions as it is trained on, at the last token", _ALL),
+    Column("return", "number", "return", "what the value function is trained on", _STEPS),
+    Column("log_prob", "number", "nats", "log-probability of the action when it was taken", _STEPS),
+    Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS),
+    Column("token_ids", "integers", "", "tokens of the completion", ("rlhf",)),
+    Column("token_log_probs", "numbers", "nats", "log-probability of each token when it was sampled", ("rlhf",)),
+    Column("token_values", "numbers", "return", "value estimate at each token before the update", ("rlhf",)),
+    Column("token_advantages", "numbers", "", "advantage of each token, whitened over the round", ("rlhf",)),
+    Column("score_*", "number", "target per weight of the record", "influence on the target; negative hurts it", _ALL),
+    Column("kept", "boolean", "", "whether the record stayed in the update", _ALL),
+    Column("valid", "boolean", "", "whether there is something to train on and to score", _ALL),
+    Column("episode_return", "number", "reward", "return of its episode, where that ended in the round", _STEPS),
+    Column("episode_start", "text", "", "how the episode began, as JSON, at its first step", _STEPS),
+)
+
+ROUNDS = (
+    Column("round", "integer", "", "number of the round, from 1", _ALL),
+    Column("timesteps", "integer", "steps", "environment steps up to the end of the round", _STEPS),
+    Column("step", "integer", "", "optimiser steps before the round", ("trl",)),
+    Column("records", "integer", "", "records", _ALL),
+    Column("valid", "integer", "", "valid records", _ALL),
+    Column("invalid_rows", "integer", "", "the others", _ALL),
+    Column("explained_variance", "number", "", "1 - var(return - value) / var(return), before the update", _OWN_UPDATE),
+    Column("advantage_mean", "number", "return", "mean advantage of the valid records", ("sb3", "compiled", "trl")),
+    Column("advantage_std", "number", "return", "their standard deviation", ("sb3", "compiled", "trl")),
+    Column("episodes", "integer", "", "episodes that ended in the round and were seen from their beginning", _STEPS),
+    Column("return_mean", "number", "reward", "mean return of these episodes", _STEPS),
+    Column("return_std", "number", "reward", "standard deviation of their returns", _STEPS),
+    Column("episode_length_mean", "number", "steps", "mean length of these episodes", _STEPS),
+    Column("episodes_terminated", "integer", "", "episodes that ended in the round by themselves", _STEPS),
+    Column("episodes_truncated", "integer", "", "episodes that were cut off in the round", _STEPS),
+    Column("entropy_mean", "number", "nats", "mean of the records' entropy", _STEPS),
+    Column("reward_mean", "number", "reward", "mean reward of the completions", _TEXTS),
+    Column("reward_std", "number", "reward", "standard deviation of their rewards", _TEXTS),
+    Column("length_mean", "number", "tokens", "mean length of the completions", _TEXTS),
+    Column("kl_mean", "number", "nats", "mean of the completions' kl", ("rlhf",)),
+    Column("empty", "integer", "", "completions without text", ("rlhf",)),
+    Column("distinct_1", "number", "", "different tokens per token, over all completions", ("rlhf",)),
+    Column("distinct_2", "number", "", "different pairs of tokens per pair", ("rlhf",)),
+    Column("scored", "boolean", "", "whether the records were scored", _ALL),
+    Column("target", "text", "", "target that decides the selection", _ALL),
+    Column("normalisation", "text", "", "how advantages are normalised in the scores", ("sb3", "compiled", "trl")),
+    Column("backend", "text", "", "how the scores were computed", ("sb3", "compiled", "trl")),
+    Column("neg_frac", "number", "", "share of negative scores", _ALL),
+    Column("neg_mass", "number", "", "their share of the sum of absolute scores", _ALL),
+    Column("top1pct_share", "number", "", "share of that sum in the largest hundredth of the scores", _ALL),
+    Column("score_*", "number", "target per weight of the record", "min, p01, median, p99, max of the scores", _ALL),
+    Column("trust_*", "number", "", "agreement of scores from halves of the round; see definitions", _STEPS),
+    Column("target_grad_norm", "number", "", "norm of the target's gradient", _STEPS),
+    Column("semantic", "text", "", "how dropped records leave the update: repacked or masked", _ALL),
+    Column("units_requested", "integer", "", "units that the rule asked to drop", _ALL),
+    Column("units_dropped", "integer", "", "units that were dropped", _ALL),
+    Column("dropped", "integer", "", "records that were dropped", _ALL),
+    Column("kept_frac", "number", "", "share of the valid records that stayed", _ALL),
+    Column("kept_tokens_frac", "number", "", "share of the tokens that stayed", ("trl",)),
+    Column("message", "text", "", "what the selection or update could not do as asked", _ALL),
+    Column("update_norm", "number", "", "length of the change of the parameters", _OWN_UPDATE),
+    Column("approx_kl", "number", "nats", "KL divergence of the update, as the host estimates it", _OWN_UPDATE),
+    Column("clip_fraction", "number", "", "share of probability ratios outside the clip range", _OWN_UPDATE),
+    Column("policy_gradient_loss", "number", "", "mean policy loss of the update's steps", _OWN_UPDATE),
+    Column("value_loss", "number", "", "mean value loss of the update's steps, as the host defines it", _OWN_UPDATE),
+    Column("optimizer_steps", "integer", "", "optimiser steps of the update", _OWN_UPDATE),
+    Column("updates", "integer", "", "the host's count of updates up to the end of the round", _STEPS),
+    Column("learning_rate", "number", "", "learning rate of the update", _STEPS),
+    Column("tokens_trained", "integer", "tokens", "tokens of all optimiser steps", ("rlhf",)),
+    Column("kl_coefficient", "number", "reward per nat", "weight of the KL penalty in the round", ("rlhf",)),
+    Column("time_*", "number", "seconds", "what a part of the round took", _ALL),
+    Column("overhead_s", "number", "seconds", "scoring, trust line and writing together", _STEPS),
+    Column("records_per_second", "number", "1 / second", "records by the seconds of the round", _OWN_UPDATE),
+    Column("evaluation_return", "number", "reward", "mean return of the evaluation after the round", _OWN_UPDATE),
+    Column("vec_normalize", "text", "", "what VecNormalize has seen by now, as JSON, with a snapshot", ("sb3",)),
+    Column("warnings", "text", "", "what failed beside training", _ALL),
+)
+
+EVALUATIONS = (
+    Column("round", "integer", "", "after which round; 0 is before training", _OWN_UPDATE),
+    Column("episode", "integer", "", "number of the episode in the evaluation", _OWN_UPDATE),
+    Column("return", "number", "reward", "total reward of the episode", _OWN_UPDATE),
+    Column("length", "integer", "steps or tokens", "length of the episode", _OWN_UPDATE),
+    Column("prompt", "text", "", "prompt", ("rlhf",)),
+    Column("completion", "text", "", "completion", ("rlhf",)),
+    Column("kl", "number", "nats", "log-probability less that of the reference, summed over tokens", ("rlhf",)),
+)
+
+TABLES: Mapping[Table, tuple[Column, ...]] = {"records": RECORDS, "rounds": ROUNDS, "evaluations": EVALUATIONS}
+
+
+def column_of(table: Table, name: str) -> Column | None:
+    """The column of this name, by itself before by pattern; None where there is none."""
+    columns = {column.name: column for column in TABLES[table]}
+    matching = (column for column in columns.values() if "*" in column.name and fnmatchcase(name, column.name))
+    return columns.get(name) or next(matching, None)
 
 # What columns were called in schema 1: host -> table -> old name -> new one.
 RENAMED: Mapping[str, Mapping[str, Mapping[str, str]]] = {
@@ -17,7 +156,11 @@ RENAMED: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "values": "token_values",
             "advantages": "token_advantages",
         },
-        "rounds": {"return_mean": "reward_mean"},
+        "rounds": {
+            "return_mean": "reward_mean",
+            "policy_loss": "policy_gradient_loss",
+            "clip_frac": "clip_fraction",
+        },
     },
 }
 

@@ -202,7 +202,7 @@ class InfluenceCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         step = self.locals
-        self._watch.attempt("episodes", self._episodes.step, self._model, step["rewards"], step["dones"])
+        self._watch.attempt("episodes", self._episodes.step, self._model, step["rewards"], step["dones"], step["infos"])
         return True
 
     def _on_rollout_end(self) -> None:
@@ -224,12 +224,13 @@ class InfluenceCallback(BaseCallback):
         self._update = self._watch.attempt("view of the update", self._follow_update, translated)
         if self._update is None:
             self.selection = None
+        entropy: float | None = None
         if self._writer is not None:
-            self._watch.attempt("records in the run folder", self._write_records, *read)
+            entropy = self._watch.attempt("records in the run folder", self._write_records, *read)
             clock.lap("time_write")
-        valid, returns = translated.records.valid_rows, episodes.finished_returns
         semantic = "repack" if translated.position is None else "mask"
-        self._summary |= summary.of_rollout(valid, returns, self._leading, self.selection, line, semantic)
+        self._summary |= {**summary.of_records(translated.records), **episodes.numbers(), "entropy_mean": entropy}
+        self._summary |= summary.of_scoring(translated.records, self._leading, self.selection, line, semantic)
         if self.snapshot_every and self.round % self.snapshot_every == 0:
             self._summary |= self._watch.attempt("VecNormalize statistics", statistics_entry, model.get_env()) or {}
         self._summary |= clock.laps
@@ -330,6 +331,7 @@ class InfluenceCallback(BaseCallback):
             return
         if self._update is not None:
             self._summary |= self._watch.attempt("numbers of the update", self._update.numbers) or {}
+            self._summary |= summary.of_speed(self._summary)
         self._watch.attempt("scalars in the logger", self._log)
         self._watch.attempt("evaluation", self._evaluate)
         self._store_round()
@@ -351,12 +353,14 @@ class InfluenceCallback(BaseCallback):
         if self._writer is not None and self._writer.last_round < self.round:
             self._watch.attempt("round in the run folder", self._writer.write_round, self.round, self._summary)
 
-    def _write_records(self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None) -> None:
+    def _write_records(self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None) -> float | None:
+        """Returns the policy's mean entropy over them."""
         assert self._writer is not None
         columns = round_columns(self.round, translated, episodes, self.scores, self.selection)
         if wrong is not None:
             columns |= as_trained_on(self._model.rollout_buffer)
         self._writer.write_records(self.round, columns)
+        return summary.mean_of(columns["entropy"], columns["valid"])
 
     def _evaluate(self) -> None:
         if self.evaluate is None:

@@ -27,6 +27,7 @@ class RoundEpisodes:
         seen, as in resumed learning with a new callback.
     start: how the episode began, at its first step, where the environment is wrapped in `EpisodeStart`, else None.
     finished_returns: (E,) the known returns of the episodes that ended in this round.
+    terminated, truncated: how many episodes ended in this round, and how; truncated by a time limit and not otherwise.
     """
 
     episode: Ints
@@ -35,6 +36,23 @@ class RoundEpisodes:
     episode_return: Floats
     start: np.ndarray[Any, np.dtype[np.object_]]
     finished_returns: Floats
+    terminated: int
+    truncated: int
+
+    def numbers(self) -> dict[str, Any]:
+        """Entries of the round's summary."""
+        returns, known = self.finished_returns, ~np.isnan(self.episode_return)
+        last = np.ones_like(known)
+        last[:-1] = self.episode[1:] != self.episode[:-1]
+        lengths = self.episode_step[last & known] + 1
+        return {
+            "episodes": len(returns),
+            "return_mean": float(returns.mean()) if len(returns) else None,
+            "return_std": float(returns.std()) if len(returns) else None,
+            "episode_length_mean": float(lengths.mean()) if len(lengths) else None,
+            "episodes_terminated": self.terminated,
+            "episodes_truncated": self.truncated,
+        }
 
 
 class EpisodeTracker:
@@ -46,6 +64,7 @@ class EpisodeTracker:
         self._age: Ints = np.empty(0, dtype=np.int64)
         self._total: Floats = np.empty(0)
         self._rewards: list[Any] = []
+        self._truncated = 0
         self._starts: list[tuple[int, int, Any]] = []
 
     def begin_training(self, model: OnPolicyAlgorithm) -> None:
@@ -55,6 +74,7 @@ class EpisodeTracker:
         if self._episode is None or len(self._episode) != env.num_envs or self._rewards:
             self.begin(env.num_envs)
         self._rewards.clear()
+        self._truncated = 0
         self._starts = [(0, i, info.get(START)) for i, info in enumerate(_reset_infos(env))]
 
     def begin_rollout(self, model: OnPolicyAlgorithm) -> None:
@@ -80,7 +100,7 @@ class EpisodeTracker:
         self._next, self._episode = state["next"], np.array(state["episode"])
         self._age, self._total = np.array(state["age"]), np.array(state["total"], dtype=np.float64)
 
-    def step(self, model: OnPolicyAlgorithm, rewards: Any, dones: Any) -> None:
+    def step(self, model: OnPolicyAlgorithm, rewards: Any, dones: Any, infos: Any) -> None:
         """Note one step of all environments."""
         normalizer = model.get_vec_normalize_env()
         # A copy: the host adds the bootstrapped value of time limits to this very array.
@@ -88,25 +108,29 @@ class EpisodeTracker:
             np.array(rewards if normalizer is None else normalizer.get_original_reward(), dtype=np.float64)
         )
         if dones.any():
-            infos = _reset_infos(model.get_env())
-            self._starts += [(len(self._rewards), i, infos[i].get(START)) for i in np.flatnonzero(dones).tolist()]
+            ended = np.flatnonzero(dones).tolist()
+            self._truncated += sum(bool(infos[i].get("TimeLimit.truncated")) for i in ended)  # as the host reads it
+            resets = _reset_infos(model.get_env())
+            self._starts += [(len(self._rewards), i, resets[i].get(START)) for i in ended]
 
     def end_rollout(self, starts: Any, last_dones: Any) -> RoundEpisodes:
         """Columns of the round. starts: (n_steps, n_envs) the buffer's episode starts; last_dones: (n_envs,)."""
         begins = np.asarray(starts).astype(bool)
         steps = len(begins)
-        columns = self.of_round(begins, last_dones, np.stack(self._rewards), self._starts)
+        columns = self.of_round(begins, last_dones, np.stack(self._rewards), self._starts, self._truncated)
         self._starts = [(t - steps, env, how) for t, env, how in self._starts if t >= steps]
         self._rewards.clear()
+        self._truncated = 0
         return columns
 
     def of_round(
-        self, begins: Any, last_dones: Any, reward: Floats, starts: Iterable[tuple[int, int, Any]]
+        self, begins: Any, last_dones: Any, reward: Floats, starts: Iterable[tuple[int, int, Any]], truncated: int
     ) -> RoundEpisodes:
         """Columns of a round whose steps were noted elsewhere.
 
         begins: (n_steps, n_envs) booleans, where episodes begin; last_dones: (n_envs,) where the last step ended one.
         reward: (n_steps, n_envs) as the environment gave it; starts: (step, environment, how its episode began).
+        truncated: how many of the episodes that ended did so by a time limit.
         """
         assert self._episode is not None
         steps, envs = begins.shape
@@ -132,7 +156,9 @@ class EpisodeTracker:
         self._next += int(begins.sum())
         self._episode, self._age = episode[-1].copy(), age[-1].copy()
         self._total = totals[np.searchsorted(units, self._episode)]
-        return RoundEpisodes(episode, age, reward, per_step, start, totals[finished & ~np.isnan(totals)])
+        ended = int(begins[1:].sum()) + int(np.count_nonzero(last_dones))
+        known = totals[finished & ~np.isnan(totals)]
+        return RoundEpisodes(episode, age, reward, per_step, start, known, ended - truncated, truncated)
 
 
 def _reset_infos(env: Any) -> Any:

@@ -18,6 +18,14 @@ from rollsight.adapters.watching import Watch
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
 
+# Name in the summary -> what algorithms call it in the host's logger.
+_LOGGED_AS = {
+    "approx_kl": ("approx_kl", "kl_divergence_loss"),
+    "clip_fraction": ("clip_fraction",),
+    "policy_gradient_loss": ("policy_gradient_loss", "policy_loss"),
+    "value_loss": ("value_loss",),
+}
+
 
 class RoundUpdate:
     """Leaves out what was dropped, takes the snapshot, and looks at the numbers before, in and after the update.
@@ -56,12 +64,15 @@ class RoundUpdate:
         """What the update did, once it is over."""
         model = self._model
         logged = model.logger.name_to_value
-        kl = next((logged[n] for n in ("train/approx_kl", "train/kl_divergence_loss") if n in logged), None)
+        found = {
+            name: next((float(logged[f"train/{one}"]) for one in names if f"train/{one}" in logged), None)
+            for name, names in _LOGGED_AS.items()
+        }
         after = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
         return {
             "time_train": time.perf_counter() - self._started,
             "update_norm": float((after - self._before).norm()),
-            "approx_kl": None if kl is None else float(kl),
+            **found,
             "optimizer_steps": self.steps,
             "updates": model._n_updates,
             "learning_rate": float(model.policy.optimizer.param_groups[0]["lr"]),

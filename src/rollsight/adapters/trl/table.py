@@ -80,12 +80,18 @@ def summary_of(
 ) -> summary.Summary:
     """The round in numbers. seconds: what scoring took."""
     valid, tokens = seen.valid, seen.tokens
+    advantages = np.array(logged(trainer, "advantages", len(valid)), np.float64)
+    rewards = seen.total[~seen.total.isnan()].double()
     return {
         "step": trainer.state.global_step,
         "records": len(valid),
         "valid": int(valid.sum()),
         "invalid_rows": int((~valid).sum()),
-        "reward_mean": float(seen.total.nanmean()),
+        "reward_mean": float(rewards.mean()) if len(rewards) else None,
+        "reward_std": float(rewards.std(correction=0)) if len(rewards) else None,
+        "length_mean": float(tokens.double().mean()),
+        "advantage_mean": float(advantages.mean()),
+        "advantage_std": float(advantages.std()),
         "scored": False,
         **(summary.of_scores(next(iter(scores.values()))) if scores else {}),
         **summary.of_selection(selection, max(int(valid.sum()), 1), "mask, normalised over the kept"),

@@ -174,7 +174,7 @@ class Collector:
 
     def _episodes(self, done: _Steps) -> RoundEpisodes:
         """The tracker's columns; a step that only resets is its episode's step -1."""
-        episodes = self._tracker.of_round(done.begins, done.ends[-1], done.rewards, done.starts)
+        episodes = self._tracker.of_round(done.begins, done.ends[-1], done.rewards, done.starts, int(done.cut.sum()))
         steps, count = done.begins.shape
         last = np.maximum.accumulate(np.where(done.begins, np.arange(steps)[:, None], -1), axis=0)
         offset = np.where(last >= 0, ~done.valid[last, np.arange(count)], self._offset)

@@ -59,8 +59,10 @@ class Plan:
     clock: Callable[[], float] = time.perf_counter
 
 
+# What the compiled update does not add up; the other engine's logger has it.
+_NOT_KEPT = {"clip_fraction": None, "policy_gradient_loss": None, "value_loss": None}
 # Of a round whose update was not made.
-_NO_UPDATE = {"update_norm": None, "approx_kl": None, "optimizer_steps": 0}
+_NO_UPDATE = {"update_norm": None, "approx_kl": None, "optimizer_steps": 0, **_NOT_KEPT}
 
 
 def _check_finite(rollout: Rollout, number: int) -> None:
@@ -165,9 +167,11 @@ class FastTrainer:
         found |= {
             "update_norm": length**0.5,
             "approx_kl": float(update.trained.approx_kl),
+            **_NOT_KEPT,
             "optimizer_steps": update.steps,
             "updates": model._n_updates,
             "learning_rate": round.learning_rate,
+            **summary.of_speed(found),
         }
         if number % plan.evaluate_every == 0 and not diverged:
             found |= self._watch.attempt("evaluation", lambda: self._evaluate(number)) or {}
@@ -231,28 +235,24 @@ class FastTrainer:
                 "trust line", lambda: trust_line(self._policy, records, objective, weights, seed=self._rounds)
             )
             clock.lap("time_trust")
+        entropy: float | None = None
         if (writer := self.writer) is not None:
             named = {} if scores is None else {scores.target: scores}
             translated = Translated(self._policy, records, records, objective, None)
 
-            def write() -> None:
+            def write() -> float | None:
                 columns = round_columns(self._rounds, translated, rollout.episodes, named, selection)
                 writer.write_records(self._rounds, columns)
+                return summary.mean_of(columns["entropy"], columns["valid"])
 
-            watch.attempt("records in the run folder", write)
+            entropy = watch.attempt("records in the run folder", write)
             clock.lap("time_write")
-        valid, finished = int(records.valid.sum()), rollout.episodes.finished_returns
         return {
             "timesteps": self._model.num_timesteps,
-            "records": len(records),
-            "valid": valid,
-            "invalid_rows": len(records) - valid,
-            "scored": False,
-            "episodes": len(finished),
-            "return_mean": float(finished.mean()) if len(finished) else None,
-            **(summary.of_scores(scores) if scores is not None else {}),
-            **summary.of_selection(selection, max(valid, 1), "repack"),
-            **(summary.of_trust(line) if line is not None else {}),
+            **summary.of_records(records),
+            **rollout.episodes.numbers(),
+            "entropy_mean": entropy,
+            **summary.of_scoring(records, scores, selection, line, "repack"),
             **clock.laps,
             "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
         }

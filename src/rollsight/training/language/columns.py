@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rollsight.adapters.summary import distribution, explained_variance, of_speed
 from rollsight.training.language.ppo import Rollout, Update
 from rollsight.training.language.settings import Options
 
@@ -52,10 +53,14 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
     lengths = rollout.records.valid.sum(1).double()
     assert isinstance(rollout.records.actions, Tensor)
     rows = [row[: int(k)].tolist() for row, k in zip(rollout.records.actions, lengths, strict=True)]
-    scores = update.scores[~update.scores.isnan()].double()
+    scores = update.scores[~update.scores.isnan()]
+    records = rollout.records
+    seconds = {f"time_{phase}": spent for phase, spent in times.items()}
     return {
         "records": n,
-        "valid": n,
+        "valid": int(records.valid_rows.sum()),
+        "invalid_rows": int((~records.valid_rows).sum()),
+        "explained_variance": explained_variance(records.values, records.returns, records.valid.numpy(force=True)),
         "reward_mean": float(rollout.rewards.mean()),
         "reward_std": float(rollout.rewards.std()),
         "kl_mean": float(rollout.kl.mean()),
@@ -65,16 +70,16 @@ def round_summary(rollout: Rollout, update: Update, options: Options, times: dic
         "distinct_2": distinct(rows, 2),
         "scored": len(scores) > 0,
         "target": None if options.target == "none" else options.target,
-        "neg_frac": float((scores < 0).double().mean()) if len(scores) else None,
-        "score_min": float(scores.min()) if len(scores) else None,
-        "score_median": float(scores.median()) if len(scores) else None,
-        "score_max": float(scores.max()) if len(scores) else None,
+        **distribution(scores),
         "semantic": "repack",
+        "units_requested": dropped,  # no rule here has a floor, so what was asked for was dropped
+        "units_dropped": dropped,
         "dropped": dropped,
         "kept_frac": 1 - dropped / n,
         **update.statistics,
-        **{f"time_{phase}": seconds for phase, seconds in times.items()},
-        "message": update.message,
+        **seconds,
+        **of_speed({"records": n, **seconds}),
+        "message": update.message or None,
     }
 
 

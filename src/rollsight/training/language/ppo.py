@@ -318,7 +318,7 @@ class LanguagePPO:
         self.times[phase] = self.times.get(phase, 0.0) + self.clock() - started
 
 
-_SUMMED = ("tokens_trained", "policy_loss", "value_loss", "approx_kl", "clip_frac")
+_SUMMED = ("tokens_trained", "policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction")
 
 
 def _statistics(sums: list[Tensor]) -> dict[str, Any]:
