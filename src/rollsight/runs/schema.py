@@ -146,6 +146,7 @@ def column_of(table: Table, name: str) -> Column | None:
     matching = (column for column in columns.values() if "*" in column.name and fnmatchcase(name, column.name))
     return columns.get(name) or next(matching, None)
 
+
 # What columns were called in schema 1: host -> table -> old name -> new one.
 RENAMED: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "trl": {"records": {"tokens": "length"}},
