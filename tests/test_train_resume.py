@@ -83,7 +83,7 @@ def contents(out: Path) -> dict[str, Any]:
     """All that a run recorded, without its times."""
     run = runs.open(out)
     rounds = run.sql("select * from rounds order by round")
-    timed = [i for i, name in enumerate(rounds.columns) if name.startswith(("time_", "overhead"))]
+    timed = [i for i, name in enumerate(rounds.columns) if name.startswith(("time_", "overhead", "records_per_second"))]
     return {
         "records": [str(run.records(round).to_pydict()) for round in run.rounds],  # as texts: NaN is not itself
         "rounds": [str([v for i, v in enumerate(row) if i not in timed]) for row in rounds.fetchall()],
