@@ -73,12 +73,12 @@ class FidelityRound:
             raise RollsightError(
                 f"{self._run.path} has no round {number}: its rounds are {runs.spell(self._run.rounds)}"
             )
+        # Masks are over the full buffer, whatever the run itself left out of this round.
+        self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         purpose = "no fresh buffer can be collected"
         self._environment = trained_environment(self._run, purpose, round=number, make_env=make_env)
         self.env = self._environment.name
         self._discounts = discounts_of(self._run, purpose)
-        # Masks are over the full buffer, whatever the run itself left out of this round.
-        self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         self.objective = self.snapshot.rule.policy_term()
         self.target = self._target(None)
         self.described = f"{settings.target} {settings.seed} {settings.returns} {self._environment.identity}"
