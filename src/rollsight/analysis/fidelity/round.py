@@ -68,7 +68,6 @@ class FidelityRound:
         self._settings = settings
         self._run: Run = runs.open(settings.run)
         number = settings.round
-        _check_settings(self._run)
         if number not in self._run.rounds:
             raise RollsightError(
                 f"{self._run.path} has no round {number}: its rounds are {runs.spell(self._run.rounds)}"
@@ -193,10 +192,3 @@ class Playing:
                     p.copy_(parameters[name][i])
             means.append(float(self._episodes(self._policy.module).mean()))
         return torch.tensor(means, dtype=torch.float64)
-
-
-def _check_settings(run: Run) -> None:
-    """Complain where the run does not say how its advantages were computed."""
-    stored = run.metadata.get("settings") or {}
-    if missing := [name for name in ("gamma", "gae_lambda") if stored.get(name) is None]:
-        raise RollsightError(f"{run.path} does not say its {missing[0]}: no fresh buffer can be collected")
