@@ -110,6 +110,20 @@ def test_identities_agree_with_a_diary(monitor_inside: bool, tmp_path: Path) -> 
         }
         assert summary["episodes"] == len(ended)
         assert summary["return_mean"] == pytest.approx(np.mean(list(ended.values())), rel=1e-5)
+        assert summary["return_std"] == pytest.approx(np.std(list(ended.values())), rel=1e-5)
+        lengths = [sum(e["episode"] == episode for e in noted[env].steps) for env, episode in ended]
+        assert summary["episode_length_mean"] == pytest.approx(np.mean(lengths))
+        lasts = [[e for e in noted[env].steps if e["episode"] == episode][-1] for env, episode in ended]
+        assert summary["episodes_truncated"] == sum(e["truncated"] for e in lasts)
+        assert summary["episodes_terminated"] == sum(not e["truncated"] for e in lasts)
+        records = [row for row in rows if row["round"] == summary["round"]]
+        value, wanted, entropy, advantage = (
+            np.array([row[name] for row in records]) for name in ("value", "return", "entropy", "advantage")
+        )
+        assert summary["explained_variance"] == pytest.approx(1 - (wanted - value).var() / wanted.var(), abs=1e-4)
+        assert summary["entropy_mean"] == pytest.approx(entropy.mean(), rel=1e-5)
+        assert summary["advantage_mean"] == pytest.approx(advantage.mean(), abs=1e-5)
+        assert summary["advantage_std"] == pytest.approx(advantage.std(), rel=1e-5)
 
 
 def test_identities_over_resumed_learning(tmp_path: Path) -> None:

@@ -45,10 +45,12 @@ class RoundEpisodes:
         last = np.ones_like(known)
         last[:-1] = self.episode[1:] != self.episode[:-1]
         lengths = self.episode_step[last & known] + 1
+        with np.errstate(invalid="ignore"):  # of rewards that are not finite
+            spread = float(returns.std()) if len(returns) else None
         return {
             "episodes": len(returns),
             "return_mean": float(returns.mean()) if len(returns) else None,
-            "return_std": float(returns.std()) if len(returns) else None,
+            "return_std": spread,
             "episode_length_mean": float(lengths.mean()) if len(lengths) else None,
             "episodes_terminated": self.terminated,
             "episodes_truncated": self.truncated,
