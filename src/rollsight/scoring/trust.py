@@ -119,8 +119,8 @@ def _slopes(evaluation: Evaluation, objective: objectives.Objective, prepared: S
     """d l_i / d log pi_i, for each version of the records."""
     leaves = [evaluation.log_prob.detach().requires_grad_() for _ in prepared]
     others = [None if x is None else x.detach() for x in evaluation[1:]]
-    losses = [objective.losses(Evaluation(leaf, *others), r) for leaf, r in zip(leaves, prepared, strict=True)]
-    return torch.autograd.grad([loss.sum() for loss in losses], leaves)
+    terms = [objective.terms(Evaluation(leaf, *others), r) for leaf, r in zip(leaves, prepared, strict=True)]
+    return torch.autograd.grad([each.sum() for each in terms], leaves)
 
 
 def _agreement(jacobian: _Jacobian, slopes: Tensor, valid: Tensor, halves: Sequence[Direction]) -> float:

@@ -256,7 +256,7 @@ class Snapshot:
         precondition: divide its gradient by the optimiser's second moments as they stand after taking in step j's
         gradient (Adam, AdamW, RMSprop).
         """
-        target = targets.Return() if target is None else target
+        target = targets.Return() if target is None else targets.checked(target)
         objective = self.rule.policy_term("raw") if objective is None else objective
         if weighting not in ("update", "paper"):
             raise RollsightError(f"weighting={weighting!r} is unknown; give 'update' or 'paper'.")
@@ -274,7 +274,7 @@ class Snapshot:
                     objective,
                     backend,
                     optimizer if precondition else None,
-                    current=taken,
+                    training_gradient=taken,
                 )
                 weight = step.learning_rate * step.clip / len(step.index) if weighting == "update" else 1.0
                 total[step.index] += weight * scores.values.cpu()
@@ -329,8 +329,7 @@ class _MeasuredOn:
     """A target bound to the round's buffer, while minibatches of it are scored."""
 
     def __init__(self, target: targets.Target, records: Records) -> None:
-        self.name = target.name
-        self.each = getattr(target, "each", False)
+        self.name, self.each, self.records = target.name, target.each, target.records
         if self.each:
             raise RollsightError("trace gives one score per record; use targets.Action(..., each=False).")
         self._measured = target.measured_on(records)

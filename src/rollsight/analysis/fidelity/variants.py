@@ -74,7 +74,7 @@ def self_slopes(policy: Policy, records: Records, target: Target, objective: obj
     prepared, measured = objective.prepare(records), target.measured_on(records)
     with untouched(policy.module):
         evaluation = policy(records)
-        loss = _slope(lambda e: objective.losses(e, prepared), evaluation)
+        loss = _slope(lambda e: objective.terms(e, prepared), evaluation)
         aim = _slope(lambda e: target.terms(e, measured) / max(target.count(measured), 1), evaluation)
     return loss * aim
 
