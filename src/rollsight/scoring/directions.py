@@ -71,7 +71,8 @@ def precondition(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
 ) -> Direction:
-    """`direction / (sqrt(v_hat) + eps)` with the optimiser's second moments, as protocol section 2 defines it.
+    """`direction / (sqrt(v_hat) + eps)` with the optimiser's second moments: see docs/definitions.md, Preconditioned
+    scores.
 
     training_gradient: of the objective over the full buffer, which v_hat takes in first. Before the optimiser's first
     step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.

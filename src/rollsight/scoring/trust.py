@@ -1,4 +1,7 @@
-"""The trust line: how far a round's scores can be believed, logged beside every selection (protocol section 2)."""
+"""The trust line: how far a round's scores can be believed, logged with every selection.
+
+See docs/definitions.md, The in-sample trap and the trust line.
+"""
 
 from __future__ import annotations
 

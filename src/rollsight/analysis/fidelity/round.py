@@ -50,7 +50,7 @@ class FidelitySettings:
 
 @dataclass(frozen=True)
 class TrustFigures:
-    """The round's trust line (protocol section 2): how far its scores can be believed before any retraining.
+    """The round's trust line (see docs/definitions.md): how far its scores can be believed before any retraining.
 
     self_share: sum |own contribution| / sum |score|; update_norm: length of the round's parameter change.
     """

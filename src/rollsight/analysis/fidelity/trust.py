@@ -1,8 +1,8 @@
 """The trust line over training: how far each round's scores can be believed before anything is retrained.
 
-Protocol section 2: the share of the scores that is the records' own contribution to the target, the split-half rank
-correlation and the same under permuted advantages, how much the selection lengthened the mean gradient, and what the
-update did.
+See docs/definitions.md, The in-sample trap and the trust line: the share of the scores that is the records' own
+contribution to the target, the split-half rank correlation and the same under permuted advantages, how much the
+selection lengthened the mean gradient, and what the update did.
 """
 
 from __future__ import annotations

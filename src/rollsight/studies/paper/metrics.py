@@ -1,4 +1,7 @@
-"""What the paper measures of two learning curves, and what protocol section 5 adds: censoring, the null, intervals."""
+"""What the paper measures of two learning curves, and what we add: censoring, the null, intervals.
+
+See docs/definitions.md, Metrics of learning curves.
+"""
 
 from __future__ import annotations
 

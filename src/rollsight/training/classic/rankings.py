@@ -34,7 +34,10 @@ def f_return(round: Round) -> Scores:
 
 
 def permuted(round: Round) -> Scores:
-    """The same with advantages permuted over the records: what the score gives when it knows nothing (protocol 4)."""
+    """The same with advantages permuted over the records: what the score gives when it knows nothing.
+
+    A control: see docs/definitions.md, Metrics of learning curves.
+    """
     rng = np.random.default_rng((round.seed, round.number, _PERMUTATION))
     rows, advantages = np.flatnonzero(round.batch.valid), round.batch.advantages.copy()
     advantages[rows] = advantages[rng.permutation(rows)]
@@ -56,7 +59,7 @@ def against_halves(round: Round) -> tuple[Floats, Floats, Floats]:
 
 
 def preconditioned(round: Round) -> Scores:
-    """Along the direction in which Adam would go (protocol section 2)."""
+    """Along the direction in which Adam would go (docs/definitions.md, Preconditioned scores)."""
     normalize, parameters, batch, clip_range = _of(round, round.batch)
     values = influence.preconditioned(
         round.network, round.optimizer, normalize, parameters, round.state, batch, clip_range
