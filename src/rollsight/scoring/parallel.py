@@ -71,7 +71,8 @@ def measured_across(target: Any, records: Records, group: Group) -> tuple[Record
         whole, own = _gathered(records, group)
         measured: Records = target.measured_on(whole)
         return _with_part(records, measured, own), target.count(measured)
-    if not is_dataclass(target):
+    divided = is_dataclass(target)
+    if not divided:
         measured = target.measured_on(records)
         return measured, target.count(measured) * dist.get_world_size(group)
     source = target.records.take(target.records.valid_rows.nonzero().flatten())

@@ -24,6 +24,7 @@ from rollsight.scoring.layers import Layers
 from rollsight.scoring.modes import untouched
 from rollsight.scoring.ranks import spearman
 from rollsight.scoring.score import default_chunk_size, only_valid
+from rollsight.streams import stream
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def trust_line(
     with untouched(policy.module):
         part = only_valid(records)
         weights = None if weights is None else weights[records.valid_rows].to(part.log_probs)
-        rng = np.random.default_rng(seed)
+        rng = stream(seed)
         limit = default_chunk_size(records)
         if len(part) > limit:
             rows = torch.from_numpy(np.sort(rng.permutation(len(part))[:limit])).to(part.log_probs.device)

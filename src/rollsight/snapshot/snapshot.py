@@ -27,11 +27,11 @@ from rollsight.snapshot import file as files
 from rollsight.snapshot import signing
 from rollsight.snapshot.model import Model, cannot_be_built
 from rollsight.snapshot.plain import Encoder, decode
+from rollsight.streams import Purpose, legacy, seed_from
 from rollsight.update import Semantic, Step, UpdateRule, run_update
 
 _FORMAT = 2
 _PICKLES = 1  # the format of earlier versions, which is a pickle as a whole
-_ORDER = 0x0DE5  # the purpose in the key of a replay's own minibatch order
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,15 +292,11 @@ class Snapshot:
 
     def minibatch_order(self, order: int | None = None) -> np.random.RandomState:
         """The stream that the update draws its minibatches from: the recorded one, or one keyed by (order, round)."""
+        if order is not None:
+            return legacy(order, self.round, Purpose.MINIBATCH_ORDER)
         rng = np.random.RandomState()
-        if order is None:
-            rng.set_state(self.numpy_state)
-        else:
-            rng.seed(self._order_key(order))
+        rng.set_state(self.numpy_state)
         return rng
-
-    def _order_key(self, order: int) -> list[int]:
-        return [int(part) for part in np.random.SeedSequence((order, self.round, _ORDER)).generate_state(8)]
 
     def _steps(
         self,
@@ -321,7 +317,8 @@ class Snapshot:
         with _threads(self.threads), torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(self.torch_state)
             if order is not None:
-                torch.manual_seed(self._order_key(order)[0])  # dropout's masks, where the policy has dropout
+                key = order, self.round, Purpose.MINIBATCH_ORDER
+                torch.manual_seed(seed_from(*key))  # dropout's masks, where the policy has dropout
             yield from run_update(policy, optimizer, self.records, self.rule, rng, semantic, weights)
 
 
