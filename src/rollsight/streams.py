@@ -36,7 +36,7 @@ class Purpose(IntEnum):
     COMPLETION_HALVES = 0xA17E
 
     # Recording
-    RECORDED_SAMPLE = 0x0B5  # records whose observations a run keeps, beside the extremes
+    RECORDED_SAMPLE = 0x0B5  # records whose observations a run keeps, in addition to the extremes
 
     # Episodes with common random numbers, whatever policy plays them
     EPISODE = 0xC124

@@ -148,7 +148,7 @@ def _sequence_rewards(records: Records) -> Tensor:
     wrong = kept[~torch.isfinite(kept)]
     if len(wrong):
         raise RollsightError(
-            f"targets.Reward: the reward is {float(wrong[0])} in {len(wrong)} of {len(kept)} valid record(s); mend the "
+            f"targets.Reward: the reward is {float(wrong[0])} in {len(wrong)} of {len(kept)} valid record(s); fix the "
             f"reward or mark such records invalid."
         )
     if len(kept) == 0 or float(kept.min()) == float(kept.max()):

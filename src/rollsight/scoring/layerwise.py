@@ -20,7 +20,7 @@ from rollsight.scoring.directions import Direction, in_float32, inner
 from rollsight.scoring.graph import check_uses
 from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 
-_LARGE = 2.0**10  # a gradient that is not proportional to its seed (clipped by a hook) is no sum over records
+_LARGE = 2.0**10  # a gradient that is not proportional to its seed (clipped by a hook) is not a sum over records
 _Calls: TypeAlias = tuple[tuple[Any, ...], ...]
 _covered: WeakKeyDictionary[nn.Module, _Calls] = WeakKeyDictionary()  # the calls that were last found to be covered
 

@@ -28,7 +28,7 @@ from rollsight.snapshot import signing
 from rollsight.snapshot.model import Model, cannot_be_built
 from rollsight.snapshot.plain import Encoder, decode
 from rollsight.streams import Purpose, legacy, seed_from
-from rollsight.update import Semantic, Step, UpdateRule, run_update
+from rollsight.update import DropMode, Step, UpdateRule, run_update
 
 _FORMAT = 2
 _PICKLES = 1  # the format of earlier versions, which is a pickle as a whole
@@ -47,7 +47,7 @@ class Replay:
     optimizer: torch.optim.Optimizer
     steps: int
     step_size: float
-    semantic: Semantic
+    semantic: DropMode
     counterfactual: Literal["replay"] = "replay"
 
     @property
@@ -137,7 +137,7 @@ class Snapshot:
         trust: load a pickle too that was not signed by this user's key, which executes the code in it; snapshots in a
         folder given to `trust_folder` need it not.
 
-        Raises `RollsightError` where the file is no snapshot, is damaged, or holds a pickle that is not trusted.
+        Raises `RollsightError` where the file is not a snapshot, is damaged, or holds a pickle that is not trusted.
         """
         named = isinstance(file, (str, PathLike))
         data = Path(file).read_bytes() if isinstance(file, (str, PathLike)) else file.read()
@@ -149,7 +149,7 @@ class Snapshot:
                 snapshot = cls._read_pickle(data, str(file), trust)
         except (OSError, RollsightError, ModuleNotFoundError):
             raise
-        except Exception as error:  # bytes that are no snapshot fail in whatever way the reader comes across them
+        except Exception as error:  # bytes that are not a snapshot fail in whatever way the reader comes across them
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise RollsightError(f"{file}: not a readable snapshot ({reason}); take it again.") from error
         if snapshot.versions["torch"] != torch.__version__:
@@ -185,7 +185,7 @@ class Snapshot:
 
     @classmethod
     def _read_pickle(cls, data: bytes, file: str, trust: bool) -> Snapshot:
-        """A file of an earlier version, or one that is no snapshot."""
+        """A file of an earlier version, or one that is not a snapshot."""
         unsigned = _not_trusted(file, "earlier versions wrote pickles without a signature")
         state: Any
         try:
@@ -226,7 +226,7 @@ class Snapshot:
         except Exception as error:
             raise cannot_be_built(self.round, error) from error
 
-    def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None, order: int | None = None) -> Replay:
+    def replay(self, semantic: DropMode = "repack", weights: Tensor | None = None, order: int | None = None) -> Replay:
         """Run the round's update again, on a copy of the policy.
 
         weights None replays what the host did, with the selection it had: the same bits on the same build and thread
@@ -302,7 +302,7 @@ class Snapshot:
         self,
         policy: Policy,
         optimizer: torch.optim.Optimizer,
-        semantic: Semantic,
+        semantic: DropMode,
         weights: Tensor | None,
         order: int | None = None,
     ) -> Generator[Step]:

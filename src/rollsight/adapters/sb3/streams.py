@@ -1,4 +1,4 @@
-"""Random numbers for what happens beside training, so that training does not depend on it."""
+"""Random numbers for what happens alongside training, so that training does not depend on it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from rollsight.scoring import Scores, score_records
 from rollsight.selection import DropNegative, DropRandom, Rule
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, seed_from, stream
-from rollsight.update import Semantic
+from rollsight.update import DropMode
 
 BASELINE = "unfiltered"
 _RESAMPLES = 2000
@@ -73,7 +73,7 @@ class Intervention:
 
     env: str
     rule: str
-    semantic: Semantic
+    semantic: DropMode
     target: str
     normalisation: str
     orders: int

@@ -1,4 +1,4 @@
-"""One run of the study: an arm trains, the others are held beside it; what they did is one CSV file."""
+"""One run of the study: an arm trains, the others are compared with it; what they did is one CSV file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two things a compiled update takes beside the parameters: the buffer and the minibatches drawn from it."""
+"""What a compiled update takes in addition to the parameters: the buffer and the minibatches drawn from it."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Environments(Protocol):
     """What collection needs.
 
     resets_next_step: an ended episode is followed by a step that only resets: it ignores its action, pays nothing, and
-    is no record. Otherwise environments reset within the step that ends their episode.
+    is not a record. Otherwise environments reset within the step that ends their episode.
     """
 
     count: int

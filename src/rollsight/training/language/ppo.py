@@ -244,7 +244,7 @@ class LanguagePPO:
         options, part = self.options, records.take(torch.from_numpy(rows))
         unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
         paid = part.rewards
-        # A z-score of equal rewards is no direction, so nothing would be negative.
+        # A z-score of equal rewards is not a direction, so nothing would be negative.
         flat = options.target == "reward" and paid is not None and bool((paid == paid[0]).all())
         if options.target == "none" or flat:
             return unscored

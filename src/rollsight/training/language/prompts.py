@@ -21,7 +21,7 @@ class Prompt:
     """One prompt.
 
     text: what the model reads; conversation: the messages that it was made of, None where the text is the prompt
-    itself; columns: what the data set holds beside it.
+    itself; columns: what the data set holds next to it.
     """
 
     text: str
