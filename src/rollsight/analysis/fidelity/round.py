@@ -68,17 +68,16 @@ class FidelityRound:
         self._settings = settings
         self._run: Run = runs.open(settings.run)
         number = settings.round
-        _check_settings(self._run)
         if number not in self._run.rounds:
             raise RollsightError(
                 f"{self._run.path} has no round {number}: its rounds are {runs.spell(self._run.rounds)}"
             )
+        # Masks are over the full buffer, whatever the run itself left out of this round.
+        self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         purpose = "no fresh buffer can be collected"
         self._environment = trained_environment(self._run, purpose, round=number, make_env=make_env)
         self.env = self._environment.name
         self._discounts = discounts_of(self._run, purpose)
-        # Masks are over the full buffer, whatever the run itself left out of this round.
-        self.snapshot = replace(Snapshot.load(self._run.snapshot_path(number)), weights=None)
         self.objective = self.snapshot.rule.policy_term()
         self.target = self._target(None)
         self.described = f"{settings.target} {settings.seed} {settings.returns} {self._environment.identity}"
@@ -193,10 +192,3 @@ class Playing:
                     p.copy_(parameters[name][i])
             means.append(float(self._episodes(self._policy.module).mean()))
         return torch.tensor(means, dtype=torch.float64)
-
-
-def _check_settings(run: Run) -> None:
-    """Complain where the run does not say how its advantages were computed."""
-    stored = run.metadata.get("settings") or {}
-    if missing := [name for name in ("gamma", "gae_lambda") if stored.get(name) is None]:
-        raise RollsightError(f"{run.path} does not say its {missing[0]}: no fresh buffer can be collected")
