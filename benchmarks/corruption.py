@@ -135,7 +135,7 @@ def truncate(path: Path, rng: random.Random) -> None:
 
 
 def swap(path: Path, rng: random.Random) -> None:
-    others = [other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path]
+    others = [other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path and other.is_file()]
     if others:
         shutil.copy(rng.choice(others), path)
     else:
