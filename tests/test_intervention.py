@@ -28,6 +28,7 @@ from rollsight.playing import common_episodes
 from rollsight.playing.common_episodes import CommonEpisodes, sample
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose
 from rollsight.training import run as training_run
 from rollsight.training.run import RunSettings, run_training
 
@@ -110,7 +111,7 @@ def test_the_arms_of_a_round(snapshot):
 
 def test_permuted_advantages_are_those_of_the_scores_only(snapshot):
     """With two equal halves of advantages swapped by the permutation or not, the scores are those of such records."""
-    key = (0, snapshot.round, intervention._PERMUTED, 0)
+    key = (0, snapshot.round, Purpose.INTERVENTION_PERMUTATION, 0)
     scores = intervention._scores(snapshot, key)
     order = torch.from_numpy(np.random.default_rng(key).permutation(len(snapshot.records)))
     permuted = replace(snapshot, records=snapshot.records.with_advantages(snapshot.records.advantages[order]))
