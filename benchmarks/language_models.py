@@ -123,7 +123,7 @@ def as_records(policy: rs.Policy, tokens: tuple[Tensor, ...], per_token: bool = 
 def train(case: Case) -> None:
     """One optimiser step's forward and backward, in micro-batches."""
     for part in case.parts():
-        (-OBJECTIVE.losses(case.policy(part), part).sum() / case.records.valid.sum()).backward()
+        (-OBJECTIVE.terms(case.policy(part), part).sum() / case.records.valid.sum()).backward()
     for parameter in case.policy.trainable().values():
         parameter.grad = None
 

@@ -92,7 +92,7 @@ def prepare(records: rs.Records) -> rs.Records:
 
 def forward_backward(policy: rs.Policy, records: rs.Records, objective: rs.objectives.PPO = TRAINED) -> Any:
     """One training pass over prepared records: the gradient of the mean loss."""
-    loss = objective.losses(policy(records), records).mean()
+    loss = objective.terms(policy(records), records).mean()
     return torch.autograd.grad(loss, list(policy.module.parameters()), allow_unused=True)
 
 
@@ -130,10 +130,10 @@ def outer_products(policy: rs.Policy, records: rs.Records) -> Tensor:
         seen[name] = args[0].detach(), output
 
     handles = [m.register_forward_hook(partial(hook, name)) for name, m in layers.items()]
-    losses = OBJECTIVE.losses(policy(prepared), prepared)
+    terms = OBJECTIVE.terms(policy(prepared), prepared)
     for handle in handles:
         handle.remove()
-    g_outs = torch.autograd.grad(losses.sum(), [output for _, output in seen.values()])
+    g_outs = torch.autograd.grad(terms.sum(), [output for _, output in seen.values()])
     scores = torch.zeros(len(records))
     for (name, (x, _)), g in zip(seen.items(), g_outs, strict=True):
         layer = layers[name]

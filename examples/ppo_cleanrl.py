@@ -133,7 +133,7 @@ def train(args: Args) -> tuple[Agent, list[float]]:
             delta = rewards[t] + args.gamma * nextvalues * nextnonterminal - values[t]
             advantages[t] = lastgaelam = delta + args.gamma * args.gae_lambda * nextnonterminal * lastgaelam
         returns = advantages + values
-        # The step after an episode's last one only resets: its action is ignored and its reward is 0. It is no record.
+        # The step after an episode's last one only resets: its action is ignored, its reward is 0. It is not a record.
         valids = dones == 0
 
         # flatten the batch

@@ -80,7 +80,7 @@ def answer(call):
     """The JSON that a command prints, which must be all it prints, strict, and a success."""
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     def answer(*arguments):
         code, out, err = call(*arguments, "--json")
@@ -298,7 +298,7 @@ def test_compare_prints_a_table_and_draws_a_figure(tmp_path, call, complaint):
     assert "final vs ppo" in out
     assert max(map(len, out.replace(str(tmp_path), "").splitlines())) <= 100
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "is no figure file: end it in .png" in complaint("compare", tmp_path, "--figure", tmp_path / "curves.gif")
+    assert "is not a figure file: end it in .png" in complaint("compare", tmp_path, "--figure", tmp_path / "curves.gif")
     assert "name at least one run" in complaint("compare")
 
 
@@ -373,7 +373,7 @@ def test_export_overwrites_only_when_told(run, tmp_path, call, complaint):
 def test_a_folder_that_is_no_run_is_an_error_that_names_runs_near_it(run, complaint, command):
     name, *rest = command
     message = complaint(name, run.parent / "nur", *rest)
-    assert "nur is no run (there is no such folder)" in message
+    assert "nur is not a run (there is no such folder)" in message
     assert str(run) in message
 
 

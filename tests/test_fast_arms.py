@@ -19,6 +19,7 @@ from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.scoring.halves import split_halves
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, seed_from
 from rollsight.training.classic import arms, rankings
 from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
 from rollsight.training.classic.networks import network_of
@@ -72,8 +73,7 @@ def test_preconditioned_scores_are_torchs() -> None:
 def test_cross_fitted_scores_see_the_other_half_only() -> None:
     snapshot, round = frozen()
     seen = rankings.cross_fitted(round).values
-    key = np.random.SeedSequence((7, 2, 0x4A1F)).generate_state(1)
-    first = split_halves(snapshot.records, int(key[0]))
+    first = split_halves(snapshot.records, seed_from(7, 2, Purpose.CROSS_FIT_HALVES))
     for half in (first, ~first):
         other = snapshot.records.take((~half).nonzero().flatten())
         agree(seen[half], torch_scores(snapshot, target=targets.Return(records=other))[half.numpy()])

@@ -246,7 +246,7 @@ def test_returns_are_of_the_given_policies_on_common_episodes(run: Path) -> None
         (["--round", "9"], "has no round 9: its rounds are 1-3"),
         (["--round", "1"], "has no snapshots: the rounds with snapshots are 2-3"),
         (["--round", "2", "--masks", "2"], "at least 4 masks"),
-        (["--round", "2", "--figure", "f.txt"], "f.txt is no figure file"),
+        (["--round", "2", "--figure", "f.txt"], "f.txt is not a figure file"),
     ],
 )
 def test_errors_are_one_sentence(

@@ -28,6 +28,7 @@ from rollsight.playing import common_episodes
 from rollsight.playing.common_episodes import CommonEpisodes, sample
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose
 from rollsight.training import run as training_run
 from rollsight.training.run import RunSettings, run_training
 
@@ -110,7 +111,7 @@ def test_the_arms_of_a_round(snapshot):
 
 def test_permuted_advantages_are_those_of_the_scores_only(snapshot):
     """With two equal halves of advantages swapped by the permutation or not, the scores are those of such records."""
-    key = (0, snapshot.round, intervention._PERMUTED, 0)
+    key = (0, snapshot.round, Purpose.INTERVENTION_PERMUTATION, 0)
     scores = intervention._scores(snapshot, key)
     order = torch.from_numpy(np.random.default_rng(key).permutation(len(snapshot.records)))
     permuted = replace(snapshot, records=snapshot.records.with_advantages(snapshot.records.advantages[order]))
@@ -307,8 +308,8 @@ def test_the_page_shows_every_episode_and_mean(run):
         (["--rounds", "two"], "--rounds two"),
         (["--p", "1.5"], "p=1.5"),
         (["--orders", "0"], "--orders is 0"),
-        (["--figure", "curve.doc"], "curve.doc is no figure file: end it in .png, .pdf, .svg, .html"),
-        (["--drop-records", "none.csv"], "none.csv is no file"),
+        (["--figure", "curve.doc"], "curve.doc is not a figure file: end it in .png, .pdf, .svg, .html"),
+        (["--drop-records", "none.csv"], "none.csv is not a file"),
         (["--drop-records", "LIST:2:9:0"], "1 listed record(s) do not exist (2:9:0)"),
         (["--drop-records", "LIST:2:nine:0"], "'2:nine:0' names no record"),
         (["--drop-records", "LIST:2:0:0", "--rounds", "3"], "no record of round 3"),

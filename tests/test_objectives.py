@@ -1,4 +1,4 @@
-"""The per-record losses and the normalisation of advantages, against numbers worked out by hand."""
+"""The per-record terms and the normalisation of advantages, against numbers worked out by hand."""
 
 import dataclasses
 import math
@@ -27,16 +27,16 @@ def test_the_clipped_surrogate_and_its_slope_by_cases():
     ratios = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5, 1.1])
     advantages = torch.tensor([2.0, 2.0, -2.0, 2.0, -2.0, -2.0])
     log_prob = ratios.log().requires_grad_()
-    losses = ob.PPO("raw").losses(rs.Evaluation(log_prob), buffer(6, advantages=advantages))
-    assert losses.tolist() == pytest.approx([2.0, 2.4, -3.0, 1.0, -1.6, -2.2])
-    losses.sum().backward()
+    terms = ob.PPO("raw").terms(rs.Evaluation(log_prob), buffer(6, advantages=advantages))
+    assert terms.tolist() == pytest.approx([2.0, 2.4, -3.0, 1.0, -1.6, -2.2])
+    terms.sum().backward()
     # d(r A)/d(log pi) = r A where the clip is not active, 0 where it is
     assert log_prob.grad.tolist() == pytest.approx([2.0, 0.0, -3.0, 1.0, 0.0, -2.2])
 
 
 def test_clip_range_is_used():
     evaluation = rs.Evaluation(torch.tensor([1.5]).log())
-    assert ob.PPO("raw", clip_range=0.4).losses(evaluation, buffer(1)).tolist() == pytest.approx([1.4])
+    assert ob.PPO("raw", clip_range=0.4).terms(evaluation, buffer(1)).tolist() == pytest.approx([1.4])
 
 
 @pytest.mark.parametrize("objective", [ob.PPO("raw", entropy=0.1, value=0.5), ob.A2C(entropy=0.1, value=0.5)])
@@ -44,25 +44,25 @@ def test_entropy_and_value_terms_are_added_with_their_signs(objective):
     log_prob, entropy, value = torch.tensor([-1.0]), torch.tensor([0.7]), torch.tensor([1.5])
     records = buffer(1, log_probs=torch.tensor([-1.0]), advantages=torch.tensor([3.0]))
     policy_term = 3.0 if isinstance(objective, ob.PPO) else -3.0
-    losses = objective.losses(rs.Evaluation(log_prob, entropy, value), records)
-    assert losses.tolist() == pytest.approx([policy_term + 0.1 * 0.7 - 0.5 * 0.5**2])
-    without = objective.losses(rs.Evaluation(log_prob, None, value), records)
+    terms = objective.terms(rs.Evaluation(log_prob, entropy, value), records)
+    assert terms.tolist() == pytest.approx([policy_term + 0.1 * 0.7 - 0.5 * 0.5**2])
+    without = objective.terms(rs.Evaluation(log_prob, None, value), records)
     assert without.tolist() == pytest.approx([policy_term + 0.1 * 1.0 - 0.5 * 0.5**2]), "-log pi estimates the entropy"
 
 
 def test_a_value_term_without_values_is_an_error():
     with pytest.raises(rs.RollsightError, match=r"value=0\.5 but there is no value from `evaluate`"):
-        ob.PPO(value=0.5).losses(rs.Evaluation(torch.zeros(2)), buffer(2))
+        ob.PPO(value=0.5).terms(rs.Evaluation(torch.zeros(2)), buffer(2))
     without = rs.Records(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.ones(2))
     with pytest.raises(rs.RollsightError, match=r"value=0\.5 but there is no `returns` in the records"):
-        ob.PPO(value=0.5).losses(rs.Evaluation(torch.zeros(2), None, torch.zeros(2)), without)
+        ob.PPO(value=0.5).terms(rs.Evaluation(torch.zeros(2), None, torch.zeros(2)), without)
 
 
 def test_invalid_rows_give_a_loss_of_zero_whatever_they_hold():
     records = buffer(2, valid=torch.tensor([True, False]))
     evaluation = rs.Evaluation(torch.tensor([0.0, 1e30]), torch.tensor([0.0, 1e30]), torch.tensor([0.0, 1e30]))
     for objective in (ob.PPO("raw", entropy=1.0, value=1.0), ob.A2C(entropy=1.0, value=1.0)):
-        assert objective.losses(evaluation, records)[1] == 0
+        assert objective.terms(evaluation, records)[1] == 0
 
 
 def test_defaults_are_the_papers_and_the_hosts():
@@ -159,14 +159,14 @@ def sequences(**changes):
 )
 def test_reductions_of_grpo_by_hand(objective, first, second):
     evaluation, records = sequences()
-    losses = objective.losses(evaluation, objective.prepare(records))
-    assert losses[0].tolist() == pytest.approx(first)
-    assert losses[1].tolist() == pytest.approx([second, 0, 0])
+    terms = objective.terms(evaluation, objective.prepare(records))
+    assert terms[0].tolist() == pytest.approx(first)
+    assert terms[1].tolist() == pytest.approx([second, 0, 0])
 
 
 def test_rloo_clips_the_ratio_of_whole_sequences():
     evaluation, records = sequences()
-    assert ob.RLOO().losses(evaluation, records).tolist() == pytest.approx([2 * 0.75, -1.1])
+    assert ob.RLOO().terms(evaluation, records).tolist() == pytest.approx([2 * 0.75, -1.1])
     with pytest.raises(rs.RollsightError, match=r"`advantages` has shape \(2, 3\); give one per sequence"):
         ob.RLOO().prepare(records.with_advantages(torch.zeros(2, 3)))
 
@@ -175,7 +175,7 @@ def test_rloo_clips_the_ratio_of_whole_sequences():
 def test_on_policy_the_old_log_probabilities_are_the_policys_own(objective):
     evaluation, records = sequences()
     log_prob = evaluation.log_prob.requires_grad_()
-    dataclasses.replace(objective, on_policy=True).losses(evaluation, records).sum().backward()
+    dataclasses.replace(objective, on_policy=True).terms(evaluation, records).sum().backward()
     weight = 1.0 if objective != ob.GRPO("grpo") else 1 / 3
     assert log_prob.grad[0].tolist() == pytest.approx([2.0 * weight] * 3)
     assert log_prob.grad[1].tolist() == [-1.0, 0.0, 0.0]
@@ -189,4 +189,4 @@ def test_mistakes_in_grpo_are_named():
     ):
         ob.GRPO("dr_grpo")
     with pytest.raises(rs.RollsightError, match=r"need log-probabilities of tokens, \(N, T\), not \(2,\)"):
-        ob.GRPO().losses(rs.Evaluation(torch.zeros(2)), buffer(2))
+        ob.GRPO().terms(rs.Evaluation(torch.zeros(2)), buffer(2))

@@ -41,7 +41,7 @@ def test_the_names_of_figures():
     for name in ("a.png", "a.PDF", "a.svg", "a.html"):
         check_figure(Path(name))
     assert is_page(Path("a.HTML"))
-    with pytest.raises(RollsightError, match=r"a\.gif is no figure file: end it in \.png, \.pdf, \.svg, \.html"):
+    with pytest.raises(RollsightError, match=r"a\.gif is not a figure file: end it in \.png, \.pdf, \.svg, \.html"):
         check_figure(Path("a.gif"))
     with pytest.raises(RollsightError, match=r"end it in \.png, \.pdf, \.svg$"):
         check_figure(Path("a.html"), STILL)

@@ -45,8 +45,8 @@ def test_arms_are_written_as_they_are_read(text: str) -> None:
         ("ppo:0.5", "ppo takes no p"),
         ("iif:2", "p=2.0 is outside"),
         ("iif:half", "half"),
-        ("iif@lr=-1", "lr=-1 is no option"),
-        ("iif@momentum=0.9", "momentum=0.9 is no option"),
+        ("iif@lr=-1", "lr=-1 is not an option"),
+        ("iif@momentum=0.9", "momentum=0.9 is not an option"),
         ("iif@optimizer=rmsprop", "optimizer=rmsprop"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["--envs", "CartPole-v1"], "CartPole-v1 is not in the paper's study"),
         (["--seeds", "0"], "--seeds is 0"),
-        (["--arms", "iif@lr"], "'iif@lr' is no arm"),
+        (["--arms", "iif@lr"], "'iif@lr' is not a valid arm"),
         (["--only-report"], "holds no curves"),
         (["--against", "iif"], "holds no curves"),
     ],

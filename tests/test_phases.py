@@ -267,13 +267,13 @@ def test_phases_prints_draws_and_takes_a_record_or_a_pair(run, tmp_path, capsys)
     [
         (["--obs", "[1, 2]", "--action", "0"], "--obs has shape (2,) and the run's have (4,)"),
         (["--obs", "[1, 2, 3, 4]", "--action", "0.5"], "--action 0.5 must be whole"),
-        (["--obs", "left", "--action", "0"], "--obs left is no list of numbers"),
+        (["--obs", "left", "--action", "0"], "--obs left is not a list of numbers"),
         (["--obs", "[1, 2, 3, 4]"], "either --obs and --action, or --record"),
         (["--record", "2:0:0", "--action", "1"], "either --obs and --action, or --record"),
         (["--record", "2:9:0"], "no record 9:0: env goes from 0 to 1"),
         (["--record", "9:0:0"], "has no round 9"),
         (["--record", "0:12"], "write ROUND:ENV:STEP"),
-        (["--record", "2:0:0", "--figure", "phases.doc"], "phases.doc is no figure file"),
+        (["--record", "2:0:0", "--figure", "phases.doc"], "phases.doc is not a figure file"),
         (["--record", "2:0:0", "--top", "0"], "--top is 0"),
     ],
 )

@@ -256,7 +256,7 @@ def test_a_study_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--arms", "iff"], "'iff' is no arm"),
+        (["--arms", "iff"], "'iff' is not a valid arm"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--eval-prompts", "0"], "--eval-prompts is 0"),
         (["--rounds", "0"], "--rounds 0 is not possible"),

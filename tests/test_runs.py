@@ -246,7 +246,7 @@ def test_create_refuses_an_existing_run_unless_told_to_overwrite(path):
 def test_create_never_touches_what_is_no_run(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(RollsightError, match="is not empty and is no run"):
+        with pytest.raises(RollsightError, match="is not empty and is not a run"):
             runs.create(tmp_path, {}, overwrite=overwrite)
         with pytest.raises(RollsightError, match=r"thesis.tex is a file"):
             runs.create(tmp_path / "thesis.tex", {}, overwrite=overwrite)
@@ -386,15 +386,15 @@ def test_resume_clears_away_the_round_in_flight_and_nothing_else(path):
     assert everything_in(path) == before
 
 
-# What is no run.
+# What is not a run.
 
 
 def test_opening_what_is_no_run_names_the_runs_near_it(path):
     for wrong in (path.parent / "rnu", path.parent, path / "records"):
-        with pytest.raises(RollsightError, match="is no run") as caught:
+        with pytest.raises(RollsightError, match="is not a run") as caught:
             runs.open(wrong)
         assert str(path) in str(caught.value)
-    with pytest.raises(RollsightError, match="is no run"):
+    with pytest.raises(RollsightError, match="is not a run"):
         runs.resume(path.parent)
     assert runs.is_run(path)
     assert not runs.is_run(path.parent)

@@ -24,7 +24,7 @@ def test_targets_are_means_over_valid_entries(name):
     chosen += [tg.Sequence(), tg.Sequence(other)] if kind.sequences else []
     for target in chosen:
         measured = target.measured_on(records)
-        if isinstance(target, tg.Action) or getattr(target, "records", None) is not None or kind.sequences:
+        if target.records is not None or kind.sequences:
             value = measure(target, policy, records)
         else:
             rows = measured.take(measured.valid_rows)
@@ -157,6 +157,27 @@ def test_pairs_may_be_lists_and_arrays():
     plain = tg.Action(records.obs[:2].numpy(), records.actions[:2].tolist())
     a, b = (rs.score_records(policy, records, target).values for target in (tensor, plain))
     assert torch.equal(a, b)
+
+
+class _Certainty:
+    """A target without `each` and `records`."""
+
+    name = "certainty"
+
+    def measured_on(self, records):
+        return records
+
+    def terms(self, evaluation, records):
+        return torch.where(records.valid, -evaluation.entropy, 0.0)
+
+    def count(self, records):
+        return int(records.valid.sum())
+
+
+def test_a_target_that_lacks_a_member_is_an_error():
+    policy = KINDS["mlp"].policy()
+    with pytest.raises(rs.RollsightError, match="has no 'each' and no 'records'; give it all of name, each, records"):
+        rs.score_records(policy, KINDS["mlp"].records(policy), _Certainty())
 
 
 def test_a_target_measured_on_nothing_valid_is_an_error():

@@ -144,7 +144,7 @@ def test_a_file_name_that_is_not_utf8_can_be_named(tmp_path, call):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
     code, _, err = call("top", path)
     assert code == 1
-    assert_plain(err, r"\udcff\udcfe is no run (there is no such folder)")
+    assert_plain(err, r"\udcff\udcfe is not a run (there is no such folder)")
     output.print_json({"run": str(path)})
 
 

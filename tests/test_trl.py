@@ -172,5 +172,5 @@ def mean_loss(trained: Any, objective: Any, whole: dict[str, Any], over_tokens: 
     columns = [whole[k] for k in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")]
     records = rs.language.completion_records(*columns, whole["old_per_token_logps"], whole["advantages"])
     evaluation = rs.Policy(trained.model, rs.language.Completions())(records)
-    losses = objective.losses(evaluation, objective.prepare(records)).sum()
-    return losses / (records.valid.sum() if over_tokens else len(records))
+    terms = objective.terms(evaluation, objective.prepare(records)).sum()
+    return terms / (records.valid.sum() if over_tokens else len(records))

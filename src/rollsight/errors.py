@@ -6,7 +6,7 @@ from typing import Any
 
 
 class RollsightError(ValueError):
-    """Something the user can mend. The message is one sentence: what was wrong, the value, what to do."""
+    """Something the user can fix. The message is one sentence: what was wrong, the value, what to do."""
 
 
 class OptionError(RollsightError):

@@ -115,7 +115,7 @@ def completion_records(
 ) -> Records:
     """`Records` of N completions, in the form `Completions` reads.
 
-    prompts, prompt_mask: (N, P) tokens, padded on the left, and 1 where they are no padding; at least one column.
+    prompts, prompt_mask: (N, P) tokens, padded on the left, and 1 where they are not padding; at least one column.
     completions, completion_mask: (N, T), padded on the right. Padding is invalid, so is an empty completion.
     log_probs: (N, T), of the policy that wrote them; advantages: (N,) or (N, T).
     columns: `rewards`, `values`, `returns`, `ids` (`group`: the prompt) as in `Records`.

@@ -1,7 +1,7 @@
 """The trainer's exact per-record training objective (maximised), one class per algorithm.
 
 An objective answers two calls: `prepare(records)` puts normalised advantages in place of the raw ones, over the whole
-buffer; `losses(evaluation, records)` gives each record's own term, unscaled: no 1/N, no minibatch mean.
+buffer; `terms(evaluation, records)` gives each record's own term, unscaled: no 1/N, no minibatch mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Objective(Protocol):
         """The records with the advantages that the loss uses."""
         ...
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         """(N,) or (N, T): each record's (token's) term of the maximised objective; 0 where invalid."""
         ...
 
@@ -65,7 +65,7 @@ class PPO:
     def prepare(self, records: Records) -> Records:
         return records.with_advantages(normalize_advantages(records.advantages, records.valid, self.advantage))
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         advantage = per_token(records.advantages, evaluation.log_prob)
         # The selection before exp keeps an arbitrary log-probability of an invalid token from becoming inf * 0.
         log_ratio = torch.where(records.valid, evaluation.log_prob - records.log_probs, 0.0)
@@ -97,7 +97,7 @@ class A2C:
     def prepare(self, records: Records) -> Records:
         return records.with_advantages(normalize_advantages(records.advantages, records.valid, self.advantage))
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         policy_term = per_token(records.advantages, evaluation.log_prob) * evaluation.log_prob
         return _with_bonuses(policy_term, evaluation, records, self.entropy, self.value)
 
@@ -140,21 +140,21 @@ class GRPO:
     def prepare(self, records: Records) -> Records:
         return records
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         log_prob, log_ratio = _log_ratio(evaluation, records, self.on_policy)
         lengths = records.valid.sum(1, keepdim=True).clamp(min=1)
         if self.importance == "sequence":
             log_ratio = (log_ratio.sum(1, keepdim=True) / lengths).expand_as(log_prob)
         ratio, advantage = torch.exp(log_ratio), per_token(records.advantages, log_prob)
         if self.loss == "cispo":
-            losses = torch.clamp(ratio, max=self.clip_high).detach() * advantage * log_prob
+            terms = torch.clamp(ratio, max=self.clip_high).detach() * advantage * log_prob
         else:
-            losses = torch.min(ratio * advantage, torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high) * advantage)
+            terms = torch.min(ratio * advantage, torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high) * advantage)
         if self.loss == "grpo":
-            losses = losses / lengths
+            terms = terms / lengths
         if self.loss == "dr_grpo" and self.max_length:
-            losses = losses / self.max_length
-        return torch.where(records.valid, losses, 0.0)
+            terms = terms / self.max_length
+        return torch.where(records.valid, terms, 0.0)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class RLOO:
 
         l_i = min(r_i A_i, clip(r_i, 1 - c_low, 1 + c_high) A_i),  r_i = exp(sum_t log pi_it - log pi_old_it)
 
-    Records of shape (N, T) with one advantage per sequence, used as it stands; the losses are (N,). The KL penalty is
+    Records of shape (N, T) with one advantage per sequence, used as it stands; the terms are (N,). The KL penalty is
     in the reward. `on_policy` as in `GRPO`.
     """
 
@@ -179,7 +179,7 @@ class RLOO:
             )
         return records
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         ratio = torch.exp(_log_ratio(evaluation, records, self.on_policy)[1].sum(1))
         clipped = torch.clamp(ratio, 1 - self.clip_low, 1 + self.clip_high)
         return torch.min(ratio * records.advantages, clipped * records.advantages)
@@ -234,14 +234,14 @@ def _log_ratio(evaluation: Evaluation, records: Records, on_policy: bool) -> tup
 def _with_bonuses(
     policy_term: Tensor, evaluation: Evaluation, records: Records, entropy: float, value: float
 ) -> Tensor:
-    losses = policy_term
+    terms = policy_term
     if entropy:
         # A distribution without a closed-form entropy: -log pi is the one-sample estimate, as hosts use it.
         bonus = -evaluation.log_prob if evaluation.entropy is None else evaluation.entropy
-        losses = losses + entropy * bonus
+        terms = terms + entropy * bonus
     if value:
         if evaluation.value is None or records.returns is None:
             missing = "value from `evaluate`" if evaluation.value is None else "`returns` in the records"
             raise RollsightError(f"The objective has value={value} but there is no {missing}; give it or set value=0.")
-        losses = losses - value * (per_token(records.returns, evaluation.log_prob) - evaluation.value) ** 2
-    return torch.where(records.valid, losses, 0.0)
+        terms = terms - value * (per_token(records.returns, evaluation.log_prob) - evaluation.value) ** 2
+    return torch.where(records.valid, terms, 0.0)

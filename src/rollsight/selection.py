@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rollsight.errors import RollsightError
 from rollsight.scoring.scores import Scores
+from rollsight.streams import Purpose, stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +90,8 @@ class DropRandom:
         like = self.like(scores)
         units = len(_unit_totals(scores, self.like.unit))
         rounds = scores.ids.get("round")
-        key = (self.seed, int(rounds[0]) if rounds is not None and len(rounds) else 0, 0x5E1EC7)
-        order = torch.from_numpy(np.random.default_rng(key).permutation(units))
+        round = int(rounds[0]) if rounds is not None and len(rounds) else 0
+        order = torch.from_numpy(stream(self.seed, round, Purpose.DROP_RANDOM).permutation(units))
         mine = _drop(scores, self.like.unit, order.to(scores.values.device), like.reached, self.like.min_keep)
         return replace(mine, requested=like.requested, message=mine.message or like.message)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,16 @@ class Target(Protocol):
         """Short name, used for columns and logs."""
         ...
 
+    @property
+    def each(self) -> bool:
+        """Explain each measured record on its own, scores (N, M), instead of their mean, scores (N,)."""
+        ...
+
+    @property
+    def records(self) -> Records | None:
+        """Records of its own, given with it; None where it is measured on the records that are scored."""
+        ...
+
     def measured_on(self, records: Records) -> Records:
         """The records whose mean defines the target; `records` themselves unless it has its own."""
         ...
@@ -35,6 +45,19 @@ class Target(Protocol):
         ...
 
 
+_MEMBERS = ("name", "each", "records", "measured_on", "terms", "count")
+
+
+def checked(target: Target) -> Target:
+    """The target itself; `RollsightError` where it lacks a member of `Target`."""
+    if missing := [name for name in _MEMBERS if not hasattr(target, name)]:
+        raise RollsightError(
+            f"target={target!r} has no {' and no '.join(map(repr, missing))}; give it all of {', '.join(_MEMBERS)}, as "
+            "docs/how_to/own_target.md shows."
+        )
+    return target
+
+
 @dataclass(frozen=True)
 class Return:
     """`f_return` = E[log pi(a given s) * A(s, a)] with raw advantages (Hu et al. 2025, section 3).
@@ -44,6 +67,7 @@ class Return:
 
     records: Records | None = None
     name: str = "return"
+    each: ClassVar[bool] = False
 
     def measured_on(self, records: Records) -> Records:
         return records if self.records is None else self.records
@@ -63,6 +87,7 @@ class Sequence:
 
     records: Records | None = None
     name: str = "sequence"
+    each: ClassVar[bool] = False
 
     def measured_on(self, records: Records) -> Records:
         measured = records if self.records is None else self.records
@@ -96,6 +121,7 @@ class Reward:
 
     records: Records | None = None
     name: str = "reward"
+    each: ClassVar[bool] = False
 
     def measured_on(self, records: Records) -> Records:
         """The records with z in place of their advantages."""
@@ -122,7 +148,7 @@ def _sequence_rewards(records: Records) -> Tensor:
     wrong = kept[~torch.isfinite(kept)]
     if len(wrong):
         raise RollsightError(
-            f"targets.Reward: the reward is {float(wrong[0])} in {len(wrong)} of {len(kept)} valid record(s); mend the "
+            f"targets.Reward: the reward is {float(wrong[0])} in {len(wrong)} of {len(kept)} valid record(s); fix the "
             f"reward or mark such records invalid."
         )
     if len(kept) == 0 or float(kept.min()) == float(kept.max()):
@@ -143,13 +169,14 @@ class Objective:
     objective: objectives.Objective | None = None
     records: Records | None = None
     name: str = "objective"
+    each: ClassVar[bool] = False
 
     def measured_on(self, records: Records) -> Records:
         measured = records if self.records is None else self.records
         return self._objective.prepare(measured)
 
     def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
-        return self._objective.losses(evaluation, records)
+        return self._objective.terms(evaluation, records)
 
     def count(self, records: Records) -> int:
         return int(records.valid.sum())
@@ -176,6 +203,8 @@ class Action:
                 f"targets.Action: {rows_of(self.obs)} observations and {rows_of(self.actions)} actions; "
                 "give the same number of both, at least one (with a leading dimension)."
             )
+        none = torch.zeros(rows_of(self.obs))
+        self.records = Records(self.obs, self.actions, none, none)
 
     def measured_on(self, records: Records) -> Records:
         pairs = rows_of(self.obs)

@@ -20,7 +20,7 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 
-Semantic: TypeAlias = Literal["repack", "mask"]
+DropMode: TypeAlias = Literal["repack", "mask"]
 Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -91,7 +91,7 @@ def run_update(
     records: Records,
     rule: UpdateRule,
     rng: np.random.RandomState,
-    semantic: Semantic = "repack",
+    semantic: DropMode = "repack",
     weights: Tensor | None = None,
 ) -> Iterator[Step]:
     """Train the policy in place, yielding each step just before the optimiser takes it.

@@ -27,13 +27,13 @@ def targets_of(
         if not (hasattr(one, "measured_on") if not isinstance(one, str) else one in known):
             names = " or ".join(map(repr, known))
             raise RollsightError(f"target={one!r} is unknown; give {names}, or an object such as targets.Action(...).")
-    result = [known[one]() if isinstance(one, str) else one for one in many]
+    result = [known[one]() if isinstance(one, str) else targets.checked(one) for one in many]
     if not result or len({t.name for t in result}) < len(result):
         raise RollsightError(
             f"target={[t.name for t in result]} needs at least one target, each with a name of its own (name=)."
         )
     for one in result:
-        if getattr(one, "each", False):
+        if one.each:
             raise RollsightError(f"target {one.name!r} has each=True, many scores per record; give each=False.")
     return result
 

@@ -22,7 +22,7 @@ ALL = (*STILL, "html")  # an interactive page
 def check_figure(path: Path, formats: Sequence[str] = ALL) -> None:
     """Raise `RollsightError` where the name does not end as a figure's."""
     if _suffix(path) not in formats:
-        raise RollsightError(f"{path} is no figure file: end it in .{', .'.join(formats)}")
+        raise RollsightError(f"{path} is not a figure file: end it in .{', .'.join(formats)}")
 
 
 def is_page(path: Path) -> bool:

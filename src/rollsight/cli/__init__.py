@@ -27,7 +27,7 @@ COMMANDS = {
     "study grpo": "Run a verifiable-reward task with GRPO, filtered and not: tables, figures, examples.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",
     "intervene": "Replay rounds without some of their records and compare the policies they end in.",
-    "fidelity": "Check the scores of a round against real retraining, beside a ceiling and a null band.",
+    "fidelity": "Check the scores of a round against real retraining, with a ceiling and a null band.",
     "diagnose": "Find out why the bottom records of a round hurt: their advantages against Monte-Carlo ones.",
     "phases": "Follow how one behaviour formed, round by round.",
     "compare": "Compare runs: final return and area under the learning curve, with intervals.",
@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 1 for an error the user can mend, 130 when interrupted.
+    """Run the command line and return its exit code: 0, or 1 for an error the user can fix, 130 when interrupted.
 
     Mistakes in the usage itself (an unknown option) leave through `SystemExit(2)`, as argument parsers do.
     """

@@ -21,7 +21,7 @@ def check(
     *,
     json: bool = False,
 ) -> None:
-    """Verify every file of runs against the digests that training wrote beside them.
+    """Verify every file of runs against the digests that training wrote next to them.
 
     - damaged: not as it was written; missing: written, and gone.
     - foreign: a file that training did not write.

@@ -117,7 +117,7 @@ def _plain(text: Text) -> Text:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Standard output, 100 columns wide where it is no terminal, whatever the reader's terminal; or standard error."""
+    """Standard output, 100 columns wide where it is not a terminal, whatever the reader's is; or standard error."""
     stream = sys.stderr if stderr else sys.stdout
     return PlainConsole(stderr=stderr, width=None if stream.isatty() or "COLUMNS" in os.environ else 100)
 

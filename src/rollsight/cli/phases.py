@@ -46,7 +46,7 @@ def phases(
     """Follow one behaviour, an action in a state, through every round that has a snapshot.
 
     - pi(a given s), and the records that made it likelier, round by round.
-    - Roughness: how unevenly influence lies over similar records (0: smooth), beside
+    - Roughness: how unevenly influence lies over similar records (0: smooth), and
       the band it has when influences are dealt out at random.
     - The paper's three phases (action-advantage association, clustering of similar
       states, saturation), where a change-point test supports them.
@@ -198,7 +198,7 @@ def _entry(records: Records, name: str, text: str) -> Rows:
         )
         number = value.to(torch.float64)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise RollsightError(f"{option} {text} is no list of numbers: write JSON such as [0.1, -0.2]") from error
+        raise RollsightError(f"{option} {text} is not a list of numbers: write JSON such as [0.1, -0.2]") from error
     if number.numel() != column[0].numel() or (number.dim() > 1 and tuple(number.shape) != shape):
         raise RollsightError(
             f"{option} has shape {tuple(number.shape)} and the run's have {shape}: give as many numbers"

@@ -27,14 +27,14 @@ PHASES = "collect + score + train + evaluate"
 
 
 def progress_bar(console: Console) -> rich.progress.Progress:
-    """A bar for one long computation, gone when it is done; nothing where the console is no terminal."""
+    """A bar for one long computation, gone when it is done; nothing where the console is not a terminal."""
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
     ]
     columns += [TimeElapsedColumn(), TimeRemainingColumn(compact=True)]
-    # Where it is no terminal, rich would leave an empty line.
+    # Where it is not a terminal, rich would leave an empty line.
     return rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 

@@ -30,7 +30,7 @@ def read_record_list(path: Path) -> dict[int, tuple[tuple[int, int], ...]]:
         RollsightError: there is no such file, it lists nothing, or it is not of that form.
     """
     if not path.is_file():
-        raise RollsightError(f"{path} is no file: name a list of records")
+        raise RollsightError(f"{path} is not a file: name a list of records")
     readers = {".csv": _table, ".parquet": _table, ".json": _json}
     listed = readers.get(path.suffix.lower(), _lines)(path)
     if not listed:
@@ -43,14 +43,14 @@ def _lines(path: Path) -> list[tuple[int, int, int]]:
     try:
         return [parse_record_name(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise RollsightError(f"{path} is no text: end its name in .csv, .parquet or .json if it is one") from error
+        raise RollsightError(f"{path} is not a text: end its name in .csv, .parquet or .json if it is one") from error
 
 
 def _json(path: Path) -> list[tuple[int, int, int]]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise RollsightError(f"{path} is no JSON ({error})") from error
+        raise RollsightError(f"{path} is not valid JSON ({error})") from error
     rows = content.get("records") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RollsightError(f"{path} holds no list of records: give [{{'round': 10, 'env': 0, 'step': 12}}, ...]")

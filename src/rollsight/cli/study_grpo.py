@@ -73,7 +73,7 @@ def study_grpo(
         lora_layers: How many of the last layers it is on.
         held_out: Problems of the held-out target.
         evaluation: Problems on which accuracy is measured.
-        evaluate_every: Measure after every k-th round, beside the start and the end.
+        evaluate_every: Measure after every k-th round, at the start and at the end.
         processes: Runs side by side, one thread each.
         out: Folder of the study: run folders, curves, results.md, results.csv, completions.md, figures, index.html.
         show_round: Round whose completions of highest and lowest scores go into completions.md.

@@ -74,7 +74,7 @@ def study_rlhf(
         max_new_tokens: Length of a completion at most.
         lora_rank: Rank of the LoRA adapter; 0 trains all weights.
         eval_prompts: Prompts held out from training, on which everything is measured.
-        eval_every: Measure after every k-th round, beside the start and the end.
+        eval_every: Measure after every k-th round, at the start and at the end.
         processes: Runs side by side, one thread each.
         out: Folder of the study: run folders, curves, results.md, results.csv, generations.md, figures, index.html.
         show_round: Round whose completions of highest and lowest scores go into generations.md.

@@ -66,5 +66,5 @@ def decode(value: Any) -> Any:
 def _numeric(name: str) -> np.dtype[Any]:
     dtype = np.dtype(name)
     if dtype.kind not in "biuf":
-        raise ValueError(f"{name!r} is no number's type")
+        raise ValueError(f"{name!r} is not a number's type")
     return dtype

@@ -16,6 +16,7 @@ from rollsight.errors import RollsightError
 from rollsight.playing.spaces import check_spaces
 from rollsight.policy import Policy
 from rollsight.records import Records
+from rollsight.streams import seed_from
 
 
 def collect(policy: Policy, envs: VecEnv, steps: int, settings: Mapping[str, Any], key: tuple[int, ...]) -> Records:
@@ -26,10 +27,10 @@ def collect(policy: Policy, envs: VecEnv, steps: int, settings: Mapping[str, Any
     """
     module: Any = policy.module
     algorithm = _algorithm(policy)
-    state, (seed,) = np.random.get_state(), np.random.SeedSequence(key).generate_state(1)
+    state, seed = np.random.get_state(), seed_from(*key)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
-        envs.seed(int(seed % 2**31))
+        torch.manual_seed(seed)
+        envs.seed(seed % 2**31)
         model = algorithm(
             policy=lambda *_, **__: module,
             env=envs,

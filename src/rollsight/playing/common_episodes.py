@@ -15,9 +15,9 @@ from torch import Tensor, distributions, nn
 
 from rollsight.errors import RollsightError
 from rollsight.playing.spaces import check_spaces
+from rollsight.streams import Purpose, seed_from, stream
 
 _AT_ONCE = 32
-_EPISODE = 0xC124  # the purpose in the keys of episodes' random streams
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -35,7 +35,7 @@ class CommonEpisodes:
     """
 
     def __init__(self, make: Callable[[int], VecEnv], episodes: int, key: tuple[int, ...]) -> None:
-        self._episodes, self._key = episodes, (*key, _EPISODE)
+        self._episodes, self._key = episodes, (*key, Purpose.EPISODE)
         self._envs = make(min(episodes, _AT_ONCE))
         base = self._envs.unwrapped
         assert isinstance(base, DummyVecEnv)
@@ -103,9 +103,8 @@ class _Slot(gym.Wrapper[Any, Any, Any, Any]):
         if self.episode is None:
             return self._last, {}
         self._over, self._total = False, 0.0
-        sequence = np.random.SeedSequence((*self._key, self.episode))
-        self.noise = np.random.default_rng(sequence)
-        self._last, info = self.env.reset(seed=int(sequence.generate_state(1)[0] >> 1), options=options)
+        self.noise = stream(*self._key, self.episode)
+        self._last, info = self.env.reset(seed=seed_from(*self._key, self.episode) >> 1, options=options)
         return self._last, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -38,14 +38,14 @@ def open_run(path: str | Path) -> Run:
     """Open a run folder for reading.
 
     Raises:
-        RollsightError: the folder is no run; the message names runs in it or beside it.
+        RollsightError: the folder is not a run; the message names runs in it or next to it.
     """
     path = Path(path)
     if not is_run(path):
         problem = f"it has no {METADATA}" if path.exists() else "there is no such folder"
         near = find_runs(path) or find_runs(path.parent)
         names = ", ".join(str(run) for run in near[:5]) + (", ..." if len(near) > 5 else "")
-        raise RollsightError(f"{path} is no run ({problem}): name a run folder{f' such as {names}' if near else ''}")
+        raise RollsightError(f"{path} is not a run ({problem}): name a run folder{f' such as {names}' if near else ''}")
     return Run(path)
 
 
@@ -300,13 +300,13 @@ def parse(path: Path, content: bytes, columns: list[str] | None = None) -> pa.Ta
     """The table, or some columns of it, that the bytes of a file hold.
 
     Raises:
-        RollsightError: they are no Parquet.
+        RollsightError: they are not Parquet.
     """
     try:
         return _opened(path, content).read(columns)
     except RollsightError:
         raise
-    except Exception as error:  # bytes that are no Parquet fail in whatever way the parser comes across them
+    except Exception as error:  # bytes that are not Parquet fail in whatever way the parser comes across them
         raise damaged(path, _NO_PARQUET) from error
 
 

@@ -51,11 +51,11 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise RollsightError(f"{path} is a file: choose another place for the run")
-    # What a creation that was killed half-way leaves behind is no content.
+    # What a creation that was killed half-way leaves behind is not content.
     left = {LOCK, *(file.name for file in temporary_files(path))}
     content = set(os.listdir(path)) - left if path.is_dir() else set()
     if content and not is_run(path):
-        raise RollsightError(f"{path} exists, is not empty and is no run: choose another place for the run")
+        raise RollsightError(f"{path} exists, is not empty and is not a run: choose another place for the run")
     if content and not overwrite:
         raise OptionError(
             f"the run {path} exists already: choose another place, or replace it with {{overwrite}}", overwrite=True
@@ -85,11 +85,11 @@ def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter
     rounds were replaced, when, by which command, and the entries of `how`.
 
     Raises:
-        RollsightError: the folder is no run, ends before round `after`, or another process writes to it.
+        RollsightError: the folder is not a run, ends before round `after`, or another process writes to it.
     """
     path = Path(path)
     if not is_run(path):
-        raise RollsightError(f"{path} is no run (it has no {METADATA}): create the run first")
+        raise RollsightError(f"{path} is not a run (it has no {METADATA}): create the run first")
     metadata = read_metadata(path)  # refuses a folder of a later format
     lock = _lock(path)
     try:
@@ -153,7 +153,7 @@ class RunWriter:
         """Write the round's one-row summary (scalars or None by name) and thereby complete the round.
 
         Raises:
-            RollsightError: the round is not after the last complete one, or a value is no scalar.
+            RollsightError: the round is not after the last complete one, or a value is not a scalar.
         """
         round = self._next(round)
         self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))

@@ -66,12 +66,16 @@ def norm(direction: Direction) -> float:
 
 
 def precondition(
-    direction: Direction, current: Direction, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    direction: Direction,
+    training_gradient: Direction,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
 ) -> Direction:
-    """`direction / (sqrt(v_hat) + eps)` with the optimiser's second moments, as protocol section 2 defines it.
+    """`direction / (sqrt(v_hat) + eps)` with the optimiser's second moments: see docs/definitions.md, Preconditioned
+    scores.
 
-    current: gradient of the training objective over the full buffer, which v_hat takes in first. Before the
-    optimiser's first step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.
+    training_gradient: of the objective over the full buffer, which v_hat takes in first. Before the optimiser's first
+    step v_hat is that gradient's square alone. Parameters whose second moment is zero get weight 0.
     Adam and AdamW (with amsgrad) and RMSprop; SGD leaves the direction as it is. Others raise `RollsightError`.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -89,7 +93,7 @@ def precondition(
             result[name] = direction[name]
             continue
         group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
-        second = _second_moment(optimizer, group, state, current[name] ** 2)
+        second = _second_moment(optimizer, group, state, training_gradient[name] ** 2)
         root = (second + group["eps"]).sqrt() if _eps_inside(optimizer) else second.sqrt() + group["eps"]
         result[name] = torch.where(second > 0, direction[name] / root, 0.0)
     return result

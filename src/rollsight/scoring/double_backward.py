@@ -24,7 +24,7 @@ from rollsight.scoring.layers import EVERY, Rows
 def derivatives(policy: Policy, records: Records, objective: Objective, directions: list[Direction]) -> Tensor:
     """(n, M) or (n, T, M): <grad l_i, v_m>."""
     with _twice_differentiable():
-        pull = _Pull(policy, objective.losses(policy(records), records))
+        pull = _Pull(policy, objective.terms(policy(records), records))
         return torch.stack([pull.along(direction) for direction in directions], -1)
 
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from rollsight.records import Records
+from rollsight.streams import stream
 
 
 def split_halves(records: Records, seed: int) -> Tensor:
     """(N,) booleans: which records are in the first half. Whole episodes stay together and go, in random order, to the
     half with fewer records; with fewer than two episodes (or none named) the halves are random records instead."""
-    rng = np.random.default_rng(seed)
+    rng = stream(seed)
     n = len(records)
     episodes = records.ids.get("episode")
     column = np.zeros(n) if episodes is None else episodes.cpu().numpy()

@@ -36,8 +36,8 @@ def _along(policy: Policy, records: Records, objective: Objective, direction: Di
         moved = {name: direction[name].to(p.dtype) for name, p in fixed.items() if bool(direction[name].any())}
         duals = {name: forward_ad.make_dual(fixed[name], v) for name, v in moved.items()}
         with AsAutograd():
-            losses = objective.losses(substituted(policy, fixed | duals)(records), _constants(records))
-        primal, tangent = forward_ad.unpack_dual(losses)
+            terms = objective.terms(substituted(policy, fixed | duals)(records), _constants(records))
+        primal, tangent = forward_ad.unpack_dual(terms)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
 
 
@@ -136,5 +136,5 @@ class _LogProb:
     def prepare(self, records: Records) -> Records:
         return records
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         return evaluation.log_prob

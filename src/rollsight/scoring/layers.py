@@ -97,7 +97,7 @@ def _layer_of(module: nn.Module, parameters: Set[str]) -> Map | None:
     """The layer's map, for the class itself and for subclasses that leave `forward` alone."""
     for kind, apply in LAYERS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
-            # A computed weight (weight_norm) is no parameter, and a parameter of another name is no part of the map.
+            # A computed weight (weight_norm) is not a parameter; a parameter of another name is not part of the map.
             if "weight" not in parameters or not parameters <= {"weight", "bias"}:
                 return None
             return None if isinstance(module, nn.EmbeddingBag) and module.mode == "max" else apply

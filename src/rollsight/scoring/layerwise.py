@@ -20,7 +20,7 @@ from rollsight.scoring.directions import Direction, in_float32, inner
 from rollsight.scoring.graph import check_uses
 from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 
-_LARGE = 2.0**10  # a gradient that is not proportional to its seed (clipped by a hook) is no sum over records
+_LARGE = 2.0**10  # a gradient that is not proportional to its seed (clipped by a hook) is not a sum over records
 _Calls: TypeAlias = tuple[tuple[Any, ...], ...]
 _covered: WeakKeyDictionary[nn.Module, _Calls] = WeakKeyDictionary()  # the calls that were last found to be covered
 
@@ -64,9 +64,9 @@ def _probe(layers: Layers, records: Records, objective: Objective) -> None:
     for call in calls:
         if call.x.dim() == 0 or call.x.shape[0] != 1:
             raise _not_over_records(call, 1)
-    losses = objective.losses(evaluation, record)
-    if losses.requires_grad:
-        check_uses(layers, calls, losses)
+    terms = objective.terms(evaluation, record)
+    if terms.requires_grad:
+        check_uses(layers, calls, terms)
     large = Backward(layers, calls, evaluation.log_prob, torch.full_like(evaluation.log_prob, _LARGE))
     large.compare(large.total.keys())
     again, again_calls = layers.forward(record)
@@ -181,7 +181,7 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
     """(n, M): <grad l_i, v_m>; for sequences the sum over tokens."""
     layers = Layers(policy)
     evaluation, calls = forward(layers, records, objective)
-    backward = Backward(layers, calls, objective.losses(evaluation, records))
+    backward = Backward(layers, calls, objective.terms(evaluation, records))
     return torch.stack([backward.along(direction) for direction in directions], -1)
 
 

@@ -29,7 +29,7 @@ class OnePass(Protocol):
     target_gradient: Direction
 
     def objective_gradient(self) -> Direction:
-        """Of the sum of the records' losses."""
+        """Of the sum of the objective's terms."""
         ...
 
     def along(self, direction: Direction) -> Tensor:
@@ -50,8 +50,8 @@ class Pair:
     def value(self, evaluation: Evaluation) -> Tensor:
         return self.target.terms(evaluation, self.measured).sum() / self.count
 
-    def losses(self, evaluation: Evaluation) -> Tensor:
-        return self.objective.losses(evaluation, self.prepared)
+    def terms(self, evaluation: Evaluation) -> Tensor:
+        return self.objective.terms(evaluation, self.prepared)
 
     def take(self, rows: slice) -> Pair:
         return Pair(self.target, self.measured.take(rows), self.count, self.objective, self.prepared.take(rows))
@@ -70,7 +70,7 @@ def one_pass(layers: Layers, pair: Pair, chunk_size: int, forward: Forward | Non
 
 def along_others(layers: Layers, pair: Pair, chunk_size: int) -> Tensor | None:
     """(n,) <grad l_i, grad f> less <grad l_i, grad f_i>, f_i being record i's own part of the target; None where the
-    records' own gradients do not fit, or target and losses pull a record's log-probabilities different ways."""
+    records' own gradients do not fit, or target and objective pull a record's log-probabilities different ways."""
     if not _own_gradients_fit(layers, pair):
         return None
     found = _Materialised(layers, pair, _chunks(layers, pair, chunk_size, None))
@@ -112,7 +112,7 @@ def _chunk_pass(layers: Layers, pair: Pair, evaluated: Evaluated) -> OnePass:
 
 
 class _OneBackward:
-    """The target is sum_i a_i y_i and the losses b_i y_i, to first order: one backward from y."""
+    """The target is sum_i a_i y_i and the objective sum_i b_i y_i, to first order: one backward from y."""
 
     def __init__(
         self, layers: Layers, evaluation: Evaluation, calls: list[Call], y: Tensor, a: Tensor, b: Tensor
@@ -133,7 +133,7 @@ class _TwoBackwards:
 
     def __init__(self, layers: Layers, evaluation: Evaluation, calls: list[Call], pair: Pair) -> None:
         self.target_gradient = gradient_of(pair.value(evaluation), layers.parameters, keep_graph=True)
-        self._backward = layerwise.Backward(layers, calls, pair.losses(evaluation))
+        self._backward = layerwise.Backward(layers, calls, pair.terms(evaluation))
         self.along = self._backward.along
 
     def objective_gradient(self) -> Direction:
@@ -166,9 +166,9 @@ class _Materialised:
         else:
             self._a = None
             gradient = gradient_of(part.value(evaluation), layers.parameters, keep_graph=True)
-            losses = part.losses(evaluation)
-            self._fill(rows, n, layerwise.Backward(layers, calls, losses))
-            b = losses.new_ones(len(losses))
+            terms = part.terms(evaluation)
+            self._fill(rows, n, layerwise.Backward(layers, calls, terms))
+            b = terms.new_ones(len(terms))
         for name, g in gradient.items():
             self.target_gradient[name] += g
         return b.detach()
@@ -200,12 +200,12 @@ class _Materialised:
 
 def _common(layers: Layers, evaluation: Evaluation, pair: Pair) -> tuple[Tensor, Tensor, Tensor] | None:
     """y, a and b, each (n,), such that the target's slope in the log-probabilities is that of sum_i a_i y_i and the
-    losses' that of b_i y_i; None where there are none.
+    objective's that of sum_i b_i y_i; None where there are none.
 
     A plain record's y is its log-probability; a sequence's is a weighted sum over its tokens, the same for target and
     loss where one's slopes are a multiple of the other's (one advantage for the sequence, on the policy, say).
     """
-    slopes = _log_prob_slopes(evaluation, pair.value, pair.losses)
+    slopes = _log_prob_slopes(evaluation, pair.value, pair.terms)
     if slopes is None:
         return None
     w, c = slopes
@@ -216,7 +216,7 @@ def _common(layers: Layers, evaluation: Evaluation, pair: Pair) -> tuple[Tensor,
     pulled = (largest != 0).squeeze(1)
     factor = torch.where(largest != 0, c.gather(1, pivot) / largest, 0.0)
     eps = max(torch.finfo(p.dtype).eps for p in layers.policy.module.parameters() if p.is_floating_point())
-    beside = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is no other slope
+    beside = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
     if bool((pulled & (beside > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
         return None
     seeds = torch.where(pulled[:, None], w, c)

@@ -22,7 +22,7 @@ def derivatives(policy: Policy, records: Records, objective: Objective, directio
     rows = []
     for i in range(len(records)):
         record = records.take(slice(i, i + 1))
-        terms = objective.losses(policy(record), record)[0]
+        terms = objective.terms(policy(record), record)[0]
         row = []
         for term in terms.reshape(-1):
             grads = torch.autograd.grad(term, list(parameters.values()), retain_graph=True, allow_unused=True)
@@ -45,8 +45,8 @@ def check_first(
     if looked_at in seen or any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.module.parameters()):
         return
     record = records.take(slice(0, 1))
-    losses = objective.losses(policy(record), record)
-    own = gradient_of(losses.sum(), parameters)
+    terms = objective.terms(policy(record), record)
+    own = gradient_of(terms.sum(), parameters)
     for k, direction in enumerate(directions):
         value, expected = float(found[0, ..., k].sum()), inner(own, direction)
         if abs(value - expected) > 1e-4 * norm(own) * norm(direction):

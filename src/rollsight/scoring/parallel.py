@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -64,14 +64,18 @@ def prepared_across(objective: Objective, records: Records, group: Group) -> tup
 def measured_across(target: Any, records: Records, group: Group) -> tuple[Records, int]:
     """`target.measured_on` as over all ranks' records, this rank's part of it; and the count of all ranks.
 
-    A target without records of its own kind (`targets.Action`) is measured on the same at every rank.
+    A target with records of its own has its rank's part of them, if it is a dataclass; any other (`targets.Action`) has
+    the same at every rank.
     """
-    if not hasattr(target, "records"):
-        measured: Records = target.measured_on(records)
+    if target.records is None:
+        whole, own = _gathered(records, group)
+        measured: Records = target.measured_on(whole)
+        return _with_part(records, measured, own), target.count(measured)
+    divided = is_dataclass(target)
+    if not divided:
+        measured = target.measured_on(records)
         return measured, target.count(measured) * dist.get_world_size(group)
-    source = records if target.records is None else target.records
-    if source is not records:
-        source = source.take(source.valid_rows.nonzero().flatten())
+    source = target.records.take(target.records.valid_rows.nonzero().flatten())
     whole, own = _gathered(source, group)
     measured = replace(target, records=whole).measured_on(whole)
     return _with_part(source, measured, own), target.count(measured)

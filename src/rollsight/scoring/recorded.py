@@ -31,13 +31,13 @@ class Compared:
     def prepare(self, records: Records) -> Records:
         return self.objective.prepare(records)
 
-    def losses(self, evaluation: Evaluation, records: Records) -> Tensor:
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
         with torch.no_grad():
             gap = torch.where(records.valid, evaluation.log_prob.detach() - records.log_probs, 0.0).abs()
             if gap.dim() == 2:
                 gap = gap.sum(1) / records.valid.sum(1).clamp(min=1)
             self._gaps.append(gap)
-        return self.objective.losses(evaluation, records)
+        return self.objective.terms(evaluation, records)
 
     def warn(self, module: nn.Module) -> None:
         """Warn, once for a module, where more than `SHARE` of the records are `FAR` off."""

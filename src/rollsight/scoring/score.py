@@ -45,7 +45,7 @@ def score_records(
     backend: Backend = "auto",
     optimizer: torch.optim.Optimizer | None = None,
     *,
-    current: Direction | None = None,
+    training_gradient: Direction | None = None,
     cross_fit: bool = False,
     leave_self_out: bool = False,
     seed: int = 0,
@@ -68,8 +68,8 @@ def score_records(
                 function whose backward is not its forward's derivative is scored as it is trained.
     optimizer:  precondition the target's gradient with this optimiser's second moments (Adam, AdamW, RMSprop; SGD: no
                 change).
-    current:    the training gradient that those moments take in first; None computes the objective's mean gradient over
-                the records.
+    training_gradient: added to those moments before they are used, as the optimiser's next step would add it; None
+                computes the objective's mean gradient over the records.
     cross_fit:  score each record against the gradient of the half of the buffer that does not hold it (halves by
                 episode, drawn with `seed`), so that no record's own contribution is in its score.
     leave_self_out: score each record against the target less the record's own part of it (the target's mean keeps its
@@ -93,7 +93,7 @@ def score_records(
     mode, embeddings with scale_grad_by_freq), `covering.NotCovered` for parameters that the chosen backend cannot
     cover, `covering.NoBackend` where "auto" finds none, and `Diverged` for scores that are not finite.
     """
-    target = targets.Return() if target is None else target
+    target = targets.Return() if target is None else targets.checked(target)
     objective = objectives.PPO() if objective is None else objective
     if backend not in ("auto", *_BACKENDS):
         raise RollsightError(f"backend={backend!r} is unknown; give auto, {', '.join(_BACKENDS)}.")
@@ -106,7 +106,9 @@ def score_records(
         read = on_policy and not getattr(objective, "on_policy", False)
         noting = Compared(objective) if read else None
         loss = noting or objective
-        job = _Job(policy, part, target, loss, optimizer, current, cross_fit, seed, chunk_size, forward, group)
+        job = _Job(
+            policy, part, target, loss, optimizer, training_gradient, cross_fit, seed, chunk_size, forward, group
+        )
         values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend, tokens)
         if noting is not None:
             noting.warn(policy.module)
@@ -118,7 +120,7 @@ def score_records(
     if records.log_probs.dim() == 2 and values.dim() == 3:
         by_token = values[..., 0] if values.shape[-1] == 1 else None
         values = values.sum(1)
-    if not getattr(target, "each", False):
+    if not target.each:
         values = values.squeeze(-1)
     scores = Scores(
         values,
@@ -144,7 +146,7 @@ class _Job:
         target: targets.Target,
         objective: objectives.Objective,
         optimizer: torch.optim.Optimizer | None,
-        current: Direction | None,
+        training_gradient: Direction | None,
         cross_fit: bool,
         seed: int,
         chunk_size: int,
@@ -152,7 +154,7 @@ class _Job:
         group: Group | None,
     ) -> None:
         self.policy, self.records, self.target, self.objective = policy, records, target, objective
-        self.optimizer, self.current = optimizer, current
+        self.optimizer, self.training_gradient = optimizer, training_gradient
         self.cross_fit, self.seed, self.chunk_size = cross_fit, seed, chunk_size
         self.forward, self.group = forward, group
         self.whole: Direction | None = None  # the one direction, once it is known: its all-reduce happens once
@@ -171,7 +173,7 @@ class _Job:
                 f"cross_fit=True needs a target measured on the training records, but {target.name!r} has its own; "
                 f"use one of both."
             )
-        if group is not None and (cross_fit or getattr(target, "each", False)):
+        if group is not None and (cross_fit or target.each):
             raise RollsightError("group= gives every record one direction; leave out cross_fit=True and each=True.")
 
     def run(self, backend: Backend, tokens: bool) -> tuple[Tensor, str, str]:
@@ -221,7 +223,7 @@ class _Job:
             first = split_halves(self.records, self.seed)
             columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
             return torch.where(first.view(-1, *[1] * (columns.dim() - 2)), columns[..., 0], columns[..., 1])[..., None]
-        if not getattr(self.target, "each", False):
+        if not self.target.each:
             if self.whole is None:
                 self.whole = self.direction_on(None)
             return self.along(backend, [self.whole])
@@ -248,23 +250,23 @@ class _Job:
         return self.finished(direction, self.objective_gradient)
 
     def objective_gradient(self) -> Direction:
-        return gradient(self.policy, self.prepared, self.objective.losses, 1, self.chunk_size)
+        return gradient(self.policy, self.prepared, self.objective.terms, 1, self.chunk_size)
 
     def finished(self, direction: Direction, objective_gradient: Callable[[], Direction]) -> Direction:
         """The direction over all ranks and parameters, preconditioned where asked for; `objective_gradient`: of the
-        summed losses."""
+        summed terms."""
         direction = self.over_all_parameters(direction)
-        taken_in = self.optimizer is not None and self.current is None
+        taken_in = self.optimizer is not None and self.training_gradient is None
         if taken_in:
-            current = self.over_all_parameters({k: g / self.tokens for k, g in objective_gradient().items()})
+            training = self.over_all_parameters({k: g / self.tokens for k, g in objective_gradient().items()})
         else:
-            current = self.current or {}
+            training = self.training_gradient or {}
         if self.group is not None:
-            direction, *rest = all_reduced([direction, current] if taken_in else [direction], self.group)
-            current = rest[0] if taken_in else current
+            direction, *rest = all_reduced([direction, training] if taken_in else [direction], self.group)
+            training = rest[0] if taken_in else training
         if self.optimizer is None:
             return direction
-        return precondition(direction, current, self.optimizer, self.policy.trainable())
+        return precondition(direction, training, self.optimizer, self.policy.trainable())
 
     def over_all_parameters(self, direction: Direction) -> Direction:
         """Zeros where a pass did not reach a parameter."""

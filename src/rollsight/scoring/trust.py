@@ -1,4 +1,7 @@
-"""The trust line: how far a round's scores can be believed, logged beside every selection (protocol section 2)."""
+"""The trust line: how far a round's scores can be believed, logged with every selection.
+
+See docs/definitions.md, The in-sample trap and the trust line.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from rollsight.scoring.layers import Layers
 from rollsight.scoring.modes import untouched
 from rollsight.scoring.ranks import spearman
 from rollsight.scoring.score import default_chunk_size, only_valid
+from rollsight.streams import stream
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def trust_line(
     with untouched(policy.module):
         part = only_valid(records)
         weights = None if weights is None else weights[records.valid_rows].to(part.log_probs)
-        rng = np.random.default_rng(seed)
+        rng = stream(seed)
         limit = default_chunk_size(records)
         if len(part) > limit:
             rows = torch.from_numpy(np.sort(rng.permutation(len(part))[:limit])).to(part.log_probs.device)
@@ -119,8 +123,8 @@ def _slopes(evaluation: Evaluation, objective: objectives.Objective, prepared: S
     """d l_i / d log pi_i, for each version of the records."""
     leaves = [evaluation.log_prob.detach().requires_grad_() for _ in prepared]
     others = [None if x is None else x.detach() for x in evaluation[1:]]
-    losses = [objective.losses(Evaluation(leaf, *others), r) for leaf, r in zip(leaves, prepared, strict=True)]
-    return torch.autograd.grad([loss.sum() for loss in losses], leaves)
+    terms = [objective.terms(Evaluation(leaf, *others), r) for leaf, r in zip(leaves, prepared, strict=True)]
+    return torch.autograd.grad([each.sum() for each in terms], leaves)
 
 
 def _agreement(jacobian: _Jacobian, slopes: Tensor, valid: Tensor, halves: Sequence[Direction]) -> float:

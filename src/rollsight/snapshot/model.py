@@ -198,7 +198,7 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside its parts, parameters and stored buffers."""
+    """What a module holds apart from its parts, parameters and stored buffers."""
     held = {name: value for name, value in vars(module).items() if name not in _NO_ATTRIBUTES}
     return {**held, **{name: module._buffers[name] for name in module._non_persistent_buffers_set}}
 

@@ -27,11 +27,11 @@ from rollsight.snapshot import file as files
 from rollsight.snapshot import signing
 from rollsight.snapshot.model import Model, cannot_be_built
 from rollsight.snapshot.plain import Encoder, decode
-from rollsight.update import Semantic, Step, UpdateRule, run_update
+from rollsight.streams import Purpose, legacy, seed_from
+from rollsight.update import DropMode, Step, UpdateRule, run_update
 
 _FORMAT = 2
 _PICKLES = 1  # the format of earlier versions, which is a pickle as a whole
-_ORDER = 0x0DE5  # the purpose in the key of a replay's own minibatch order
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Replay:
     optimizer: torch.optim.Optimizer
     steps: int
     step_size: float
-    semantic: Semantic
+    semantic: DropMode
     counterfactual: Literal["replay"] = "replay"
 
     @property
@@ -137,7 +137,7 @@ class Snapshot:
         trust: load a pickle too that was not signed by this user's key, which executes the code in it; snapshots in a
         folder given to `trust_folder` need it not.
 
-        Raises `RollsightError` where the file is no snapshot, is damaged, or holds a pickle that is not trusted.
+        Raises `RollsightError` where the file is not a snapshot, is damaged, or holds a pickle that is not trusted.
         """
         named = isinstance(file, (str, PathLike))
         data = Path(file).read_bytes() if isinstance(file, (str, PathLike)) else file.read()
@@ -149,7 +149,7 @@ class Snapshot:
                 snapshot = cls._read_pickle(data, str(file), trust)
         except (OSError, RollsightError, ModuleNotFoundError):
             raise
-        except Exception as error:  # bytes that are no snapshot fail in whatever way the reader comes across them
+        except Exception as error:  # bytes that are not a snapshot fail in whatever way the reader comes across them
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise RollsightError(f"{file}: not a readable snapshot ({reason}); take it again.") from error
         if snapshot.versions["torch"] != torch.__version__:
@@ -185,7 +185,7 @@ class Snapshot:
 
     @classmethod
     def _read_pickle(cls, data: bytes, file: str, trust: bool) -> Snapshot:
-        """A file of an earlier version, or one that is no snapshot."""
+        """A file of an earlier version, or one that is not a snapshot."""
         unsigned = _not_trusted(file, "earlier versions wrote pickles without a signature")
         state: Any
         try:
@@ -226,7 +226,7 @@ class Snapshot:
         except Exception as error:
             raise cannot_be_built(self.round, error) from error
 
-    def replay(self, semantic: Semantic = "repack", weights: Tensor | None = None, order: int | None = None) -> Replay:
+    def replay(self, semantic: DropMode = "repack", weights: Tensor | None = None, order: int | None = None) -> Replay:
         """Run the round's update again, on a copy of the policy.
 
         weights None replays what the host did, with the selection it had: the same bits on the same build and thread
@@ -256,7 +256,7 @@ class Snapshot:
         precondition: divide its gradient by the optimiser's second moments as they stand after taking in step j's
         gradient (Adam, AdamW, RMSprop).
         """
-        target = targets.Return() if target is None else target
+        target = targets.Return() if target is None else targets.checked(target)
         objective = self.rule.policy_term("raw") if objective is None else objective
         if weighting not in ("update", "paper"):
             raise RollsightError(f"weighting={weighting!r} is unknown; give 'update' or 'paper'.")
@@ -274,7 +274,7 @@ class Snapshot:
                     objective,
                     backend,
                     optimizer if precondition else None,
-                    current=taken,
+                    training_gradient=taken,
                 )
                 weight = step.learning_rate * step.clip / len(step.index) if weighting == "update" else 1.0
                 total[step.index] += weight * scores.values.cpu()
@@ -292,21 +292,17 @@ class Snapshot:
 
     def minibatch_order(self, order: int | None = None) -> np.random.RandomState:
         """The stream that the update draws its minibatches from: the recorded one, or one keyed by (order, round)."""
+        if order is not None:
+            return legacy(order, self.round, Purpose.MINIBATCH_ORDER)
         rng = np.random.RandomState()
-        if order is None:
-            rng.set_state(self.numpy_state)
-        else:
-            rng.seed(self._order_key(order))
+        rng.set_state(self.numpy_state)
         return rng
-
-    def _order_key(self, order: int) -> list[int]:
-        return [int(part) for part in np.random.SeedSequence((order, self.round, _ORDER)).generate_state(8)]
 
     def _steps(
         self,
         policy: Policy,
         optimizer: torch.optim.Optimizer,
-        semantic: Semantic,
+        semantic: DropMode,
         weights: Tensor | None,
         order: int | None = None,
     ) -> Generator[Step]:
@@ -321,7 +317,8 @@ class Snapshot:
         with _threads(self.threads), torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.set_rng_state(self.torch_state)
             if order is not None:
-                torch.manual_seed(self._order_key(order)[0])  # dropout's masks, where the policy has dropout
+                key = order, self.round, Purpose.MINIBATCH_ORDER
+                torch.manual_seed(seed_from(*key))  # dropout's masks, where the policy has dropout
             yield from run_update(policy, optimizer, self.records, self.rule, rng, semantic, weights)
 
 
@@ -329,8 +326,7 @@ class _MeasuredOn:
     """A target bound to the round's buffer, while minibatches of it are scored."""
 
     def __init__(self, target: targets.Target, records: Records) -> None:
-        self.name = target.name
-        self.each = getattr(target, "each", False)
+        self.name, self.each, self.records = target.name, target.each, target.records
         if self.each:
             raise RollsightError("trace gives one score per record; use targets.Action(..., each=False).")
         self._measured = target.measured_on(records)

@@ -34,15 +34,17 @@ def parse(text: str, kinds: Mapping[str, object], plain: str) -> tuple[str, floa
     kind, _, written = head.partition(":")
     name, _, rate = option.partition("=")
     if kind not in kinds:
-        raise RollsightError(f"{text!r} is no arm: {kind!r} is unknown; choose from {', '.join(kinds)}")
+        raise RollsightError(f"{text!r} is not a valid arm: {kind!r} is unknown; choose from {', '.join(kinds)}")
     if written and kind == plain:
-        raise RollsightError(f"{text!r} is no arm: {plain} takes no p; write {plain!r}")
+        raise RollsightError(f"{text!r} is not a valid arm: {plain} takes no p; write {plain!r}")
     try:
         p, lr = float(written or 1), float(rate) if option else None
     except ValueError:
         p, lr = 0.0, None
     if (option and name != "lr") or not 0 < p <= 1 or (lr is not None and not lr > 0):
-        raise RollsightError(f"{text!r} is no arm: write KIND, KIND:P with P above 0 and at most 1, or KIND@lr=X")
+        raise RollsightError(
+            f"{text!r} is not a valid arm: write KIND, KIND:P with P above 0 and at most 1, or KIND@lr=X"
+        )
     return kind, p, lr
 
 

@@ -1,4 +1,4 @@
-"""One run of a language-model study: an arm with a seed, whose learning curve is one CSV file beside its run folder."""
+"""One run of a language-model study: an arm with a seed, whose learning curve is a CSV file next to its run folder."""
 
 from __future__ import annotations
 

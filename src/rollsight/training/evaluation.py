@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from rollsight.environments.make import make_environments
+from rollsight.streams import Purpose, seed_from
 
 if TYPE_CHECKING:
     from rollsight.training.run import RunSettings
-
-_EVALUATION = 0xE7A1  # the purpose in the key of the evaluation environments' seed
 
 
 class Evaluation:
@@ -35,8 +33,7 @@ class Evaluation:
         """Returns and lengths of the episodes."""
         if isinstance(self._envs, VecNormalize) and (normalizer := model.get_vec_normalize_env()) is not None:
             self._envs.obs_rms = normalizer.obs_rms
-        key = np.random.SeedSequence((self._seed, round, _EVALUATION)).generate_state(1)
-        self._envs.seed(int(key[0] % 2**31))
+        self._envs.seed(seed_from(self._seed, round, Purpose.EVALUATION) % 2**31)
         returns, lengths = evaluate_policy(
             model, self._envs, self._episodes, deterministic=False, return_episode_rewards=True, warn=False
         )

@@ -14,9 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from rollsight import runs
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.environments.episode_start import START
+from rollsight.streams import Purpose, seed_from
 from rollsight.training.restoring import History
-
-_ENVIRONMENT = 0xE4F  # the purpose in the key of the environments' seed where their episodes cannot be restored
 
 
 def state_of(model: OnPolicyAlgorithm, tracker: EpisodeTracker | None) -> dict[str, Any]:
@@ -54,8 +53,8 @@ def restore(model: OnPolicyAlgorithm, state: Mapping[str, Any], run: runs.Run) -
     model.policy.optimizer.load_state_dict(state["optimizer"])
     exact = _restore_environments(model, state, run)
     if not exact:
-        key = np.random.SeedSequence((model.seed or 0, state["round"], _ENVIRONMENT)).generate_state(1)
-        _stepped(model).seed(int(key[0] % 2**31))
+        seed = seed_from(model.seed or 0, state["round"], Purpose.ENVIRONMENTS)
+        _stepped(model).seed(seed % 2**31)
         _stepped(model).reset()
     environments = model.get_env()
     assert environments is not None

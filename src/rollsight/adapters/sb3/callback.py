@@ -30,9 +30,8 @@ from rollsight.scoring import Scores, TrustLine, trust_line
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose
 from rollsight.trackers import Trackers
-
-_EVALUATION = 0xE7A1  # the purpose in the key of evaluation's random streams
 
 Evaluate = Callable[[OnPolicyAlgorithm, int], tuple[Sequence[float], Sequence[int]]]
 
@@ -366,7 +365,7 @@ class InfluenceCallback(BaseCallback):
         if self.evaluate is None:
             return
         started = time.perf_counter()
-        with streams_of_their_own(self._model.seed or 0, self.round, _EVALUATION):
+        with streams_of_their_own(self._model.seed or 0, self.round, Purpose.EVALUATION):
             returns, lengths = self.evaluate(self._model, self.round)
         if self._summary is not None:
             self._summary |= {"evaluation_return": float(np.mean(returns)), "time_eval": time.perf_counter() - started}

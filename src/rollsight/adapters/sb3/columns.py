@@ -13,6 +13,7 @@ from rollsight.adapters.sb3.episodes import RoundEpisodes
 from rollsight.adapters.sb3.translate import Translated, evaluate_masked
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
+from rollsight.streams import Purpose, stream
 
 _LARGE_OBSERVATION = 256  # numbers; larger ones are kept for a few records only
 _EXTREMES, _SAMPLE = 32, 64
@@ -95,7 +96,7 @@ def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: 
             columns[name] = values.reshape(len(values), -1) if values.ndim > 2 else values
             continue
         order = np.argsort(ranking, kind="stable")
-        sample = np.random.default_rng((round, 0x0B5)).permutation(len(values))[:_SAMPLE]
+        sample = stream(round, Purpose.RECORDED_SAMPLE).permutation(len(values))[:_SAMPLE]
         shown = np.unique(np.concatenate([order[:_EXTREMES], order[-_EXTREMES:], sample]))
         flat = [None] * len(values)
         for i in shown:

@@ -1,4 +1,4 @@
-"""Random numbers for what happens beside training, so that training does not depend on it."""
+"""Random numbers for what happens alongside training, so that training does not depend on it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from rollsight.streams import seed_from
+
 
 @contextmanager
 def streams_of_their_own(*key: int) -> Iterator[None]:
     """Python's, NumPy's and torch's global streams keyed by (seed, round, purpose); afterwards they go on as before."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    seed = seed_from(*key)
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         random.seed(seed)

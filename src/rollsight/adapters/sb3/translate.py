@@ -102,7 +102,7 @@ def evaluate_actions(module: nn.Module, obs: Any, actions: Any) -> Evaluation:
 
 
 def evaluate_masked(module: nn.Module, obs: Any, actions: Any) -> Evaluation:
-    """The same with action masks, which stand beside the observation in a dict."""
+    """The same with action masks, which stand next to the observation in a dict."""
     plain = obs["obs"] if "obs" in obs else {k.removeprefix("obs."): v for k, v in obs.items() if k.startswith("obs.")}
     values, log_prob, entropy = module.evaluate_actions(plain, actions, action_masks=obs["action_masks"])  # type: ignore[operator]
     return Evaluation(log_prob, entropy, values.flatten())

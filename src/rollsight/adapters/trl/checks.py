@@ -71,7 +71,7 @@ def check_scoring(trainer: Any, scoring: Scoring) -> None:
             f"The reward function {min(both)!r} has the name of a column that attach adds to TRL's completions table; "
             "rename it."
         )
-    own = next((one.name for one in scoring.targets if _has_own_records(one)), None)
+    own = next((one.name for one in scoring.targets if one.records is not None), None)
     processes = trainer.accelerator.num_processes
     unlike: dict[str, Mapping[str, bool]] = {
         "cross_fit": {},
@@ -93,11 +93,6 @@ def check_scoring(trainer: Any, scoring: Scoring) -> None:
                 backend=given["backend"],
             )
     trial.check_scorable(trainer, scoring.algorithm, given)
-
-
-def _has_own_records(target: Any) -> bool:
-    """What it is measured on is given with it, and is not the batch."""
-    return getattr(target, "records", None) is not None or hasattr(target, "obs")
 
 
 def loss_of(trainer: Any, algorithm: str) -> str:

@@ -40,7 +40,7 @@ def policy_of(trainer: Any) -> Policy:
 
 
 def objective_of(trainer: Any, algorithm: str) -> objectives.Objective:
-    """The trainer's policy term, at the policy that made the batch. The KL and entropy terms are no part of it."""
+    """The trainer's policy term, at the policy that made the batch. The KL and entropy terms are not part of it."""
     if algorithm == "rloo":
         return objectives.RLOO(trainer.epsilon_low, trainer.epsilon_high, on_policy=True)
     # At that policy "sapo" and "vespo" have the gradient of the loss with the same reduction.

@@ -19,8 +19,8 @@ from rollsight.playing.actor import Actor
 from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 from rollsight.records import Rows, take_rows
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, sequence
 
-_PURPOSE = 0xADA  # in the key of the branches' random streams
 _ROUNDING = 1e-12  # of the returns: a smaller difference between their means is none
 NEGLIGIBLE = 1e-5  # a branch ends where rewards are discounted by more than this
 
@@ -83,7 +83,7 @@ class Worker:
         given, count = self._experiment, self._experiment.branches
         if given.deadline is not None and time.time() > given.deadline:
             return None
-        key = np.random.SeedSequence((given.seed, given.round, _PURPOSE, point.row))
+        key = sequence(given.seed, given.round, Purpose.BRANCHES, point.row)
         policy_seed, *env_seeds = key.spawn(1 + 2 * count)
         environments = self._brancher.branch(point, env_seeds)
         with torch.random.fork_rng(devices=[]):

@@ -107,7 +107,7 @@ def harm_shown(diagnosis: Diagnosis) -> dict[str, list[Mass]]:
 
 
 def harm(diagnosis: Diagnosis) -> Figure:
-    """Where the sum of negative scores comes from, beside the share of the records there."""
+    """Where the sum of negative scores comes from, next to the share of the records there."""
     shown = harm_shown(diagnosis)
     figure = new_figure(3.6 * max(len(shown), 1), 3.4)
     total = sum(part.records for part in diagnosis.harm["env"] or [])

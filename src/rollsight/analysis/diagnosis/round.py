@@ -16,8 +16,7 @@ from rollsight.analysis.diagnosis.round_data import TARGET, RoundData
 from rollsight.errors import RollsightError
 from rollsight.runs import column_as_floats
 from rollsight.scoring.ranks import spearman
-
-_CHOICE, _BOOTSTRAP = 0xC401, 0xB007  # purposes in the keys of random streams
+from rollsight.streams import Purpose, stream
 
 Array = np.ndarray[Any, Any]
 
@@ -137,7 +136,7 @@ def diagnose_round(
     settable = can_be_set(env)
     eligible = data.scored.copy()
     eligible[[row for row, point in points.items() if not (settable or point.replayable)]] = False
-    rng = np.random.default_rng((seed, data.round, _CHOICE))
+    rng = stream(seed, data.round, Purpose.BRANCHED_RECORDS)
     chosen = stats.choose_records(data.scores, eligible if eligible.any() else data.scored, records, rng)
     # In random order, so that what is done when time runs out is a fair part of each group.
     ordered = [points[row] for row in rng.permutation(chosen.rows).tolist()]
@@ -177,14 +176,14 @@ def _summarise(
     quintile = stats.quintile_of(data.scores, data.scored)
     tabular = data.tabular()
     unit, units = data.units()
-    key = (experiment.seed, data.round, _BOOTSTRAP)
+    key = (experiment.seed, data.round, Purpose.BOOTSTRAP)
 
     def agreement(index: stats.Ints) -> stats.Agreement:
         return stats.agreement(a_bar[index], error[index], data.a_hat[index])
 
     def correlate(advantage: Array, index: stats.Ints) -> stats.Correlation:
         product = advantage[index] * data.a_hat[index]
-        return stats.correlate(data.scores[index], product, units[index], np.random.default_rng(key))
+        return stats.correlate(data.scores[index], product, units[index], stream(*key))
 
     actions = data.actions()
     phases = stats.phase_of(data.episode, data.episode_step, data.lengths())

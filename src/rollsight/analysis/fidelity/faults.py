@@ -14,9 +14,9 @@ from torch import Tensor
 from rollsight.advantages import estimate
 from rollsight.errors import RollsightError
 from rollsight.records import Records
+from rollsight.streams import Purpose, stream
 
 _SHARE, _REPEATS = 0.2, 10
-_FAULT = 0xFA17  # the purpose in the key of the random streams
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Scorer = Callable[[Records], Tensor]  # corrupted records -> (N,) scores
@@ -108,7 +108,7 @@ def detect(buffer: Buffer, scorers: Mapping[str, Scorer], paid: Floats, stale: F
         raise RollsightError(f"The round has {len(episodes)} episodes; finding spoilt ones needs at least 5.")
     found: dict[tuple[str, str], list[float]] = {}
     for repeat in range(_REPEATS):
-        rng = np.random.default_rng((seed, repeat, _FAULT))
+        rng = stream(seed, repeat, Purpose.FAULTS)
         chosen = rng.choice(episodes, count, replace=False)
         hit = np.isin(buffer.episode, chosen)
         faults = {

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from rollsight.errors import RollsightError
 from rollsight.records import Records
+from rollsight.streams import Purpose, stream
 
 _RESAMPLES = 1000
-_MASKS, _BOOTSTRAP, _NULL = 0x3A5C, 0xB007, 0x7011  # purposes in the keys of the random streams
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -69,7 +69,7 @@ def half_masks(records: Records, unit: str, masks: int, seed: int) -> HalfMasks:
         raise RollsightError(f"The round has {len(units)} {unit} units; halves need at least 4: use --unit record.")
     position = torch.full((len(records),), -1)
     position[valid] = inverse
-    rng = np.random.default_rng((seed, _MASKS))
+    rng = stream(seed, Purpose.MASKS)
     kept = rng.random((masks, len(units))).argsort(1) < len(units) // 2
     padded = np.concatenate([kept, np.zeros((masks, 1), dtype=bool)], axis=1)  # column -1: invalid records
     return HalfMasks(kept, torch.from_numpy(padded[:, position.numpy()]).float(), position)
@@ -129,14 +129,14 @@ def lds(
 
 def _null(masks: HalfMasks, totals: Floats, outcomes: Floats, seed: int) -> Floats:
     """(resamples,) LDS of the totals (U,) permuted over units."""
-    rng = np.random.default_rng((seed, _NULL))
+    rng = stream(seed, Purpose.SHUFFLED_SCORES)
     permuted = rng.permuted(np.tile(totals, (_RESAMPLES, 1)), axis=1)
     return _rank_correlations(permuted @ masks.kept.T.astype(np.float64), outcomes, np.ones((1, len(outcomes))))[:, 0]
 
 
 def _resampled(n: int, seed: int) -> Floats:
     """(resamples, n) how often each mask is in each bootstrap resample."""
-    rng = np.random.default_rng((seed, _BOOTSTRAP))
+    rng = stream(seed, Purpose.BOOTSTRAP)
     return rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
 
 

@@ -1,7 +1,7 @@
 """Fidelity of one round: do the scores predict what training on other weightings of the buffer ends in?
 
 Every outcome comes from retraining the round's snapshot in the `mask` semantic: buffer, advantages, permutations and
-denominators stay (the counterfactual is *replay*). See protocol section 6.
+denominators stay (the counterfactual is *replay*). See docs/definitions.md, Fidelity.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def panels(result: Fidelity) -> list[Panel]:
             "removal",
             "What leaving records out does",
             f"Change of the target when a share of the {result.unit}s with the lowest or the highest scores is left "
-            "out, beside random ones (grey: their range).",
+            "out, compared with random ones (grey: their range).",
             removal(result),
         ),
         Panel(
@@ -63,7 +63,7 @@ def panels(result: Fidelity) -> list[Panel]:
             "trust",
             "Trust line over training",
             "How far each round's scores can be believed: their rank correlation between two halves of the buffer "
-            "(beside it with permuted advantages), the share of the scores that is the records' own contribution to "
+            "(and the same with permuted advantages), the share of the scores that is the records' own contribution to "
             "the target, how much the selection lengthened the mean gradient, and the length of the update.",
             trust(result),
         ),

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rollsight.analysis.fidelity.lds import HalfMasks
 from rollsight.scoring.ranks import spearman
+from rollsight.streams import Purpose, stream
 
 ETAS = (0.05, 0.2, 0.5)
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 _DIRECTIONS = 16
 _REPEATS = 8
 MODELS = len(ETAS) * (1 + _DIRECTIONS) + len(FRACTIONS) * (2 + _REPEATS) + 1  # both tests and the baseline
-_STEP, _REMOVAL = 0x57E9, 0x4E0F  # purposes in the keys of the random streams
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -43,7 +43,7 @@ class WeightStep:
 
 def step_directions(scores: Tensor, valid: Tensor, seed: int) -> Tensor:
     """(1 + R, N): the scores (N,) over their standard deviation, then random normal directions; 0 where invalid."""
-    rng = np.random.default_rng((seed, _STEP))
+    rng = stream(seed, Purpose.WEIGHT_STEPS)
     random = torch.from_numpy(rng.standard_normal((_DIRECTIONS, len(scores)))).to(scores)
     spread = scores[valid].std()
     return torch.cat([(scores / spread if spread > 0 else scores)[None], random]) * valid
@@ -93,7 +93,7 @@ class Removal:
 
 def removal_weights(masks: HalfMasks, scores: Tensor, seed: int) -> Tensor:
     """(len(FRACTIONS) * (2 + repeats), N): for each fraction without the lowest, the highest, and random units."""
-    rng = np.random.default_rng((seed, _REMOVAL))
+    rng = stream(seed, Purpose.REMOVAL)
     ascending = masks.totals(scores).argsort(kind="stable")
     orders = [ascending, ascending[::-1], *(rng.permutation(masks.units) for _ in range(_REPEATS))]
     rows = []

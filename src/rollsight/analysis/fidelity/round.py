@@ -25,10 +25,10 @@ from rollsight.records import Records
 from rollsight.runs import Run, column_as_floats
 from rollsight.scoring import score_records, trust_line
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 
 FRESH, TRAIN, RETURNS = "fresh", "train", "returns"
 _EPISODES = 16
-_FRESH, _PLAYED, _GUESS = 0xF4E5, 0x9E7D, 0x6E55  # purposes in the keys of the random streams
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FidelitySettings:
 
 @dataclass(frozen=True)
 class TrustFigures:
-    """The round's trust line (protocol section 2): how far its scores can be believed before any retraining.
+    """The round's trust line (see docs/definitions.md): how far its scores can be believed before any retraining.
 
     self_share: sum |own contribution| / sum |score|; update_norm: length of the round's parameter change.
     """
@@ -95,7 +95,7 @@ class FidelityRound:
             count = int(self.snapshot.records.ids["env"].max()) + 1
             envs = self._environment.vectorised(count)
             steps = max(2, len(self.snapshot.records) // count)
-            key = (self._settings.seed, self._settings.round, _FRESH)
+            key = (self._settings.seed, self._settings.round, Purpose.FRESH_BUFFER)
             self._fresh = collect(self.snapshot.rebuild()[0], envs, steps, self._discounts, key)
             envs.close()
         return self._fresh
@@ -138,7 +138,7 @@ class FidelityRound:
         def score(records: Records, target: targets.Target, **options: Any) -> Tensor:
             return score_records(policy, records, target, self.objective, **options).values
 
-        rng = np.random.default_rng((seed, self._settings.round, _GUESS))
+        rng = stream(seed, self._settings.round, Purpose.GUESS)
         scorers: dict[str, faults.Scorer] = {
             variants.DEFAULT: lambda records: score(records, self.target),
             variants.CROSS_FIT: lambda records: score(records, self.target, cross_fit=True, seed=seed),
@@ -172,7 +172,7 @@ class Playing:
 
     def __init__(self, snapshot: Snapshot, environment: TrainedEnvironment, settings: FidelitySettings) -> None:
         self._policy = snapshot.rebuild()[0]
-        key = (settings.seed, settings.round, _PLAYED)
+        key = (settings.seed, settings.round, Purpose.PLAYED)
         self._episodes = CommonEpisodes(environment.vectorised, _EPISODES, key) if settings.returns else None
 
     def __enter__(self) -> dict[str, Measure]:

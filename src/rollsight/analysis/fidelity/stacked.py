@@ -40,7 +40,7 @@ class Retrained:
 
 
 def retrain(snapshot: Snapshot, weights: Tensor, order: int | None = None) -> Retrained:
-    """Train the round once for each row of weights (M, N), in the `mask` semantic (protocol section 1).
+    """Train the round once for each row of weights (M, N), in the `mask` drop mode (docs/definitions.md, Drop mode).
 
     Permutations, minibatches, normalised advantages and denominators are those of the full buffer; a weight multiplies
     its record's loss; a minibatch whose weights are all zero is a no-op. Equal to `snapshot.replay("mask", w, order)`

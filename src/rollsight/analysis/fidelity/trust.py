@@ -1,8 +1,8 @@
 """The trust line over training: how far each round's scores can be believed before anything is retrained.
 
-Protocol section 2: the share of the scores that is the records' own contribution to the target, the split-half rank
-correlation and the same under permuted advantages, how much the selection lengthened the mean gradient, and what the
-update did.
+See docs/definitions.md, The in-sample trap and the trust line: the share of the scores that is the records' own
+contribution to the target, the split-half rank correlation and the same under permuted advantages, how much the
+selection lengthened the mean gradient, and what the update did.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rollsight.analysis.fidelity.variants import self_slopes, squared_gradient_n
 from rollsight.runs import Run
 from rollsight.scoring import score_records
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 from rollsight.targets import Target
 
 _SNAPSHOTS = 12  # spread over the run, because each is loaded and scored
 _RECORDS = 512  # of a snapshot whose own contributions are computed
-_PART = 0x5E1F  # the purpose in the key of the random stream
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def self_share(snapshot: Snapshot, target: Target) -> float:
     scores = score_records(policy, records, target, objective).values
     slopes = self_slopes(policy, records, target, objective)
     valid = records.valid_rows.nonzero().flatten()
-    order = np.random.default_rng((snapshot.round, _PART)).permutation(len(valid))[:_RECORDS]
+    order = stream(snapshot.round, Purpose.SELF_SHARE_SAMPLE).permutation(len(valid))[:_RECORDS]
     rows = valid[torch.from_numpy(order).to(valid.device)]
     own = slopes[rows] * squared_gradient_norms(policy, records.take(rows))
     total = float(scores[rows].abs().sum())

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -20,6 +19,7 @@ from rollsight.scoring.directions import gradient_of
 from rollsight.scoring.jvp import substituted
 from rollsight.scoring.modes import untouched
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 from rollsight.targets import Target
 
 DEFAULT = "single checkpoint"
@@ -27,7 +27,6 @@ EVERY_STEP = "every step"
 SELF_OUT = "leave-self-out"
 CROSS_FIT = "cross-fitted"
 BASELINES = ("signed advantage", "gradient norm", "advantage x gradient norm", "random")
-_RANDOM = 0x4A0D  # the purpose in the key of the random scores' stream
 _FLOATS_AT_ONCE = 2**25  # of per-record gradients
 
 
@@ -58,7 +57,7 @@ def score_variants(snapshot: Snapshot, target: Target, seed: int) -> dict[str, T
     }
     advantage = objective.prepare(records).advantages
     length = squared.sqrt()
-    rng = np.random.default_rng((seed, _RANDOM))
+    rng = stream(seed, Purpose.RANDOM_SCORES)
     columns = (
         advantage,
         advantage.abs() * length,  # of the record's own loss: |grad l_i|
@@ -74,7 +73,7 @@ def self_slopes(policy: Policy, records: Records, target: Target, objective: obj
     prepared, measured = objective.prepare(records), target.measured_on(records)
     with untouched(policy.module):
         evaluation = policy(records)
-        loss = _slope(lambda e: objective.losses(e, prepared), evaluation)
+        loss = _slope(lambda e: objective.terms(e, prepared), evaluation)
         aim = _slope(lambda e: target.terms(e, measured) / max(target.count(measured), 1), evaluation)
     return loss * aim
 

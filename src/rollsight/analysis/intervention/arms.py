@@ -25,10 +25,10 @@ from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
 from rollsight.selection import DropNegative, DropRandom, Rule
 from rollsight.snapshot import Snapshot
-from rollsight.update import Semantic
+from rollsight.streams import Purpose, seed_from, stream
+from rollsight.update import DropMode
 
 BASELINE = "unfiltered"
-_RANDOM, _PERMUTED, _BOOTSTRAP = 0xD209, 0x9E73, 0xB007  # purposes, in the keys of random streams
 _RESAMPLES = 2000
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -73,7 +73,7 @@ class Intervention:
 
     env: str
     rule: str
-    semantic: Semantic
+    semantic: DropMode
     target: str
     normalisation: str
     orders: int
@@ -91,13 +91,15 @@ def arms_by_rule(snapshot: Snapshot, rule: Rule, order: int, seed: int = 0) -> d
 
     The permuted arm drops the same fraction of its *own* negative units, so its size may differ a little.
     """
-    scores, permuted = _scores(snapshot), _scores(snapshot, (seed, snapshot.round, _PERMUTED, order))
+    scores, permuted = (
+        _scores(snapshot),
+        _scores(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
+    )
     chosen = rule(scores).weights
     if isinstance(rule, DropNegative):
-        key = np.random.SeedSequence((seed, order)).generate_state(1)
-        control = DropRandom(like=rule, seed=int(key[0]))(scores).weights
+        control = DropRandom(like=rule, seed=seed_from(seed, order))(scores).weights
     else:
-        control = _as_many(chosen, snapshot.records, (seed, snapshot.round, _RANDOM, order))
+        control = _as_many(chosen, snapshot.records, (seed, snapshot.round, Purpose.DROP_AS_MANY, order))
     return {
         BASELINE: torch.ones_like(chosen),
         "selection": chosen,
@@ -124,7 +126,7 @@ def arms_by_list(snapshot: Snapshot, listed: Sequence[tuple[int, int]], order: i
         )
     weights = torch.ones(len(records))
     weights[[place[pair] for pair in listed]] = 0
-    control = _as_many(weights, records, (seed, snapshot.round, _RANDOM, order))
+    control = _as_many(weights, records, (seed, snapshot.round, Purpose.DROP_AS_MANY, order))
     return {BASELINE: torch.ones_like(weights), "listed": weights, "random": control}
 
 
@@ -147,7 +149,7 @@ def over_rounds(differences: Sequence[Floats], keys: Sequence[tuple[int, ...]]) 
     too, where there are several."""
     means = inner = np.stack([_resampled(one, key) for one, key in zip(differences, keys, strict=True)])
     if len(inner) > 1:
-        rng = np.random.default_rng((_BOOTSTRAP, *(number for key in keys for number in key)))
+        rng = stream(Purpose.BOOTSTRAP, *(number for key in keys for number in key))
         rounds = rng.integers(len(inner), size=inner.shape)
         means = inner[rounds, rng.integers(_RESAMPLES, size=inner.shape)]
     return _interval(np.mean([one.mean() for one in differences]), means.mean(0))
@@ -155,7 +157,7 @@ def over_rounds(differences: Sequence[Floats], keys: Sequence[tuple[int, ...]]) 
 
 def _resampled(values: Floats, key: tuple[int, ...]) -> Floats:
     """(resamples,) means over resampled rows and columns of (orders, episodes)."""
-    rng = np.random.default_rng((*key, _BOOTSTRAP))
+    rng = stream(*key, Purpose.BOOTSTRAP)
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n for n in values.shape)
     means: Floats = np.einsum("bo,oe,be->b", rows, values, columns, optimize=True)
     return means
@@ -171,7 +173,7 @@ def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> S
     records = snapshot.records
     if permutation is not None:
         valid = records.valid_rows.nonzero().flatten()
-        order = torch.from_numpy(np.random.default_rng(permutation).permutation(len(valid)))
+        order = torch.from_numpy(stream(*permutation).permutation(len(valid)))
         advantages = records.advantages.clone()
         advantages[valid] = records.advantages[valid[order]]
         records = records.with_advantages(advantages)
@@ -181,7 +183,7 @@ def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> S
 def _as_many(weights: Tensor, records: Records, key: tuple[int, ...]) -> Tensor:
     """Weights that leave out as many random valid records as these do."""
     valid = records.valid_rows.nonzero().flatten()
-    chosen = np.random.default_rng(key).permutation(len(valid))[: dropped(weights, records)]
+    chosen = stream(*key).permutation(len(valid))[: dropped(weights, records)]
     control = torch.ones_like(weights)
     control[valid[torch.from_numpy(chosen)]] = 0
     return control

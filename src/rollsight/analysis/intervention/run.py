@@ -33,7 +33,7 @@ from rollsight.playing.common_episodes import CommonEpisodes
 from rollsight.processes import no_interrupts_inherited, start_worker, terminate
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
-from rollsight.update import Semantic
+from rollsight.update import DropMode
 
 Listed = Mapping[int, tuple[tuple[int, int], ...]]  # round -> (env, step) of each listed record
 Played = dict[str, Any]  # of one order or of all: records, normalisation, and by arm returns, dropped and steps
@@ -52,7 +52,7 @@ class InterventionSettings:
     rounds: tuple[int, ...]
     p: float = 1.0
     unit: str = "record"
-    semantic: Semantic = "repack"
+    semantic: DropMode = "repack"
     orders: int = 3
     episodes: int = 100
     seed: int = 0

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rollsight.streams import Purpose, stream
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 SHORTEST = 3  # entries of a segment
@@ -40,7 +42,7 @@ def find_changes(series: Floats, alpha: float = 0.05, seed: int = 0) -> list[Cha
     scaled = (series - series.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     if length < 2 * SHORTEST or not deviation.any():
         return []
-    rng = np.random.default_rng((seed, 0xC4A6))
+    rng = stream(seed, Purpose.CHANGE_POINTS)
     one = int(np.argmax(_gains(scaled[None])[0])) + SHORTEST
     p = _p_value(scaled, rng)
     if p > alpha:

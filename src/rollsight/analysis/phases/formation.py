@@ -24,11 +24,11 @@ from rollsight.policy import Policy
 from rollsight.records import Records, Rows, take_rows
 from rollsight.scoring import score_records
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 
 NAMES = ("association", "clustering", "saturation")
 _LARGEST_SHOWN = 256  # numbers of an observation that results carry along
 _BACKGROUND = 200
-_NULL, _SAMPLE = 0x9A5E, 0x5A3B  # purposes, in the keys of random streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ def _formation(
     if len(positive) >= 3:
         graph = similarity_graph(embeddings[positive], neighbours)
         rough = roughness(influence[positive], graph)
-        key = (seed, snapshot.round, _NULL)
+        key = (seed, snapshot.round, Purpose.SHUFFLED_INFLUENCE)
         permuted = permuted_roughness(influence[positive], graph, permutations, key)
         null = (float(np.quantile(permuted, 0.025)), float(np.quantile(permuted, 0.975)))
     best = positive[np.argsort(-influence[positive], kind="stable")[:top]]
@@ -215,7 +215,7 @@ def _formation(
     agrees = consistent(records.actions, advantages, target.actions)
     share = None if agrees is None or not len(best) else float(agrees[torch.from_numpy(best)].float().mean())
     share_all = None if agrees is None else float(agrees[records.valid_rows].float().mean())
-    rng = np.random.default_rng((seed, snapshot.round, _SAMPLE))
+    rng = stream(seed, snapshot.round, Purpose.BACKGROUND)
     sample = np.sort(rng.permutation(np.flatnonzero(valid))[:_BACKGROUND])
     return Formation(
         snapshot.round,

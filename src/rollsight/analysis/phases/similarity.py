@@ -14,6 +14,7 @@ from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring.modes import untouched
 from rollsight.scoring.score import default_chunk_size
+from rollsight.streams import stream
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -107,7 +108,7 @@ def roughness(influence: Floats, graph: Graph) -> float:
 
 def permuted_roughness(influence: Floats, graph: Graph, permutations: int, key: tuple[int, ...]) -> Floats:
     """(permutations,) roughness of the same influences dealt out to the records at random: the null of no structure."""
-    rng = np.random.default_rng(key)
+    rng = stream(*key)
     at_once = max(1, _AT_ONCE // max(len(graph.edges), 1))
     blocks = [min(at_once, permutations - start) for start in range(0, permutations, at_once)]
     return np.concatenate([_roughness(rng.permuted(np.tile(influence, (size, 1)), axis=1), graph) for size in blocks])

@@ -1,4 +1,4 @@
-"""One run of the study: an arm trains, the others are held beside it; what they did is one CSV file."""
+"""One run of the study: an arm trains, the others are compared with it; what they did is one CSV file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rollsight.errors import Diverged, RollsightError
+from rollsight.streams import Purpose
 from rollsight.studies.curves import as_text, write_curve
 from rollsight.studies.paper.arms import Arm
 from rollsight.studies.paper.study import named
 from rollsight.studies.runner import Report
 from rollsight.training.paper import settings_for
 
-_ENVIRONMENTS, _SIDE_BY_SIDE = 0xF4E5E, 8  # that fresh records come from: the purpose in their key, and how many
+_SIDE_BY_SIDE = 8  # environments that fresh records come from
 _COMPARED = 30  # rounds of a run, where nothing is said
 
 
@@ -65,7 +66,7 @@ class Cell:
         from rollsight.training.classic.trainer import Plan
 
         made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
-        fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, _ENVIRONMENTS))
+        fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, Purpose.FRESH_ENVIRONMENTS))
         compared = Compared(made, fresh, self.seed, self.records, self.every)
 
         def follow(summary: Mapping[str, Any]) -> None:

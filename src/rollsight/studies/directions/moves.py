@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rollsight.streams import Purpose, stream
 from rollsight.training.classic.arms import Arm as TrainingArm
 from rollsight.training.classic.arms import Update, divergence, policy_parameters
 from rollsight.training.classic.batch import Batch
@@ -22,8 +23,6 @@ from rollsight.training.classic.ppo import normalized
 from rollsight.training.classic.round import Round
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
-
-_ACTIONS = 0xF4E5  # the purpose in the key of the fresh records' actions, (seed, round, purpose)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Compared:
     def _fresh(self, round: Round) -> Batch:
         if self._collector is None:
             self._collector = Collector(self._environments, round.network, round.gamma, round.gae_lambda)
-        rng = np.random.default_rng((self._seed, round.number, _ACTIONS))
+        rng = stream(self._seed, round.number, Purpose.FRESH_ACTIONS)
         return Batch.of(self._collector.collect(round.parameters, self._steps, rng, round.number).records)
 
 

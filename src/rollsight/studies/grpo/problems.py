@@ -14,12 +14,11 @@ from torch import Tensor
 from rollsight import language
 from rollsight.errors import RollsightError
 from rollsight.records import Records
+from rollsight.streams import Purpose, stream
 
 Task = Literal["products", "sums"]
 _DATA_SETS = {"products": "products", "sums": "chain_sum"}
 _DRAWN = 5000  # far more than there are different problems: 100 products, 200 sums and differences
-_SPLIT = 0x6B90  # the purpose in the keys of random streams, (seed, purpose)
-_SHOTS = 0x5407
 END = "\n"  # ends a problem's line, and a completion
 
 
@@ -53,9 +52,9 @@ def draw(task: Task, shots: int, held_out: int, evaluation: int, seed: int) -> P
         RollsightError: reasoning-gym is missing, or there are not enough problems for the split.
     """
     found = _all(task)
-    order = np.random.default_rng(_SHOTS).permutation(len(found))
+    order = stream(Purpose.SHOTS).permutation(len(found))
     first, rest = ([found[i] for i in part] for part in (order[:shots], order[shots:]))
-    order = np.random.default_rng((seed, _SPLIT)).permutation(len(rest))
+    order = stream(seed, Purpose.PROBLEM_SPLIT).permutation(len(rest))
     if held_out + evaluation >= len(rest):
         raise RollsightError(
             f"{task} has {len(found)} problems, of which {shots} shots, {held_out} held-out and {evaluation} "

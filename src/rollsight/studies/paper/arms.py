@@ -128,12 +128,12 @@ def arm_of(text: str) -> Arm:
     head, _, options = text.partition("@")
     kind, _, p = head.partition(":")
     if kind not in KINDS:
-        raise RollsightError(f"{text!r} is no arm: {kind!r} is unknown; choose from {', '.join(KINDS)}.")
+        raise RollsightError(f"{text!r} is not a valid arm: {kind!r} is unknown; choose from {', '.join(KINDS)}.")
     arm = Arm(kind)
     try:
         if p:
             if kind not in _WITH_P:
-                raise RollsightError(f"{text!r} is no arm: {kind} takes no p; write {kind!r}.")
+                raise RollsightError(f"{text!r} is not a valid arm: {kind} takes no p; write {kind!r}.")
             arm = replace(arm, p=DropNegative(float(p)).p)
         for option in filter(None, options.split(",")):
             name, _, value = option.partition("=")
@@ -141,7 +141,9 @@ def arm_of(text: str) -> Arm:
     except ValueError as error:
         if isinstance(error, RollsightError):
             raise
-        raise RollsightError(f"{text!r} is no arm ({error}); write for example iif:0.25@lr=0.015,clip=off.") from None
+        raise RollsightError(
+            f"{text!r} is not a valid arm ({error}); write for example iif:0.25@lr=0.015,clip=off."
+        ) from None
     return arm
 
 
@@ -156,6 +158,6 @@ def _with(arm: Arm, name: str, value: str, text: str) -> Arm:
         case "envs" if int(value) > 0:
             return replace(arm, envs=int(value))
     raise RollsightError(
-        f"{text!r} is no arm: {name}={value} is no option; there are lr=X, optimizer=sgd or adam, "
+        f"{text!r} is not a valid arm: {name}={value} is not an option; there are lr=X, optimizer=sgd or adam, "
         "clip=X or off, envs=N."
     )

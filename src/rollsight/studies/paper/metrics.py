@@ -1,4 +1,7 @@
-"""What the paper measures of two learning curves, and what protocol section 5 adds: censoring, the null, intervals."""
+"""What the paper measures of two learning curves, and what we add: censoring, the null, intervals.
+
+See docs/definitions.md, Metrics of learning curves.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.streams import stream
 from rollsight.studies.curves import Curve, Floats
 from rollsight.studies.results import row
 
@@ -144,7 +148,7 @@ def summarise(curves: Sequence[Curve]) -> Summary:
 def contrast(standard: Sequence[Curve], other: Sequence[Curve]) -> Contrast:
     """Compare curves of the same seeds, in the same order."""
     pairs = [reduction(one, two) for one, two in zip(standard, other, strict=True)]
-    rng, resampled = np.random.default_rng(0), list[Reduction]()
+    rng, resampled = stream(0), list[Reduction]()
     for _ in range(_HALVINGS if len(standard) > 1 else 0):
         chosen = rng.integers(len(standard), size=len(standard)).tolist()
         resampled.append(reduction(mean_curve([standard[i] for i in chosen]), mean_curve([other[i] for i in chosen])))
@@ -165,7 +169,7 @@ def null_of(standard: Sequence[Curve]) -> Null | None:
     if n < 4:
         return None
     pairs = [reduction(standard[i], standard[j]) for i in range(n) for j in range(n) if i != j]
-    rng, halves = np.random.default_rng(0), list[Reduction]()
+    rng, halves = stream(0), list[Reduction]()
     for _ in range(_HALVINGS):
         order = rng.permutation(n).tolist()
         one, two = (mean_curve([standard[i] for i in part]) for part in (order[: n // 2], order[n // 2 :]))
@@ -208,7 +212,7 @@ def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> Estimate:
     value = float(statistic(*samples))
     if min(map(len, samples)) < 2:
         return Estimate(value, np.nan, np.nan)
-    rng = np.random.default_rng(0)
+    rng = stream(0)
     return _quantiles(value, statistic(*(rng.choice(s, (_RESAMPLES, len(s))) for s in samples)))
 
 

@@ -1,4 +1,4 @@
-"""What a study's folder holds, put together: every arm on its own, against its standard, and beside the paper."""
+"""What a study's folder holds, put together: every arm on its own, against its standard and against the paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rollsight.training.paper import paper, settings_for
 _CHARGED = ("collect", "score", "train")  # phases that count as training time
 
 # Collecting is the same work in every arm. Where its time differs by more than this factor, the arms ran on different
-# machines, or beside different loads, and their times say nothing of each other.
+# machines, or under different loads, and their times say nothing of each other.
 _SAME_PACE = 1.25
 
 

@@ -1,4 +1,7 @@
-"""Ways to turn a round's records into an update: PPO, PPO on a selection, and the controls of a study (protocol 4)."""
+"""Ways to turn a round's records into an update: PPO, PPO on a selection, and the controls of a study.
+
+Controls: see docs/definitions.md, Metrics of learning curves.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two things a compiled update takes beside the parameters: the buffer and the minibatches drawn from it."""
+"""What a compiled update takes in addition to the parameters: the buffer and the minibatches drawn from it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def draw_minibatches(
 ) -> Minibatches:
     """All epochs' minibatches, drawn exactly as `rollsight.update.run_update` draws them.
 
-    kept: rows of the survivors, which each epoch repacks (protocol section 1); None trains on the full buffer.
+    kept: rows of the survivors, which each epoch repacks (docs/definitions.md, Drop mode); None trains on the full
+    buffer.
     fill: goes on with further epochs, the last one possibly cut short, until the full buffer's steps are reached.
     """
     width = rule.batch_size or n

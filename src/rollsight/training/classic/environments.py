@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rollsight.environments.episode_start import START
 from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import RollsightError
+from rollsight.streams import sequence
 from rollsight.training.classic.acting import executable
 from rollsight.training.restoring import History
 
@@ -55,7 +56,7 @@ class Environments(Protocol):
     """What collection needs.
 
     resets_next_step: an ended episode is followed by a step that only resets: it ignores its action, pays nothing, and
-    is no record. Otherwise environments reset within the step that ends their episode.
+    is not a record. Otherwise environments reset within the step that ends their episode.
     """
 
     count: int
@@ -105,7 +106,7 @@ def make(
     if observations_of(env) == "atari":
         # XLA's convolutions on the processor make a round of it twice as long as Stable-Baselines3's.
         raise RollsightError(f"The fast engine is slower than Stable-Baselines3 on Atari ({env}); use --engine sb3.")
-    seeds = [int(seed % 2**31) for seed in np.random.SeedSequence(key).generate_state(count)]
+    seeds = [int(seed % 2**31) for seed in sequence(*key).generate_state(count)]
     if stepper is None:
         # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.
         faster = count > 1 or sys.platform == "linux"

@@ -52,7 +52,7 @@ def preconditioned(
     clip_range: float,
 ) -> Array:
     """(N,) `scores` along the direction divided by Adam's root second moment, which takes in the gradient of the whole
-    buffer's policy loss first (protocol section 2). SGD has none: the plain scores."""
+    buffer's policy loss first (docs/definitions.md, Preconditioned scores). SGD has none: the plain scores."""
     log_prob = _log_prob(network, batch)
     losses = _losses(log_prob, normalize, batch, clip_range)
     direction = jax.grad(_f_return(log_prob, batch, batch.valid))(parameters)

@@ -32,7 +32,7 @@ class Optimizer:
     def apply(
         self, parameters: Parameters, gradients: Parameters, state: State, learning_rate: Any
     ) -> tuple[Parameters, State]:
-        """One step; a new state beside the new parameters."""
+        """One step: the new parameters and the new state."""
         if self.kind == "sgd":
             return {name: p - learning_rate * gradients[name] for name, p in parameters.items()}, state
         beta1, beta2 = self.betas

@@ -17,6 +17,7 @@ from rollsight.advantages import observed_returns, tabular_advantages
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.halves import split_halves
+from rollsight.streams import Purpose, seed_from, stream
 from rollsight.training.classic import influence
 from rollsight.training.classic.batch import Batch
 from rollsight.training.classic.networks import Parameters
@@ -25,8 +26,6 @@ from rollsight.training.classic.round import Round
 Ranking: TypeAlias = Callable[[Round], Scores]
 Floats: TypeAlias = np.ndarray[Any, Any]
 
-_PERMUTATION, _HALVES = 0x9E47, 0x4A1F  # the purposes in the keys of random streams, (seed, round, purpose)
-
 
 def f_return(round: Round) -> Scores:
     """Influence on the return (Hu et al. 2025, section 3)."""
@@ -34,8 +33,11 @@ def f_return(round: Round) -> Scores:
 
 
 def permuted(round: Round) -> Scores:
-    """The same with advantages permuted over the records: what the score gives when it knows nothing (protocol 4)."""
-    rng = np.random.default_rng((round.seed, round.number, _PERMUTATION))
+    """The same with advantages permuted over the records: what the score gives when it knows nothing.
+
+    A control: see docs/definitions.md, Metrics of learning curves.
+    """
+    rng = stream(round.seed, round.number, Purpose.PERMUTED_ADVANTAGES)
     rows, advantages = np.flatnonzero(round.batch.valid), round.batch.advantages.copy()
     advantages[rows] = advantages[rng.permutation(rows)]
     return _scores(round, influence.scores(round.network, *_of(round, round.batch._replace(advantages=advantages))))
@@ -49,14 +51,14 @@ def cross_fitted(round: Round) -> Scores:
 
 def against_halves(round: Round) -> tuple[Floats, Floats, Floats]:
     """Which records are in the first half, and all records' scores against each half's gradient, (N,) each."""
-    key = np.random.SeedSequence((round.seed, round.number, _HALVES)).generate_state(1)
-    first = split_halves(round.records, int(key[0])).numpy()
+    seed = seed_from(round.seed, round.number, Purpose.CROSS_FIT_HALVES)
+    first = split_halves(round.records, seed).numpy()
     one, other = np.asarray(influence.against_halves(round.network, *_of(round, round.batch), first))
     return first, one, other
 
 
 def preconditioned(round: Round) -> Scores:
-    """Along the direction in which Adam would go (protocol section 2)."""
+    """Along the direction in which Adam would go (docs/definitions.md, Preconditioned scores)."""
     normalize, parameters, batch, clip_range = _of(round, round.batch)
     values = influence.preconditioned(
         round.network, round.optimizer, normalize, parameters, round.state, batch, clip_range

@@ -13,6 +13,7 @@ import numpy as np
 from rollsight.adapters.watching import Watch
 from rollsight.records import Records
 from rollsight.selection import Selection
+from rollsight.streams import Purpose, legacy
 from rollsight.training.classic import ppo
 from rollsight.training.classic.batch import Batch, Minibatches
 from rollsight.training.classic.networks import Network, Parameters
@@ -20,8 +21,6 @@ from rollsight.training.classic.optimizers import Optimizer, State
 from rollsight.update import Indices, UpdateRule
 
 Floats: TypeAlias = np.ndarray[Any, Any]
-
-_ORDER = 0x0DE5  # the purpose in the key of the minibatch order's stream, (seed, round, purpose)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class Round:
 
     def order(self) -> np.random.RandomState:
         """The stream that minibatches are drawn from, at its start."""
-        return np.random.RandomState(np.random.SeedSequence((self.seed, self.number, _ORDER)).generate_state(8))
+        return legacy(self.seed, self.number, Purpose.MINIBATCH_ORDER)
 
     def kept(self, selection: Selection | None) -> Indices:
         """Rows to train on."""

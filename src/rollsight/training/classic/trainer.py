@@ -20,6 +20,7 @@ from rollsight.policy import Policy
 from rollsight.scoring import Scores, trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 from rollsight.training.classic import twin
 from rollsight.training.classic.acting import Actor
 from rollsight.training.classic.arms import Arm, Filtered
@@ -30,14 +31,11 @@ from rollsight.training.classic.networks import network_of
 from rollsight.training.classic.round import Round
 from rollsight.training.restoring import History
 
-# The purposes in the keys of random streams, (seed, round, purpose).
-_ENVIRONMENT, _ACTION, _EVALUATION = 0xE4F, 0xAC7, 0xE7A1
-
 
 def environment_key(seed: int, after: int = 0) -> tuple[int, ...]:
     """The key of the training environments' streams; their episodes span rounds, so they are seeded once, and anew
     after the round where a resumed run could not restore them."""
-    return (seed, after, _ENVIRONMENT)
+    return (seed, after, Purpose.ENVIRONMENTS)
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class FastTrainer:
         model, plan, number = self._model, self._plan, self._rounds
         self._watch.begin(number)
         clock = summary.Clock(plan.clock(), plan.clock)
-        rng = np.random.default_rng((self._seed, number, _ACTION))
+        rng = stream(self._seed, number, Purpose.ACTIONS)
         rollout = self._collector.collect(self._parameters, model.n_steps, rng, number)
         clock.lap("time_collect")
         round = self._frozen(rollout, total)
@@ -258,13 +256,13 @@ class FastTrainer:
         }
 
     def _evaluate(self, round: int) -> summary.Summary:
-        plan, key = self._plan, (self._seed, round, _EVALUATION)
+        plan, key = self._plan, (self._seed, round, Purpose.EVALUATION)
         if plan.evaluation is None:
             return {}
         started = plan.clock()
         actor = Actor(self._network, self._parameters, self._model.observation_space.shape or ())
         environments = plan.evaluation(side_by_side(plan.episodes), key)
-        returns, lengths = play(actor, environments, plan.episodes, np.random.default_rng(key))
+        returns, lengths = play(actor, environments, plan.episodes, stream(*key))
         if self.writer is not None:
             self.writer.write_evaluation(round, returns, lengths)
         return {"evaluation_return": float(np.mean(returns)), "time_eval": plan.clock() - started}

@@ -1,4 +1,4 @@
-"""PPO for causal language models with influence scores inside; `ppo.py` is the loop, to be read beside the paper."""
+"""PPO for causal language models with influence scores inside; `ppo.py` is the loop, to be read next to the paper."""
 
 from importlib.util import find_spec
 

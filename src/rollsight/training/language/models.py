@@ -49,7 +49,7 @@ def load(name: str, *, precision: Precision = "auto", full: bool = False, seed: 
                "miniature" (a tiny Llama over characters, drawn from `seed`), a folder, or a name on the Hugging Face
                hub, such as EleutherAI/gpt-neo-2.7B.
     precision: of the weights; "auto" takes bfloat16 for a frozen model on hardware that computes it, else float32.
-    full:      all its weights will be trained, which needs gradients, Adam's moments and a frozen reference beside it.
+    full:      all its weights will be trained, which needs gradients, Adam's moments and a frozen reference next to it.
 
     Raises:
         RollsightError: there is no such model, it cannot be read, or it needs more memory than there is.

@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
                 "distribution that is scored (choose it with temperature, top_p and top_k)",
                 stacklevel=2,
             )
-        self._copy: tuple[Any, ...] = ()  # in a tuple: the copy's weights are no parameters of this module
+        self._copy: tuple[Any, ...] = ()  # in a tuple: the copy's weights are not parameters of this module
         if lora_rank:
             self.language_model = models.add_adapter(loaded.model, lora_rank, seed).eval()
         else:
@@ -71,12 +71,12 @@ class ActorCritic(nn.Module):
 
     @property
     def actor(self) -> Policy:
-        """The actor alone, as scores see it: the value head is no part of log pi."""
+        """The actor alone, as scores see it: the value head is not part of log pi."""
         return Policy(self.language_model, self.distribution)
 
     @property
     def actor_with_values(self) -> Policy:
-        """The same, with the values beside the log-probabilities."""
+        """The same, with the values next to the log-probabilities."""
         return Policy(self.language_model, lambda _, obs, completions: self(obs, completions))
 
     def to(self, *args: Any, **kwargs: Any) -> ActorCritic:

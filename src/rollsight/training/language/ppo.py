@@ -32,6 +32,7 @@ from rollsight.records import Records
 from rollsight.scoring import Forward, Scores, score_records
 from rollsight.scoring.parallel import gathered_scores
 from rollsight.selection import DropNegative, DropRandom
+from rollsight.streams import Purpose, stream
 from rollsight.training.language import parallel, rewards
 from rollsight.training.language.padding import on_cpu, stack, trimmed
 from rollsight.training.language.policy import ActorCritic
@@ -50,7 +51,6 @@ _TARGETS: dict[str, targets.Target] = {
     "reward": targets.Reward(),
 }
 # The purposes in the keys of random streams, (seed, round, purpose, ...).
-_PROMPTS, _SAMPLING, _ORDER, _SELECTION, _HALVES, _EVALUATION = 0x9409, 0x5A3B, 0x0DE5, 0x5E1E, 0xA17E, 0xE7A1
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class LanguagePPO:
     def sample(self, prompts: Sequence[Prompt | str]) -> tuple[list[str], rewards.Array, Tensor, Tensor]:
         """Completions of these prompts, rewards, lengths and KL to the reference, each (n,), always with the same
         sampling seeds."""
-        tokens = self._generate(prompts, (self.seed, 0, _EVALUATION), "evaluate")
+        tokens = self._generate(prompts, (self.seed, 0, Purpose.EVALUATION), "evaluate")
         texts = self.policy.texts(*tokens[2:4])
         records, reference = self._evaluate(tokens, "evaluate")
         kl = (records.log_probs - reference).sum(1)
@@ -130,10 +130,10 @@ class LanguagePPO:
     def _collect(self) -> Rollout:
         options, key = self.options, (self.seed, self.round)
         repeat = len(self.prompts) < options.prompts_per_round
-        drawn = np.random.default_rng((*key, _PROMPTS)).choice(len(self.prompts), options.prompts_per_round, repeat)
+        drawn = stream(*key, Purpose.PROMPTS).choice(len(self.prompts), options.prompts_per_round, repeat)
         prompts = [self.prompts[i] for i in drawn]
         with self._timed("generate"):
-            tokens = self._generate(prompts, (*key, _SAMPLING), "generate")
+            tokens = self._generate(prompts, (*key, Purpose.SAMPLING), "generate")
             texts = self.policy.texts(*tokens[2:4])
         if not any(texts):
             raise RollsightError(
@@ -222,7 +222,7 @@ class LanguagePPO:
                 scores[rows], kept[rows] = found, torch.from_numpy(stay)
             return rows[stay]
 
-        order = np.random.default_rng((self.seed, self.round, _ORDER))
+        order = stream(self.seed, self.round, Purpose.MINIBATCH_ORDER)
         pool = everything = np.arange(n)
         steps = options.epochs * len(repack(everything, options.minibatch)) if options.as_many_steps else 0
         epoch = 0
@@ -244,7 +244,7 @@ class LanguagePPO:
         options, part = self.options, records.take(torch.from_numpy(rows))
         unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
         paid = part.rewards
-        # A z-score of equal rewards is no direction, so nothing would be negative.
+        # A z-score of equal rewards is not a direction, so nothing would be negative.
         flat = options.target == "reward" and paid is not None and bool((paid == paid[0]).all())
         if options.target == "none" or flat:
             return unscored
@@ -259,8 +259,8 @@ class LanguagePPO:
             return unscored
         like = DropNegative(options.drop)
         if options.random:
-            stream = np.random.default_rng((self.seed, self.round, _SELECTION, *when))
-            selection = DropRandom(like, seed=int(stream.integers(2**62)))(scores)
+            rng = stream(self.seed, self.round, Purpose.DROP_COMPLETIONS, *when)
+            selection = DropRandom(like, seed=int(rng.integers(2**62)))(scores)
         else:
             selection = like(scores)
         return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True)
@@ -270,7 +270,7 @@ class LanguagePPO:
         actor, objective = self.policy.actor, objectives.PPO("raw", self.options.clip_range)
         width, group = self.options.micro_batch, torch.distributed.group.WORLD if parallel.size() > 1 else None
         if group is None or len(records) < parallel.size() or self.options.cross_fit:
-            halves = int(np.random.default_rng((self.seed, self.round, _HALVES, *when)).integers(2**62))
+            halves = int(stream(self.seed, self.round, Purpose.COMPLETION_HALVES, *when).integers(2**62))
             return score_records(
                 actor,
                 trimmed(records),

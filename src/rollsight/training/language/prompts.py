@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
-
 from rollsight.errors import RollsightError
+from rollsight.streams import Purpose, stream
 from rollsight.training.language.models import LanguageModel
 
 Conversation: TypeAlias = Sequence[Mapping[str, str]]
 APrompt = TypeVar("APrompt", bound="Prompt | str")
-
-_SPLIT = 0x5B117
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +21,7 @@ class Prompt:
     """One prompt.
 
     text: what the model reads; conversation: the messages that it was made of, None where the text is the prompt
-    itself; columns: what the data set holds beside it.
+    itself; columns: what the data set holds next to it.
     """
 
     text: str
@@ -117,7 +114,7 @@ def split(prompts: Sequence[APrompt], held_out: int) -> tuple[tuple[APrompt, ...
             f"{held_out} of {len(prompts)} prompts for the evaluation leave none to train on: lower --eval-prompts or "
             "give more prompts"
         )
-    order = np.random.default_rng(_SPLIT).permutation(len(prompts))
+    order = stream(Purpose.PROMPT_SPLIT).permutation(len(prompts))
     return tuple(prompts[i] for i in order[held_out:]), tuple(prompts[i] for i in order[:held_out])
 
 

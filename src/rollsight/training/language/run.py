@@ -83,7 +83,7 @@ def resume(
     with). It ends as it would have without the interruption. save, save_every: None stands for the run's own too.
 
     Raises:
-        RollsightError: as `train`; the folder is no run of this trainer, or its checkpoint is missing or damaged.
+        RollsightError: as `train`; the folder is not a run of this trainer, or its checkpoint is missing or damaged.
     """
     settings = continued(out, rounds, save, save_every)
     if settings.save is not None and parallel.rank() == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from rollsight.language import pack_support
+from rollsight.streams import stream
 from rollsight.training.language.settings import Sampling
 
 # What may differ from one model to the next without changing the distribution, or is an option of ours.
@@ -28,7 +29,7 @@ class Sampler(LogitsProcessor):
     def __init__(self, sampling: Sampling, seeds: Sequence[tuple[int, ...]], width: int, length: int) -> None:
         self._sampling, self._width = sampling, width
         # In (0, 1]: a token without probability is never the first one to reach such a share of the whole.
-        draws = [1 - np.random.default_rng(seed).random(length) for seed in seeds]
+        draws = [1 - stream(*seed).random(length) for seed in seeds]
         self._draws = torch.from_numpy(np.stack(draws))
         self._supports: list[Tensor] = []
 

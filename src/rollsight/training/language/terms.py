@@ -38,7 +38,7 @@ def losses(evaluation: Evaluation, batch: Records, options: Options) -> tuple[Te
     assert evaluation.value is not None
     assert batch.values is not None
     assert batch.returns is not None
-    policy_loss = -objectives.PPO("raw", options.clip_range).losses(evaluation, batch)
+    policy_loss = -objectives.PPO("raw", options.clip_range).terms(evaluation, batch)
     near = batch.values + (evaluation.value - batch.values).clamp(-options.value_clip, options.value_clip)
     value_loss = 0.5 * torch.max((evaluation.value - batch.returns) ** 2, (near - batch.returns) ** 2)
     return policy_loss, torch.where(batch.valid, value_loss, 0.0)
