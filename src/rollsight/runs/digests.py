@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_path, whole_file
+from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_name, whole_file
 
 SELF = "sha256"  # the entry of `run.json` with the digest of the others
 _LINE = re.compile(r"([0-9a-f]{64})  ((\w+)/round-(\d{6,})\.\w+)")
@@ -26,7 +26,7 @@ _REMOVED = re.compile(r"# removed (\S+)")
 
 def name_of(kind: Kind, round: int) -> str:
     """A file's name in the list: relative to the run folder."""
-    return str(round_path(Path(), kind, round))
+    return round_name(kind, round)
 
 
 def digest_of(path: Path) -> str:

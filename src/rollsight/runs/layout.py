@@ -41,7 +41,12 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def round_path(run: Path, kind: Kind, round: int) -> Path:
-    return run / kind / f"round-{round:06d}{SUFFIXES[kind]}"
+    return run / round_name(kind, round)
+
+
+def round_name(kind: Kind, round: int) -> str:
+    """A file's path inside the run, with forward slashes."""
+    return f"{kind}/round-{round:06d}{SUFFIXES[kind]}"
 
 
 def round_numbers(run: Path, kind: Kind) -> list[int]:
