@@ -105,7 +105,7 @@ def evaluation_curve(run: Run) -> Curve | None:
     if not any(run.evaluation_rounds):
         return None
     rows = run.rows("evaluations", ["round", "return"])
-    rounds, place = np.unique(rows["round"].to_numpy(), return_inverse=True)
+    rounds, place = np.unique(np.array(rows["round"].to_pylist()), return_inverse=True)
     returns = column_as_floats(rows, "return")
     return Curve(rounds, np.bincount(place, returns) / np.bincount(place))
 
@@ -125,7 +125,7 @@ def training_curve(run: Run) -> Curve | None:
     returns: list[float] = []
     for value in means[first:]:
         returns.append(returns[-1] if value is None else value)
-    return Curve(rows["round"].to_numpy()[first:], np.array(returns, np.float64))
+    return Curve(np.array(rows["round"].to_pylist())[first:], np.array(returns, np.float64))
 
 
 def final_return(rounds: IntArray, returns: FloatArray) -> float:

@@ -103,7 +103,7 @@ class Run:
             RollsightError: a file is damaged.
         """
         self._say(kind)
-        empty = pa.table({name: pa.array([], pa.null()) for name in columns})
+        empty = pa.table({name: pa.nulls(0) for name in columns})  # pa.array would import pandas
         names = renamed(self.metadata, kind)
         asked = [*columns, *(old for old, new in names.items() if new in columns)]
         tables = [
