@@ -65,6 +65,18 @@ def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path):
     assert runs.open(tmp_path / "parts").snapshot_rounds == [3]
 
 
+def test_the_rounds_reach_an_active_tracker(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    with mlflow.start_run() as active:
+        run.train(settings, tmp_path / "run")
+    stored = runs.open(tmp_path / "run").sql("select kept_frac from rounds order by round").fetchall()
+    history = mlflow.MlflowClient().get_metric_history(active.info.run_id, "influence/kept_frac")
+    assert [metric.value for metric in history] == pytest.approx([kept for (kept,) in stored])
+    assert len(history) == 3
+
+
 def test_the_run_folder_says_what_happened(settings, tmp_path, capsys):
     folder = tmp_path / "run"
     run.train(settings, folder)
