@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from scipy import stats
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -32,6 +33,15 @@ class Args:
     """rounds of 2048 records"""
     seeds: int = 1
     """training runs of each kind"""
+
+
+PAIRS = [
+    ("without the environment", "all records"),
+    ("without the environment", "healthy"),
+    ("without the environment", "IIF"),
+    ("IIF", "all records"),
+    ("IIF", "random drop"),
+]
 
 
 class WrongSign(gym.RewardWrapper):
@@ -113,6 +123,12 @@ def main(args: Args) -> None:
     print("return in healthy environments after training")
     for name, values in returns.items():
         print(f"  {name:<24} {np.mean(values):6.1f}   ({', '.join(f'{value:.0f}' for value in values)})")
+    if args.seeds > 1:
+        print("\ndifferences paired by seed, with 95 % t-intervals")
+        for one, other in PAIRS:
+            difference = np.subtract(returns[one], returns[other])
+            half = stats.t.ppf(0.975, args.seeds - 1) * stats.sem(difference)
+            print(f"  {one}, minus {other}: {difference.mean():.0f} ± {half:.0f}")
     print(f"\npicture: {args.out / 'harm-0.png'}\nlook:    rollsight top '{args.out / 'all records-0'}' --bottom")
 
 
