@@ -123,7 +123,9 @@ def main(args: Args) -> None:
     print("return in healthy environments after training")
     for name, values in returns.items():
         print(f"  {name:<24} {np.mean(values):6.1f}   ({', '.join(f'{value:.0f}' for value in values)})")
-    if args.seeds > 1:
+    if args.seeds == 1:
+        print("  one seed says where the harm is, not what helps: --seeds 5 compares with intervals")
+    else:
         print("\ndifferences paired by seed, with 95 % t-intervals")
         for one, other in PAIRS:
             difference = np.subtract(returns[one], returns[other])
