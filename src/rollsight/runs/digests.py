@@ -16,17 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_name, whole_file
+from rollsight.runs.layout import DIGESTS, read_bytes, whole_file
 
 SELF = "sha256"  # the entry of `run.json` with the digest of the others
 _LINE = re.compile(r"([0-9a-f]{64})  ((\w+)/round-(\d{6,})\.\w+)")
 _COMPLETE = re.compile(r"# complete up to round (\d+)")
 _REMOVED = re.compile(r"# removed (\S+)")
-
-
-def name_of(kind: Kind, round: int) -> str:
-    """A file's name in the list: relative to the run folder."""
-    return round_name(kind, round)
 
 
 def digest_of(path: Path) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import OptionError, RollsightError
-from rollsight.runs.digests import DigestList, Listed, digest_of, name_of, read_digests, write_digests
+from rollsight.runs.digests import DigestList, Listed, digest_of, read_digests, write_digests
 from rollsight.runs.layout import (
     DIGESTS,
     LOCK,
@@ -24,6 +24,7 @@ from rollsight.runs.layout import (
     SUFFIXES,
     Kind,
     is_run,
+    round_name,
     round_numbers,
     round_path,
     temporary_files,
@@ -254,13 +255,13 @@ class RunWriter:
         self._write(kind, round, into)
 
     def _remove(self, kind: Kind, round: int) -> None:
-        path, name = round_path(self.path, kind, round), name_of(kind, round)
+        path, name = round_path(self.path, kind, round), round_name(kind, round)
         if self._unlisted.pop(name, None) is None and path.exists():
             self._digests.removed(name)
         path.unlink(missing_ok=True)
 
     def _write(self, kind: Kind, round: int, write: Callable[[Path], None]) -> None:
-        path, name, listed = self._new_path(kind, round), name_of(kind, round), self._digests.size
+        path, name, listed = self._new_path(kind, round), round_name(kind, round), self._digests.size
         try:
             with whole_file(path) as temporary:
                 write(temporary)
