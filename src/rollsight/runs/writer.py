@@ -129,6 +129,7 @@ class RunWriter:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock: int | None = lock
+        self._process = os.getpid()
         self._last_round = max(round_numbers(path, "rounds"), default=0)
         self._taken_over = False
         self._digests = DigestList(path)
@@ -205,6 +206,8 @@ class RunWriter:
     def close(self) -> None:
         """Let another writer in. Closing twice is harmless."""
         if self._lock is not None:
+            if os.getpid() == self._process:  # a child that was forked meanwhile holds the lock too
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
@@ -228,13 +231,16 @@ class RunWriter:
             )
         return round
 
-    def _new_path(self, kind: Kind, round: int) -> Path:
+    def _check_open(self) -> None:
         if self._taken_over:
             raise RollsightError(
                 f"a later writer of this process has taken over the run {self.path}: write with that one"
             )
         if self._lock is None:
             raise RollsightError(f"the writer of {self.path} is closed: resume the run to write to it")
+
+    def _new_path(self, kind: Kind, round: int) -> Path:
+        self._check_open()
         first = 0 if kind == "evaluations" else 1
         if operator.index(round) < first:
             raise RollsightError(f"round {round} cannot have {kind}: rounds count from {first} there")
@@ -255,6 +261,7 @@ class RunWriter:
         self._write(kind, round, into)
 
     def _remove(self, kind: Kind, round: int) -> None:
+        self._check_open()
         path, name = round_path(self.path, kind, round), round_name(kind, round)
         if self._unlisted.pop(name, None) is None and path.exists():
             self._digests.removed(name)
