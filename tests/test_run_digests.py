@@ -270,7 +270,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_not_called_damaged(path):
 
 def test_check_names_every_file_that_is_not_as_it_was(path, capsys):
     assert main(["check", str(path)]) == 0
-    assert "15 files verified" in capsys.readouterr().out.replace("14", "15")
+    assert capsys.readouterr().out == f"{path}: 14 files verified\n"
     flip(path / "snapshots/round-000001.pt", 7)
     (path / "evaluations/round-000003.parquet").unlink()
     assert main(["check", str(path), "--json"]) == 1
