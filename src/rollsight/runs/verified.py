@@ -87,9 +87,7 @@ class VerifiedFiles:
 
     def _written(self, kind: Kind) -> set[int]:
         if self._from is not None:
-            listed = self._list()
-            rounds = {round_of(name) for name in listed.files if name.startswith(f"{kind}/")}
-            return {round for round in rounds if round <= listed.complete}
+            return {round_of(name) for name in self._list().written if name.startswith(f"{kind}/")}
         # What the other files of an earlier version's run say.
         complete, recorded = (set(round_numbers(self._run, k)) for k in ("rounds", "records"))
         if kind == "rounds":

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import OptionError, RollsightError
-from rollsight.runs.digests import DigestList, Listed, digest_of, read_digests, write_digests
+from rollsight.runs.digests import DigestList, digest_of, go_on_with_digests, write_digests
 from rollsight.runs.layout import (
     DIGESTS,
     LOCK,
@@ -68,7 +68,7 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
         # In this order, so that a creation killed anywhere leaves what the next one accepts: an empty folder or a run.
         _remove_after(path, -1)
         write_metadata(path, {**described, "digests": {"file": DIGESTS, "from_round": 0}})
-        write_digests(path, Listed())
+        write_digests(path, {}, 0)
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)
     except BaseException:
@@ -114,7 +114,7 @@ def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter
         metadata["digests"] = {"file": DIGESTS, "from_round": min(first, after + 1)}
         write_metadata(path, {**metadata, "continued": [*(metadata.get("continued") or []), entry]})
         _remove_after(path, after)
-        write_digests(path, read_digests(path).up_to(after))
+        go_on_with_digests(path, after)
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)  # a creation killed half-way may have made none
     except BaseException:
@@ -281,8 +281,7 @@ class RunWriter:
             raise
         if completes:
             self._unlisted.clear()
-        if kind == "rounds":
-            self._digests.complete(round)
+            self._digests.complete(max(round, self._last_round))
 
 
 def _lock(path: Path) -> int:
