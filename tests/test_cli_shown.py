@@ -181,7 +181,7 @@ def test_conversations_of_other_shapes():
     ]
     assert on_one_line(json.dumps(odd)) == "assistant: [f(…)] [3(…)]"
     assert list(in_full(json.dumps(odd))) == [("assistant", "f(1)\n3()\nreasoning: Hm.")]
-    for text in ("[1, 2]", '[{"role": 3}]', '[{"role"', "", "plain\n text"):
+    for text in ("[1, 2]", '[{"role": 3}]', '[{"role"', "[" * 100_000 + '"role"', "", "plain\n text"):
         assert on_one_line(text) == " ".join(text.split())
         assert list(in_full(text)) == [("", text)]
 
