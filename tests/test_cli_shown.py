@@ -16,7 +16,7 @@ from sb3_zoo import Toy
 from rollsight import runs
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.analysis.learning_curves import evaluation_curve, training_curve
-from rollsight.cli import COMMANDS, main, output
+from rollsight.cli import COMMANDS, output
 from rollsight.cli.conversations import in_full, on_one_line
 from rollsight.cli.tables import Column, Grid, cell, cut
 
@@ -44,19 +44,6 @@ def trained(tmp_path_factory):
         model = algorithm(policy, make(), n_steps=32, batch_size=32, n_epochs=1, seed=0)
         model.learn(32, callback=InfluenceCallback(run=folder / name))
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            code = leaving.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -194,7 +181,7 @@ def test_conversations_of_other_shapes():
     ]
     assert on_one_line(json.dumps(odd)) == "assistant: [f(…)] [3(…)]"
     assert list(in_full(json.dumps(odd))) == [("assistant", "f(1)\n3()\nreasoning: Hm.")]
-    for text in ("[1, 2]", '[{"role": 3}]', '[{"role"', "", "plain\n text"):
+    for text in ("[1, 2]", '[{"role": 3}]', '[{"role"', "[" * 100_000 + '"role"', "", "plain\n text"):
         assert on_one_line(text) == " ".join(text.split())
         assert list(in_full(text)) == [("", text)]
 

@@ -15,6 +15,7 @@ from rollsight import runs
 from rollsight.cli import main
 from rollsight.errors import RollsightError
 from rollsight.runs.check import check_run
+from rollsight.runs.digests import DigestList
 from rollsight.runs.metadata import write_metadata
 
 N = 32
@@ -156,6 +157,38 @@ def test_a_failed_round_leaves_no_lines_behind(path, monkeypatch):
     assert check_run(path).whole
 
 
+def end_at(monkeypatch, owner, name, call):
+    """Call it in a process that ends at once where it comes to `owner.name`."""
+    if (process := os.fork()) == 0:
+        monkeypatch.setattr(owner, name, lambda *_, **__: os._exit(0))
+        call()
+        os._exit(1)
+    assert os.waitpid(process, 0)[1] == 0
+
+
+def test_what_a_killed_writer_did_not_finish_is_not_missed(path, monkeypatch):
+    checkpoint = path / "checkpoints/round-000003.pt"
+    with runs.resume(path) as writer:
+        end_at(monkeypatch, os, "replace", lambda: writer.write_checkpoint(3, lambda file: file.write(b"state")))
+    assert not checkpoint.exists()
+    assert check_run(path).whole
+    with runs.resume(path) as writer:
+        assert check_run(path).whole
+        writer.write_checkpoint(3, lambda file: file.write(b"state"))
+        end_at(monkeypatch, type(path), "unlink", lambda: writer.remove_checkpoint(3))
+    assert checkpoint.exists()
+    runs.resume(path).close()
+    assert not checkpoint.exists()
+    with runs.resume(path) as writer:
+        writer.write_checkpoint(3, lambda file: file.write(b"state"))
+        end_at(monkeypatch, DigestList, "complete", lambda: write(writer, 4))
+    runs.resume(path).close()
+    assert check_run(path).whole
+    checkpoint.unlink()
+    (path / "records/round-000004.parquet").unlink()
+    assert check_run(path).missing == ["records/round-000004.parquet", "checkpoints/round-000003.pt"]
+
+
 def test_metadata_that_was_edited_is_used_and_said(path):
     text = (path / "run.json").read_text()
     (path / "run.json").write_text(text.replace("0.9", "0.8"))
@@ -270,7 +303,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_not_called_damaged(path):
 
 def test_check_names_every_file_that_is_not_as_it_was(path, capsys):
     assert main(["check", str(path)]) == 0
-    assert "15 files verified" in capsys.readouterr().out.replace("14", "15")
+    assert capsys.readouterr().out == f"{path}: 14 files verified\n"
     flip(path / "snapshots/round-000001.pt", 7)
     (path / "evaluations/round-000003.parquet").unlink()
     assert main(["check", str(path), "--json"]) == 1

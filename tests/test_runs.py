@@ -1,6 +1,7 @@
 """The run folder: whole files, one writer, rounds that survive kill -9, and reading it by table and by SQL."""
 
 import errno
+import fcntl
 import math
 import multiprocessing
 import os
@@ -197,12 +198,38 @@ def test_a_writer_of_the_same_process_is_taken_over(path):
     with runs.resume(path) as writer:
         with pytest.raises(RollsightError, match="a later writer of this process has taken over"):
             left.write_round(4, {})
+        with pytest.raises(RollsightError, match="a later writer of this process has taken over"):
+            left.remove_snapshot(3)
         writer.write_round(4, {})
     again = runs.create(path, {}, overwrite=True)
-    with pytest.raises(RollsightError, match="is closed"):
-        writer.write_round(5, {})
+    for attempt in (lambda: writer.write_round(5, {}), lambda: writer.remove_snapshot(3)):
+        with pytest.raises(RollsightError, match="is closed"):
+            attempt()
     again.close()
     left.close()
+
+
+def wait_with_a_copy(writer, closes, ready, done):
+    if closes:
+        writer.close()
+    ready.set()
+    done.wait(60)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_forked_worker_neither_keeps_the_lock_nor_gives_it_up(path, closes):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    writer = runs.resume(path)
+    worker = context.Process(target=wait_with_a_copy, args=(writer, closes, ready, done))
+    worker.start()
+    assert ready.wait(60)
+    with (path / ".lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as another process does
+    runs.resume(path).close()  # takes over
+    runs.resume(path).close()
+    done.set()
+    worker.join()
 
 
 def test_a_run_goes_on_after_an_earlier_round_and_says_so(path):

@@ -18,7 +18,7 @@ import rollsight
 from rollsight import runs
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.analysis.page import Panel, short, write_page
-from rollsight.cli import main, output, progress
+from rollsight.cli import output, progress
 from rollsight.escaping import markdown_cell, plain_html, plain_label, visible, visible_json
 from rollsight.studies import dots, plots
 from rollsight.studies.completions import by_score
@@ -35,19 +35,6 @@ def assert_plain(text, *parts):
     assert STEERING.search(text) is None, repr(text)
     for part in parts:
         assert part in text
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            code = leaving.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def write_run(path, *, env=HOSTILE, arm=HOSTILE, seed=0, texts=None, **columns):

@@ -15,7 +15,7 @@ def messages_of(text: str) -> list[dict[str, Any]] | None:
         return None
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model may open bracket after bracket
         return None
     named = isinstance(found, list) and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in found)
     return found if named and found else None

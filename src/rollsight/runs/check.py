@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rollsight.errors import RollsightError
-from rollsight.runs.digests import digest_of, name_of, read_digests
+from rollsight.runs.digests import digest_of
 from rollsight.runs.layout import (
     DIGESTS,
     METADATA,
@@ -16,6 +17,7 @@ from rollsight.runs.layout import (
     TABLES,
     Kind,
     read_bytes,
+    round_name,
     round_numbers,
     round_path,
     temporary_files,
@@ -65,19 +67,20 @@ def check_run(run: Path) -> Checked:
     from_round = (metadata.get("digests") or {}).get("from_round", 0 if has_list else None)
     if from_round is not None and not has_list:
         found.missing.append(DIGESTS)
-    files = VerifiedFiles(run, from_round if has_list else None)
+    first = from_round if has_list else None
+    files = VerifiedFiles(run, first)
     for kind in SUFFIXES:
-        found.missing += [name_of(kind, round) for round in files.missing(kind)]
-        _check_kind(found, kind, from_round)
+        found.missing += [round_name(kind, round) for round in files.missing(kind)]
+        _check_kind(found, kind, first, files.listed())
     return found
 
 
-def _check_kind(found: Checked, kind: Kind, from_round: int | None) -> None:
-    run, listed = found.run, read_digests(found.run).files
+def _check_kind(found: Checked, kind: Kind, from_round: int | None, listed: Mapping[str, str]) -> None:
+    run = found.run
     last = max(round_numbers(run, "rounds"), default=0)
     rounds = round_numbers(run, kind)
     for round in rounds:
-        name, path = name_of(kind, round), round_path(run, kind, round)
+        name, path = round_name(kind, round), round_path(run, kind, round)
         try:
             if name in listed:
                 if digest_of(path) == listed[name]:
@@ -86,7 +89,7 @@ def _check_kind(found: Checked, kind: Kind, from_round: int | None) -> None:
                     found.damaged[name] = OTHER_DIGEST
             elif round > last:
                 continue  # of the round in flight
-            elif from_round is not None and round >= from_round and (run / DIGESTS).exists():
+            elif from_round is not None and round >= from_round:
                 found.foreign[name] = f"{DIGESTS} does not list it"
             elif (why := _implausible(run, kind, round)) is not None:
                 found.damaged[name] = why

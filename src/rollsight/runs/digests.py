@@ -1,8 +1,8 @@
 """`SHA256SUMS`: the digest of every file of a run, which `sha256sum --check --ignore-missing SHA256SUMS` reads too.
 
-The writer adds a round's lines before the round's summary appears, and when it has appeared a comment that says so: a
-complete round is listed, and one that no comment calls complete is in flight. Lines are only added; a file that
-the writer removed has a comment for it, and continuing a run after an earlier round writes the list anew.
+The writer adds a round's lines before the round's summary appears, and a later file's line before that file does; when
+it has appeared a comment says so. What is complete is listed, and what no comment follows is in flight. Lines are only
+added; a file has a comment before the writer removes it, and continuing a run writes the list anew.
 """
 
 from __future__ import annotations
@@ -11,22 +11,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_name, whole_file
+from rollsight.runs.layout import DIGESTS, read_bytes, whole_file
 
 SELF = "sha256"  # the entry of `run.json` with the digest of the others
 _LINE = re.compile(r"([0-9a-f]{64})  ((\w+)/round-(\d{6,})\.\w+)")
-_COMPLETE = re.compile(r"# complete up to round (\d+)")
-_REMOVED = re.compile(r"# removed (\S+)")
-
-
-def name_of(kind: Kind, round: int) -> str:
-    """A file's name in the list: relative to the run folder."""
-    return round_name(kind, round)
+_COMPLETE = re.compile(r"# complete up to round \d+")
+_REMOVED = re.compile(r"# removed (\w+/round-\d{6,}\.\w+)")
 
 
 def digest_of(path: Path) -> str:
@@ -45,16 +40,12 @@ def digest_of_metadata(metadata: Mapping[str, Any]) -> str:
 class Listed:
     """The list's content. files: name -> digest, of those that the writer has not removed.
 
-    complete: the last round of which the writer has said that all of it is there.
+    written: those of them of which the writer has said that they are there; removed: names of those it has removed.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
-    complete: int = 0
-
-    def up_to(self, last: int) -> Listed:
-        """What it says of the rounds up to `last`."""
-        files = {name: digest for name, digest in self.files.items() if round_of(name) <= last}
-        return Listed(files, min(self.complete, last))
+    written: Set[str] = frozenset()
+    removed: Set[str] = frozenset()
 
 
 def round_of(name: str) -> int:
@@ -66,23 +57,35 @@ def read_digests(run: Path) -> Listed:
     """The list of a run; empty where it has none."""
     if not (run / DIGESTS).exists():
         return Listed()
-    files, complete = dict[str, str](), 0
+    files, written, removed = dict[str, str](), set[str](), set[str]()
     text = read_bytes(run / DIGESTS).decode("utf-8", "replace")
     for line in text.split("\n")[:-1]:  # behind the last line break stands nothing, or what is being written
         if match := _LINE.fullmatch(line):
             files[match[2]] = match[1]
+            removed.discard(match[2])
         elif match := _REMOVED.fullmatch(line):
             files.pop(match[1], None)
-        elif match := _COMPLETE.fullmatch(line):
-            complete = max(complete, int(match[1]))
-    return Listed(files, complete)
+            removed.add(match[1])
+        elif _COMPLETE.fullmatch(line):
+            written = set(files)
+    return Listed(files, written & files.keys(), removed)
 
 
-def write_digests(run: Path, listed: Listed) -> None:
-    """Write the list anew."""
+def write_digests(run: Path, files: Mapping[str, str], complete: int) -> None:
+    """Write the list anew: files that are there, name -> digest, of the rounds up to `complete`."""
     with whole_file(run / DIGESTS) as temporary:
-        lines = [*map(_line, listed.files.items()), _complete(listed.complete)]
+        lines = [*map(_line, files.items()), _complete(complete)]
         temporary.write_text("".join(lines), "utf-8")
+
+
+def go_on_with_digests(run: Path, last: int) -> None:
+    """Write the list of digests anew, of the rounds up to `last`, without what a killed writer did not finish."""
+    listed = read_digests(run)
+    for name in listed.removed:
+        (run / name).unlink(missing_ok=True)
+    names = [name for name in listed.files if round_of(name) <= last]
+    there = {name: listed.files[name] for name in names if name in listed.written or (run / name).exists()}
+    write_digests(run, there, last)
 
 
 class DigestList:
@@ -101,11 +104,12 @@ class DigestList:
         self._append(map(_line, listed.items()))
 
     def complete(self, round: int) -> None:
-        """Say that all of a round is there. Not synced: without this line the round counts as in flight."""
+        """Say that all that is listed is there, up to this round. Not synced: without this line what was added last
+        counts as in flight."""
         self._append([_complete(round)], sync=False)
 
     def removed(self, name: str) -> None:
-        """Say that a file was removed on purpose."""
+        """Say that a file is removed on purpose."""
         self._append([f"# removed {name}\n"])
 
     def cut(self, size: int) -> None:

@@ -45,7 +45,7 @@ def round_path(run: Path, kind: Kind, round: int) -> Path:
 
 
 def round_name(kind: Kind, round: int) -> str:
-    """A file's path inside the run, with forward slashes."""
+    """A file's path inside the run, with forward slashes: its name in the list of digests."""
     return f"{kind}/round-{round:06d}{SUFFIXES[kind]}"
 
 

@@ -208,11 +208,12 @@ class Run:
     def _rows_left(self) -> str:
         """How many of the records are there."""
         try:
-            ((expected,),) = self.sql("select sum(records) from rounds").fetchall()
-            ((left,),) = self.sql("select count(*) from records").fetchall()
+            summaries = self.rows("rounds", ["round", "records"]).to_pylist()
         except RollsightError:  # the summaries do not say
             return ""
-        return f", {left:,} of {int(expected):,} are left" if expected else ""
+        records = {row["round"]: row["records"] or 0 for row in summaries}
+        left = sum(records.get(round, 0) for round in self._complete("records"))
+        return f", {left:,} of {sum(records.values()):,} are left" if any(records.values()) else ""
 
     def _complete(self, kind: Kind) -> list[int]:
         """The rounds with a file of this kind, without those in flight: only the summary makes a round complete."""

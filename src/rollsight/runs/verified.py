@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rollsight.errors import RollsightError
-from rollsight.runs.digests import Listed, digest_of, name_of, read_digests, round_of
-from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_numbers, round_path, unreadable
+from rollsight.runs.digests import Listed, digest_of, read_digests, round_of
+from rollsight.runs.layout import DIGESTS, Kind, read_bytes, round_name, round_numbers, round_path, unreadable
 
 # Files of this process that agreed with their digest, by path: what they were then.
 _agreed: dict[Path, tuple[int, int, int, str]] = {}
@@ -34,7 +34,7 @@ class VerifiedFiles:
         """
         path = round_path(self._run, kind, round)
         content = read_bytes(path)
-        expected = self.listed().get(name_of(kind, round))
+        expected = self.listed().get(round_name(kind, round))
         if expected is not None and hashlib.sha256(content).hexdigest() != expected:
             raise damaged(path, OTHER_DIGEST)
         return content
@@ -47,7 +47,7 @@ class VerifiedFiles:
         """
         listed = self.listed()
         for round in rounds:
-            path, expected = round_path(self._run, kind, round), listed.get(name_of(kind, round))
+            path, expected = round_path(self._run, kind, round), listed.get(round_name(kind, round))
             try:
                 found = os.stat(path)
                 state = (found.st_mtime_ns, found.st_size, found.st_ino, expected or "")
@@ -61,9 +61,6 @@ class VerifiedFiles:
                 raise unreadable(path, error) from error
             _agreed[path] = state
 
-    def is_listed(self, kind: Kind, round: int) -> bool:
-        return name_of(kind, round) in self.listed()
-
     def missing(self, kind: Kind) -> list[int]:
         """The rounds whose file of this kind was written and is gone."""
         return sorted(self._written(kind) - set(round_numbers(self._run, kind)))
@@ -73,7 +70,7 @@ class VerifiedFiles:
         if self._from is None:
             return []
         listed = self.listed()
-        return [round for round in rounds if round >= self._from and name_of(kind, round) not in listed]
+        return [round for round in rounds if round >= self._from and round_name(kind, round) not in listed]
 
     def listed(self) -> Mapping[str, str]:
         """Name -> digest, read again where the list has changed."""
@@ -90,9 +87,7 @@ class VerifiedFiles:
 
     def _written(self, kind: Kind) -> set[int]:
         if self._from is not None:
-            listed = self._list()
-            rounds = {round_of(name) for name in listed.files if name.startswith(f"{kind}/")}
-            return {round for round in rounds if round <= listed.complete}
+            return {round_of(name) for name in self._list().written if name.startswith(f"{kind}/")}
         # What the other files of an earlier version's run say.
         complete, recorded = (set(round_numbers(self._run, k)) for k in ("rounds", "records"))
         if kind == "rounds":

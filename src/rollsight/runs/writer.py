@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import OptionError, RollsightError
-from rollsight.runs.digests import DigestList, Listed, digest_of, name_of, read_digests, write_digests
+from rollsight.runs.digests import DigestList, digest_of, go_on_with_digests, write_digests
 from rollsight.runs.layout import (
     DIGESTS,
     LOCK,
@@ -24,6 +24,7 @@ from rollsight.runs.layout import (
     SUFFIXES,
     Kind,
     is_run,
+    round_name,
     round_numbers,
     round_path,
     temporary_files,
@@ -67,7 +68,7 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
         # In this order, so that a creation killed anywhere leaves what the next one accepts: an empty folder or a run.
         _remove_after(path, -1)
         write_metadata(path, {**described, "digests": {"file": DIGESTS, "from_round": 0}})
-        write_digests(path, Listed())
+        write_digests(path, {}, 0)
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)
     except BaseException:
@@ -113,7 +114,7 @@ def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter
         metadata["digests"] = {"file": DIGESTS, "from_round": min(first, after + 1)}
         write_metadata(path, {**metadata, "continued": [*(metadata.get("continued") or []), entry]})
         _remove_after(path, after)
-        write_digests(path, read_digests(path).up_to(after))
+        go_on_with_digests(path, after)
         for kind in SUFFIXES:
             (path / kind).mkdir(exist_ok=True)  # a creation killed half-way may have made none
     except BaseException:
@@ -128,6 +129,7 @@ class RunWriter:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock: int | None = lock
+        self._process = os.getpid()
         self._last_round = max(round_numbers(path, "rounds"), default=0)
         self._taken_over = False
         self._digests = DigestList(path)
@@ -204,6 +206,8 @@ class RunWriter:
     def close(self) -> None:
         """Let another writer in. Closing twice is harmless."""
         if self._lock is not None:
+            if os.getpid() == self._process:  # a child that was forked meanwhile holds the lock too
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
@@ -227,13 +231,16 @@ class RunWriter:
             )
         return round
 
-    def _new_path(self, kind: Kind, round: int) -> Path:
+    def _check_open(self) -> None:
         if self._taken_over:
             raise RollsightError(
                 f"a later writer of this process has taken over the run {self.path}: write with that one"
             )
         if self._lock is None:
             raise RollsightError(f"the writer of {self.path} is closed: resume the run to write to it")
+
+    def _new_path(self, kind: Kind, round: int) -> Path:
+        self._check_open()
         first = 0 if kind == "evaluations" else 1
         if operator.index(round) < first:
             raise RollsightError(f"round {round} cannot have {kind}: rounds count from {first} there")
@@ -254,13 +261,14 @@ class RunWriter:
         self._write(kind, round, into)
 
     def _remove(self, kind: Kind, round: int) -> None:
-        path, name = round_path(self.path, kind, round), name_of(kind, round)
+        self._check_open()
+        path, name = round_path(self.path, kind, round), round_name(kind, round)
         if self._unlisted.pop(name, None) is None and path.exists():
             self._digests.removed(name)
         path.unlink(missing_ok=True)
 
     def _write(self, kind: Kind, round: int, write: Callable[[Path], None]) -> None:
-        path, name, listed = self._new_path(kind, round), name_of(kind, round), self._digests.size
+        path, name, listed = self._new_path(kind, round), round_name(kind, round), self._digests.size
         try:
             with whole_file(path) as temporary:
                 write(temporary)
@@ -273,8 +281,7 @@ class RunWriter:
             raise
         if completes:
             self._unlisted.clear()
-        if kind == "rounds":
-            self._digests.complete(round)
+            self._digests.complete(max(round, self._last_round))
 
 
 def _lock(path: Path) -> int:
