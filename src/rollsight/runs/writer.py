@@ -91,9 +91,9 @@ def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter
     path = Path(path)
     if not is_run(path):
         raise RollsightError(f"{path} is not a run (it has no {METADATA}): create the run first")
-    metadata = read_metadata(path)  # refuses a folder of a later format
     lock = _lock(path)
     try:
+        metadata = read_metadata(path)  # refuses a folder of a later format
         complete = round_numbers(path, "rounds")
         last = max(complete, default=0)
         after = last if after is None else operator.index(after)
