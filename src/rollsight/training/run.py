@@ -225,10 +225,10 @@ def _check_together(settings: RunSettings) -> None:
             "nothing could be dropped: give a smaller one",
             batch_size=settings.batch_size,
         )
-    if settings.engine == "fast" and (name := _not_compiled(settings)) is not None:
+    if settings.engine == "fast" and (left := _not_compiled(settings)) is not None:
         raise OptionError(
-            f"{{{name}}} is not covered by the compiled engine: use {{engine}}",
-            **{name: getattr(settings, name), "engine": "sb3"},
+            f"{{{left}}} is not covered by the compiled engine: use {{engine}}",
+            **{left: getattr(settings, left), "engine": "sb3"},
         )
 
 
