@@ -17,39 +17,25 @@ from rollsight.language import Completions, completion_records
 VOCABULARY, PROMPT, COMPLETION, PAD = 256, 6, 5, 7
 
 
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # sharp enough for records to differ
+}
+
+
 def llama(tied: bool = False, **more: Any) -> nn.Module:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            **more,
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.2,  # sharp enough for records to differ
-            tie_word_embeddings=tied,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**_SMALL, **more, tie_word_embeddings=tied))
 
 
 def qwen2() -> nn.Module:
     """Tied, and its padding token, which `completions` puts into the text, has a row without a gradient."""
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.2,
-            tie_word_embeddings=True,
-            pad_token_id=PAD,
-        )
-    )
+    return Qwen2ForCausalLM(Qwen2Config(**_SMALL, tie_word_embeddings=True, pad_token_id=PAD))
 
 
 def gpt2() -> nn.Module:

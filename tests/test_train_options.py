@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from rollsight import RollsightError, cli, runs
 from rollsight.errors import OptionError
 from rollsight.training.engines import host_environments
+from rollsight.training.evaluation import Evaluation
 from rollsight.training.models import model_of
 from rollsight.training.run import RunSettings, run_training
 
@@ -93,7 +96,7 @@ def test_the_command_line_keeps_them_in_the_run(engine: str, tmp_path: Path) -> 
     assert set(following.tolist()) == {4}
 
 
-def test_normalisation_is_of_training_and_its_statistics_are_used_in_evaluation(tmp_path: Path) -> None:
+def test_normalisation_is_of_training_and_returns_are_the_environments(tmp_path: Path) -> None:
     settings = RunSettings("Pendulum-v1", normalize=True, **{**SHORT, "eval_episodes": 1})
     assert settings.resolved().engine == "sb3"
     run_training(settings, tmp_path / "run")
@@ -104,6 +107,23 @@ def test_normalisation_is_of_training_and_its_statistics_are_used_in_evaluation(
     environments = host_environments(settings.resolved())
     assert isinstance(unwrap_vec_normalize(environments), VecNormalize)
     environments.close()
+
+
+def test_evaluation_sees_with_trainings_statistics_and_leaves_them() -> None:
+    settings = RunSettings("Pendulum-v1", normalize=True, **{**SHORT, "eval_episodes": 1}).resolved()
+    with closing(host_environments(settings)) as environments, closing(Evaluation(settings)) as evaluation:
+        made = model_of(settings, environments)
+        normalizer = made.get_vec_normalize_env()
+        assert normalizer is not None
+        statistics = normalizer.obs_rms
+        assert isinstance(statistics, RunningMeanStd)
+        statistics.mean = np.full(3, 1000.0)
+        seen: list[torch.Tensor] = []
+        made.policy.features_extractor.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        evaluation(made, 1)
+    assert all(bool((obs == -normalizer.clip_obs).all()) for obs in seen)
+    assert len(seen) > 10
+    assert (statistics.mean == 1000).all()
 
 
 WRONG: dict[str, tuple[list[str], str]] = {

@@ -201,6 +201,11 @@ def test_only_a_run_of_train_is_resumed_and_with_its_own_settings(
         pass
     with pytest.raises(RollsightError, match="not a run of `rollsight train`"):
         RunSettings.of_run(tmp_path / "other")
+    for name, value in {"lr": "fast", "net": 64, "seed": None, "max_grad_norm": "steep"}.items():
+        with runs.create(tmp_path / name, {"run_settings": {"env": "CartPole-v1", name: value}}):
+            pass
+        with pytest.raises(RollsightError, match="holds settings that no run has"):
+            RunSettings.of_run(tmp_path / name)
     assert cli.main(["train", "--resume", str(tmp_path / "nothing")]) == 1
     assert cli.main(["train", "--resume", str(tmp_path / "other"), "--lr", "0.1", "--random"]) == 1
     assert "leave out --random, --lr" in capsys.readouterr().err

@@ -1,3 +1,3 @@
-"""Under this name older snapshots hold the network of MiniGrid's policies; it is defined in `rollsight.training`."""
+"""Older snapshots are pickles that name the network of MiniGrid's policies here; it is in `rollsight.training`."""
 
 from rollsight.training.networks import MiniGridFeatures as MiniGridFeatures

@@ -186,7 +186,6 @@ def prepare_fast(
 def host_environments(settings: RunSettings) -> VecEnv:
     """The training environments as Stable-Baselines3 steps them."""
     made = make_environments(settings.env, settings.envs, keywords=settings.env_kwargs)
-    assert settings.gamma is not None
     return VecNormalize(made, gamma=settings.gamma) if settings.normalize else made
 
 

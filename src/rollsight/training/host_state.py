@@ -54,8 +54,7 @@ def restore(model: OnPolicyAlgorithm, state: Mapping[str, Any], run: runs.Run) -
     exact = _restore_environments(model, state, run)
     if not exact:
         seed = seed_from(model.seed or 0, state["round"], Purpose.ENVIRONMENTS)
-        _stepped(model).seed(seed % 2**31)
-        _stepped(model).reset()
+        _stepped(model).seed(seed % 2**31)  # at the reset below
     environments = model.get_env()
     assert environments is not None
     if (normalizer := model.get_vec_normalize_env()) is not None:

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from rollsight.environments.make import observations_of
-
-Algorithm: TypeAlias = Literal["ppo", "a2c"]
-Optimizer: TypeAlias = Literal["sgd", "adam", "rmsprop"]
+from rollsight.training.options import Optimizer
 
 RECORDS_PER_ROUND = 2048
 A2C_LR = 7e-4  # Stable-Baselines3's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,9 +48,14 @@ class RunSettings(TrainingOptions):
         known = {field.name for field in fields(cls)}
         if not isinstance(stored, Mapping) or not isinstance(stored.get("env"), str) or not stored.keys() <= known:
             raise RollsightError(f"{path} is not a run of `rollsight train`: name one that it started")
-        # JSON has no infinity.
-        norm = {"max_grad_norm": float(stored["max_grad_norm"])} if "max_grad_norm" in stored else {}
-        return cls(**{**stored, **norm}).resolved()
+        try:
+            # JSON has no infinity.
+            norm = {"max_grad_norm": float(stored["max_grad_norm"])} if "max_grad_norm" in stored else {}
+            return cls(**{**stored, **norm}).resolved()
+        except RollsightError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:  # values of other kinds
+            raise RollsightError(f"{path} holds settings that no run has ({error}): start the run again") from error
 
     @property
     def records(self) -> int:
@@ -145,7 +150,7 @@ def prepared(
         )
     prepare = prepare_fast if settings.engine == "fast" else prepare_sb3
     with (
-        Trackers(tensorboard) as trackers,
+        closing(Trackers(tensorboard)) as trackers,
         prepare(settings, out, overwrite=overwrite, trackers=trackers, resume=resume) as training,
     ):
         yield training
@@ -202,7 +207,11 @@ def _check_together(settings: RunSettings) -> None:
                     **{name: value},
                 )
     if settings.records < 2:
-        raise OptionError("{n_steps} with {envs} is a round of one record: give at least 2", **_size(settings))
+        raise OptionError(
+            "{n_steps} with {envs} is a round of one record: give at least 2",
+            n_steps=settings.n_steps,
+            envs=settings.envs,
+        )
     if settings.batch_size is not None and settings.batch_size > settings.records:
         raise OptionError(
             f"{{batch_size}} is more than the {settings.records} records of a round: give less, or longer rounds with "
@@ -216,24 +225,18 @@ def _check_together(settings: RunSettings) -> None:
             "nothing could be dropped: give a smaller one",
             batch_size=settings.batch_size,
         )
-    if settings.engine == "fast":
-        _check_fast(settings)
+    if settings.engine == "fast" and (left := _not_compiled(settings)) is not None:
+        raise OptionError(
+            f"{{{left}}} is not covered by the compiled engine: use {{engine}}",
+            **{left: getattr(settings, left), "engine": "sb3"},
+        )
 
 
-def _check_fast(settings: RunSettings) -> None:
-    """What the compiled engine leaves to Stable-Baselines3."""
-    asked = {"algo": settings.algo != "ppo", "optimizer": settings.optimizer == "rmsprop"}
-    asked |= {"normalize": settings.normalize}
-    for name, refused in asked.items():
-        if refused:
-            raise OptionError(
-                f"{{{name}}} is not covered by the compiled engine: use {{engine}}",
-                **{name: getattr(settings, name), "engine": "sb3"},
-            )
-
-
-def _size(settings: RunSettings) -> dict[str, Any]:
-    return {"n_steps": settings.n_steps, "envs": settings.envs}
+def _not_compiled(settings: RunSettings) -> str | None:
+    """The first setting that the compiled engine leaves to Stable-Baselines3."""
+    left = {"algo": settings.algo != "ppo", "optimizer": settings.optimizer == "rmsprop"}
+    left |= {"normalize": settings.normalize}
+    return next((name for name, asked in left.items() if asked), None)
 
 
 def _rounds(settings: RunSettings, usual: int) -> int:
@@ -250,8 +253,7 @@ def _rounds(settings: RunSettings, usual: int) -> int:
 
 
 def _engine(settings: RunSettings) -> Engine:
-    covered = settings.algo == "ppo" and settings.optimizer != "rmsprop" and not settings.normalize
-    covered = covered and observations_of(settings.env) != "atari"
+    covered = _not_compiled(settings) is None and observations_of(settings.env) != "atari"
     return "fast" if covered and find_spec("jax") is not None else "sb3"
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from rollsight.errors import RollsightError
 from rollsight.selection import DropHarm, DropNegative, DropRandom
-from rollsight.training.paper import EnvSettings, Optimizer, rates
+from rollsight.training.options import Optimizer
+from rollsight.training.paper import EnvSettings, rates
 
 if TYPE_CHECKING:
     from rollsight.training.classic.arms import Arm as TrainingArm

@@ -88,14 +88,13 @@ class FastTrainer:
     watches is a warning, and a null in the round's summary, whose `warnings` say why.
     """
 
-    def __init__(
-        self, model: PPO, environments: Environments, plan: Plan, writer: runs.RunWriter | None = None
-    ) -> None:
+    def __init__(self, model: PPO, environments: Environments, plan: Plan) -> None:
         if environments.count != model.n_envs:
             raise RollsightError(
                 f"{environments.count} environments do not fit a model of {model.n_envs}; give as many."
             )
-        self._model, self._plan, self.writer = model, plan, writer
+        self._model, self._plan = model, plan
+        self.writer: runs.RunWriter | None = None  # of the run folder, where there is one
         self._seed = model.seed or 0
         self._network = network_of(model.policy)
         self._optimizer, self._state = twin.optimizer_of(model.policy, model.policy.optimizer)

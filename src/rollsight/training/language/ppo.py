@@ -50,7 +50,6 @@ _TARGETS: dict[str, targets.Target] = {
     "return": targets.Return(),
     "reward": targets.Reward(),
 }
-# The purposes in the keys of random streams, (seed, round, purpose, ...).
 
 
 @dataclass(frozen=True, eq=False)
