@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +131,9 @@ def rlhf(
         settings, folder = run.continued(resume, rounds, **given), resume
         done = max(runs.open(resume).rounds, default=0)
     console = output.console(stderr=json)
-    console.quiet = not first
+    if not first:  # what concerns all is said once
+        console.quiet = True
+        warnings.simplefilter("ignore", UserWarning)
     console.print(
         f"{settings.model} on {settings.prompts}, reward {settings.reward}: {settings.arm}, {settings.rounds} rounds "
         f"of {settings.options.prompts_per_round}, seed {settings.seed}",
@@ -140,7 +141,7 @@ def rlhf(
         markup=False,
     )
     try:
-        with round_bars(console, " + ".join(PHASES)) as progress, _notes(console):
+        with round_bars(console, " + ".join(PHASES)) as progress:
             bars = _bars(progress, settings, done)
 
             def follow(phase: str, at: int, total: int) -> None:
@@ -187,22 +188,6 @@ def _bars(progress: Any, settings: RunSettings, done: int) -> RoundBars:
 def _epoch(options: Options, step: int, steps: int) -> str:
     """What the optimisation is called at a step of all of them."""
     return f"epoch {1 + step * options.epochs // steps}/{options.epochs}"
-
-
-@contextmanager
-def _notes(console: Console) -> Iterator[None]:
-    """Warnings as lines above the progress bars."""
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, UserWarning):
-                console.print(f"note: {message}", soft_wrap=True, markup=False)
-            else:
-                shown(message, category, *rest, **more)
-
-        warnings.showwarning = show
-        yield
 
 
 def describe(summary: Mapping[str, Any]) -> str:
