@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -103,8 +103,7 @@ class InfluenceCallback(BaseCallback):
         self.snapshot_every = options.interval_of(
             ("none" if run is None else "every:10") if snapshots is None else snapshots
         )
-        if backend not in get_args(Backend):
-            raise RollsightError(f"backend={backend!r} is unknown; give {', '.join(get_args(Backend))}.")
+        options.check_backend(backend)
         self.objective, self.backend = objective, backend
         self.precondition, self.cross_fit = precondition, cross_fit
         self.metadata = dict(metadata or {})
