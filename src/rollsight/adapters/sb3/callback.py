@@ -228,7 +228,9 @@ class InfluenceCallback(BaseCallback):
             clock.lap("time_write")
         semantic = "repack" if translated.position is None else "mask"
         self._summary |= {**summary.of_records(translated.records), **episodes.numbers(), "entropy_mean": entropy}
-        self._summary |= summary.of_scoring(translated.records, self._leading, self.selection, line, semantic)
+        self._summary |= summary.of_scoring(
+            translated.records.valid_rows, self._leading, self.selection, line, semantic
+        )
         if self.snapshot_every and self.round % self.snapshot_every == 0:
             self._summary |= self._watch.attempt("VecNormalize statistics", statistics_entry, model.get_env()) or {}
         self._summary |= clock.laps
