@@ -168,11 +168,17 @@ class Noise(gym.ObservationWrapper):
         return (observation + self.np_random.normal(size=4)).astype(np.float32)
 
 
+class TimeLimit(wrappers.TimeLimit):
+    """A class of the user's with the name of gymnasium's."""
+
+
 class Own(gym.Env):
     observation_space, action_space = gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(2)
 
 
 def test_what_is_the_users_own_is_refused_by_its_name(tmp_path):
+    with pytest.raises(RollsightError, match="inside TimeLimit, which cannot be made again"):
+        again(tmp_path / "limit", DummyVecEnv([lambda: TimeLimit(gym.make(POLE), 9)]))
     with pytest.raises(RollsightError, match="inside Noise, which cannot be made again"):
         again(tmp_path / "a", DummyVecEnv([lambda: Noise(gym.make(POLE))]))
     with pytest.raises(RollsightError, match=r"test_environments\.Own is not registered.*--env"):

@@ -89,6 +89,8 @@ def test_scores_that_fail_are_one_warning_and_null(tmp_path: Path, stock: torch.
     assert noted[0] is None
     assert "round 2: no scores" in noted[1]
     assert "round 3: no scores" in noted[2]
+    described = run.sql("select scored, target from rounds order by round").fetchall()
+    assert described == [(True, "sequence"), (False, None), (False, None)]
     known = run.sql("select count(score_sequence), count(score_return) from records group by round order by round")
     assert known.fetchall() == [(8, 8), (0, 8), (0, 8)]
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from rollsight import selection, targets
 from rollsight.errors import OptionError, RollsightError
-from rollsight.selection import DropNegative, Rule
+from rollsight.scoring import Scores
+from rollsight.scoring.score import Backend
+from rollsight.selection import DropNegative, Rule, Selection
 
 Known = Mapping[str, Callable[[], targets.Target]]
 
@@ -88,6 +90,25 @@ def check_every(every: int) -> int:
     if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
         raise OptionError("{every} is not a number of rounds: give 1 to score each, k to score every k-th", every=every)
     return int(every)
+
+
+def check_backend(backend: str) -> None:
+    """One of `score_records`' own."""
+    if backend not in get_args(Backend):
+        raise OptionError(f"{{backend}} is unknown; give {', '.join(get_args(Backend))}.", backend=backend)
+
+
+def check_weights(selection: Selection, scores: Scores, called: str) -> None:
+    """A weight of 0 or 1 for each of the scores (N,). called: what the host calls its records."""
+    if selection.weights.shape != scores.values.shape:
+        raise RollsightError(
+            f"The selection has weights of shape {tuple(selection.weights.shape)} for {len(scores)} {called}; give one "
+            "each."
+        )
+    if not bool(((selection.weights == 0) | (selection.weights == 1)).all()):
+        raise RollsightError(
+            f"{called.capitalize()} are kept or left out, not weighed; give a rule whose weights are 0 or 1."
+        )
 
 
 def run_folder(run: Any) -> Path | None:

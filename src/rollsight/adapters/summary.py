@@ -98,14 +98,14 @@ def of_speed(summary: Summary) -> Summary:
 
 
 def of_scoring(
-    records: Records, scores: Scores | None, selection: Selection | None, line: TrustLine | None, semantic: str
+    valid: Tensor, scores: Scores | None, selection: Selection | None, line: TrustLine | None, semantic: str
 ) -> Summary:
-    """What was made of the records before their update. scores: those that decide the selection; None is what there
-    was not."""
+    """What was made of the records before their update. valid: (N,) booleans; scores: those that decide the selection;
+    None is what there was not."""
     return {
         "scored": False,
         **(of_scores(scores) if scores is not None else {}),
-        **of_selection(selection, max(int(records.valid_rows.sum()), 1), semantic),
+        **of_selection(selection, max(int(valid.sum()), 1), semantic),
         **(of_trust(line) if line is not None else {}),
     }
 

@@ -9,7 +9,7 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from rollsight.environments.plain_values import NotPlain, encode
-from rollsight.environments.wrappers import Layer, describe_wrapper, path_of
+from rollsight.environments.wrappers import TIME_LIMIT, Layer, describe_wrapper, path_of
 
 Described = dict[str, Any]
 """`id`, `entry_point`, `kwargs` of `gymnasium.make`, `wrappers` and `vec_wrappers` around it, each the innermost first;
@@ -62,7 +62,7 @@ def time_limit(described: Described) -> int | None:
     limits = [
         layer["arguments"]["max_episode_steps"]
         for layer in described.get("wrappers", ())
-        if layer["wrapper"].endswith(":TimeLimit")
+        if layer["wrapper"] == TIME_LIMIT
     ]
     return min(limits, default=None)
 

@@ -25,6 +25,7 @@ Layer = dict[str, Any]
 Wrapper = TypeVar("Wrapper", gym.Wrapper[Any, Any, Any, Any], VecEnvWrapper)
 
 _GYMNASIUM = "gymnasium.wrappers."
+TIME_LIMIT = f"{_GYMNASIUM}common:TimeLimit"
 _ATARI = "stable_baselines3.common.atari_wrappers:"
 _VECTOR = "stable_baselines3.common.vec_env."
 _MASKER = "sb3_contrib.common.wrappers.action_masker:ActionMasker"
@@ -45,7 +46,7 @@ _CARRIES = {
 }
 # Parameters of the constructor, and the attribute that holds each where it has another name.
 _PARAMETERS: Mapping[str, Mapping[str, str]] = {
-    f"{_GYMNASIUM}common:TimeLimit": {"max_episode_steps": "_max_episode_steps"},
+    TIME_LIMIT: {"max_episode_steps": "_max_episode_steps"},
     "stable_baselines3.common.monitor:Monitor": {},  # logs to a file of its own, and notes returns
     f"{_ATARI}StickyActionEnv": {"action_repeat_probability": "action_repeat_probability"},
     f"{_ATARI}NoopResetEnv": {"noop_max": "noop_max"},

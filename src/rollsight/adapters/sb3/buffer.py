@@ -127,6 +127,11 @@ def install(model: Any, on_train: Callable[[], None], on_step: Callable[[], None
     return buffer
 
 
+def selects(buffer: Any) -> bool:
+    """Whether the buffer leaves records out of the update to come."""
+    return isinstance(buffer, SelectingMixin) and buffer.keep is not None
+
+
 def release(buffer: Any) -> None:
     """Give the buffer its own class back, and take the hooks off the optimiser. Harmless where there is nothing."""
     if isinstance(buffer, SelectingMixin):

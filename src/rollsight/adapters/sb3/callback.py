@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -103,8 +103,7 @@ class InfluenceCallback(BaseCallback):
         self.snapshot_every = options.interval_of(
             ("none" if run is None else "every:10") if snapshots is None else snapshots
         )
-        if backend not in get_args(Backend):
-            raise RollsightError(f"backend={backend!r} is unknown; give {', '.join(get_args(Backend))}.")
+        options.check_backend(backend)
         self.objective, self.backend = objective, backend
         self.precondition, self.cross_fit = precondition, cross_fit
         self.metadata = dict(metadata or {})
@@ -228,8 +227,9 @@ class InfluenceCallback(BaseCallback):
             entropy = self._watch.attempt("records in the run folder", self._write_records, *read)
             clock.lap("time_write")
         semantic = "repack" if translated.position is None else "mask"
-        self._summary |= {**summary.of_records(translated.records), **episodes.numbers(), "entropy_mean": entropy}
-        self._summary |= summary.of_scoring(translated.records, self._leading, self.selection, line, semantic)
+        records = translated.records
+        self._summary |= {**summary.of_records(records), **episodes.numbers(), "entropy_mean": entropy}
+        self._summary |= summary.of_scoring(records.valid_rows, self._leading, self.selection, line, semantic)
         if self.snapshot_every and self.round % self.snapshot_every == 0:
             self._summary |= self._watch.attempt("VecNormalize statistics", statistics_entry, model.get_env()) or {}
         self._summary |= clock.laps
@@ -270,7 +270,7 @@ class InfluenceCallback(BaseCallback):
 
     def _read(self) -> tuple[Translated, RoundEpisodes, NotFinite | None]:
         model = self._model
-        last_dones = getattr(model, "_last_episode_starts")  # noqa: B009
+        last_dones = model._last_episode_starts
         episodes = self._episodes.end_rollout(model.rollout_buffer.episode_starts, last_dones)
         grid = {"round": np.full_like(episodes.episode, self.round), "episode": episodes.episode}
         wrong = not_finite(model.rollout_buffer, episodes)
@@ -305,7 +305,7 @@ class InfluenceCallback(BaseCallback):
 
     def _select(self, rule: Rule, scores: Scores) -> Selection:
         chosen = select(rule, scores, self.round)
-        if len(chosen.dropped) and getattr(self._model.rollout_buffer, "keep", None) is not None:
+        if len(chosen.dropped) and buffer.selects(self._model.rollout_buffer):
             raise RollsightError(
                 "Two InfluenceCallbacks select records of one model; let one select, and give it a list of targets."
             )

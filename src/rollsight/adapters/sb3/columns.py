@@ -32,18 +32,15 @@ def round_columns(
     records = translated.records
     n = len(records)
 
-    def env_major(column: Any) -> Any:
-        return column.T.reshape(-1)
-
     kept = records.valid_rows.cpu().numpy() if selection is None else (selection.weights > 0).cpu().numpy()
     columns: Columns = {
         "round": np.full(n, round),
         "env": _numpy(records.ids["env"]),
         "step": _numpy(records.ids["step"]),
-        "episode": env_major(episodes.episode),
-        "episode_step": env_major(episodes.episode_step),
+        "episode": _env_major(episodes.episode),
+        "episode_step": _env_major(episodes.episode_step),
         "action": _narrow(_numpy(records.actions)),  # type: ignore[arg-type]
-        "reward": env_major(episodes.reward),
+        "reward": _env_major(episodes.reward),
         "value": _numpy(records.values),
         "advantage": _numpy(records.advantages),
         "return": _numpy(records.returns),
@@ -54,23 +51,24 @@ def round_columns(
     columns |= {
         "kept": kept,
         "valid": _numpy(records.valid_rows),
-        "episode_return": [None if np.isnan(x) else x for x in env_major(episodes.episode_return)],
+        "episode_return": [None if np.isnan(x) else x for x in _env_major(episodes.episode_return)],
     }
     ranking = next(iter(scores.values())).values if scores else records.advantages
     columns |= _observations(translated, _numpy(ranking), round)
-    columns["episode_start"] = list(env_major(episodes.start))
+    columns["episode_start"] = list(_env_major(episodes.start))
     return columns
 
 
 def as_trained_on(buffer: Any) -> Columns:
     """The columns of a round with numbers that are not finite, which records leave out: the host does not."""
 
-    def env_major(column: Any) -> Any:
-        return column.T.reshape(-1)
-
     columns = {"value": buffer.values, "advantage": buffer.advantages, "return": buffer.returns}
     columns |= {"log_prob": buffer.log_probs, "kept": np.ones_like(buffer.values, dtype=bool)}
-    return {name: env_major(column) for name, column in columns.items()}
+    return {name: _env_major(column) for name, column in columns.items()}
+
+
+def _env_major(column: Any) -> Any:
+    return column.T.reshape(-1)
 
 
 def _entropy(translated: Translated) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from rollsight import targets
+from rollsight.adapters import options
 from rollsight.adapters.sb3.streams import restored_after_failure
 from rollsight.adapters.sb3.translate import Translated
 from rollsight.errors import RollsightError
@@ -49,15 +50,7 @@ def select(rule: Rule, scores: Scores, round: int) -> Selection:
     """
     with restored_after_failure():
         chosen = rule(scores)
-    if chosen.weights.shape != scores.values.shape:
-        raise RollsightError(
-            f"The selection has weights of shape {tuple(chosen.weights.shape)} for {len(scores)} records; "
-            "give one per record."
-        )
-    if not bool(((chosen.weights == 0) | (chosen.weights == 1)).all()):
-        raise RollsightError(
-            "Stable-Baselines3 can leave records out but not weigh them; give a rule whose weights are 0 or 1."
-        )
+    options.check_weights(chosen, scores, "records")
     kept = int((chosen.weights > 0).sum())
     if kept < min(2, len(scores)):
         raise RollsightError(

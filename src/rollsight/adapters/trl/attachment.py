@@ -229,7 +229,7 @@ class Attachment:
         kept = torch.ones_like(found.valid)
         if self.selection is not None:
             kept = (self.selection.weights > 0).to(kept.device) | ~found.valid
-        about = (found, self.scores, self.selection, kept)
+        about = (found, self._leading, self.selection, kept)
         summed = self._attempt("summary", lambda: table.summary_of(trainer, *about, time.perf_counter() - started))
         if summed is not None:
             self._attempt("metrics", lambda: table.report(trainer, summed, self._scoring.columns, self.scores, kept))
@@ -254,13 +254,18 @@ class Attachment:
             kept = _SO_KEPT if self._rule is not None and target is scoring.targets[0] else ""
             if (scores := self._attempt(f"scores of {target.name!r}{kept}", of_it, together=True)) is not None:
                 self.scores[target.name] = scores
-        rule, deciding = self._rule, self.scores.get(scoring.targets[0].name)
-        if rule is None or deciding is None:
+        rule, leading = self._rule, self._leading
+        if rule is None or leading is None:
             return None
-        choose = partial(selected, rule, deciding) if trainer.accelerator.is_main_process else lambda: None
+        choose = partial(selected, rule, leading) if trainer.accelerator.is_main_process else lambda: None
         chosen = [self._attempt(f"selection{_SO_KEPT}", choose, together=True)]
         broadcast_object_list(chosen)  # not chosen by each process: a rule may draw random numbers
         return chosen[0]
+
+    @property
+    def _leading(self) -> Scores | None:
+        """The scores that decide the selection."""
+        return self.scores.get(self._scoring.targets[0].name)
 
     def _name_missing(self, found: Seen) -> None:
         if missing := int((~torch.isfinite(found.total)).sum()):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
+from rollsight.adapters import options
 from rollsight.adapters.trl import trial
 from rollsight.adapters.trl.loss import LOSSES
 from rollsight.adapters.trl.scoring import Scoring
 from rollsight.errors import OptionError, RollsightError
-from rollsight.scoring.score import Backend
 
 
 def check_trainer(trainer: Any, algorithm: str) -> None:
@@ -61,8 +61,7 @@ def check_scoring(trainer: Any, scoring: Scoring) -> None:
     """`RollsightError` in one sentence where the settings of scoring are wrong, or do not go with one another, with
     the targets or with this model."""
     given = scoring.options
-    if given["backend"] not in get_args(Backend):
-        raise OptionError(f"{{backend}} is unknown; give {', '.join(get_args(Backend))}.", backend=given["backend"])
+    options.check_backend(given["backend"])
     rows = given["chunk_size"]
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise OptionError("{chunk_size} is not a number of completions; give 1 or more, or None.", chunk_size=rows)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from rollsight import targets
+from rollsight.adapters import options
 from rollsight.adapters.trl.batch import Seen
 from rollsight.adapters.trl.translate import objective_of, policy_of
 from rollsight.errors import RollsightError
@@ -70,13 +71,7 @@ def ranks_of(trainer: Any) -> Group | None:
 def selected(rule: Rule, scores: Scores) -> Selection:
     """What the rule makes of the scores. Raises `RollsightError` where the trainer cannot train on that."""
     chosen = rule(scores)
-    if chosen.weights.shape != scores.values.shape:
-        raise RollsightError(
-            f"The selection has weights of shape {tuple(chosen.weights.shape)} for {len(scores)} completions; give one "
-            f"per completion."
-        )
-    if not bool(((chosen.weights == 0) | (chosen.weights == 1)).all()):
-        raise RollsightError("Completions are kept or left out; give a rule whose weights are 0 or 1.")
+    options.check_weights(chosen, scores, "completions")
     if not bool(chosen.weights[scores.valid].any()):
         raise RollsightError(
             f"The selection leaves none of the {int(scores.valid.sum())} completions; keep at least one (min_keep=)."

@@ -73,12 +73,12 @@ def _short(value: Any) -> Any:
 def summary_of(
     trainer: Any,
     seen: Seen,
-    scores: Mapping[str, Scores],
+    scores: Scores | None,
     selection: Selection | None,
     kept: Tensor,
     seconds: float,
 ) -> summary.Summary:
-    """The round in numbers. seconds: what scoring took."""
+    """The round in numbers. scores: those that decide the selection; seconds: what scoring took."""
     valid, tokens = seen.valid, seen.tokens
     advantages = np.array(logged(trainer, "advantages", len(valid)), np.float64)
     rewards = seen.total[~seen.total.isnan()].double()
@@ -92,9 +92,7 @@ def summary_of(
         "length_mean": float(tokens.double().mean()),
         "advantage_mean": float(advantages.mean()),
         "advantage_std": float(advantages.std()),
-        "scored": False,
-        **(summary.of_scores(next(iter(scores.values()))) if scores else {}),
-        **summary.of_selection(selection, max(int(valid.sum()), 1), "mask, normalised over the kept"),
+        **summary.of_scoring(valid, scores, selection, None, "mask, normalised over the kept"),
         "kept_tokens_frac": float((tokens * kept).sum() / tokens.sum().clamp(min=1)),
         "time_score": seconds,
     }

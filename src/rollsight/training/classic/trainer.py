@@ -249,7 +249,7 @@ class FastTrainer:
             **summary.of_records(records),
             **rollout.episodes.numbers(),
             "entropy_mean": entropy,
-            **summary.of_scoring(records, scores, selection, line, "repack"),
+            **summary.of_scoring(records.valid_rows, scores, selection, line, "repack"),
             **clock.laps,
             "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
         }
