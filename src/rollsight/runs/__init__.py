@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
         f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name
     ) from error
 
-from rollsight.runs.layout import find_runs, is_run, spell, whole_file
+from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
@@ -38,6 +38,7 @@ __all__ = [
     "column_as_floats",
     "create",
     "find_runs",
+    "is_being_written",
     "is_run",
     "jsonable",
     "open",
