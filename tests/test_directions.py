@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
-from test_fast_arms import frozen
+from test_compiled_arms import frozen
 
 from rollsight import cli
 from rollsight.studies.directions.cell import Settings, cells_of
 from rollsight.studies.directions.moves import Compared, moves
 from rollsight.studies.directions.results import read_results
 from rollsight.studies.paper.arms import arm_of
-from rollsight.training.classic import arms
-from rollsight.training.classic.arms import policy_parameters
-from rollsight.training.classic.batch import Batch
-from rollsight.training.classic.environments import make
+from rollsight.training.compiled import arms
+from rollsight.training.compiled.arms import policy_parameters
+from rollsight.training.compiled.batch import Batch
+from rollsight.training.compiled.environments import make
 
 LAKE = "FrozenLake-v1"
 

@@ -32,7 +32,7 @@ def study(
     ] = None,
     lr: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")] = None,
     eval_episodes: int = 20,
-    engine: Literal["auto", "fast", "sb3"] = "auto",
+    engine: Literal["auto", "compiled", "sb3"] = "auto",
     snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
     minutes: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: no limit)")] = None,
     processes: int = 2,
@@ -57,8 +57,8 @@ def study(
         optimizer: The optimiser.
         lr: Learning rate; with another optimiser than the environment's, 3e-4 for Adam and 5e-3 for SGD.
         eval_episodes: Episodes of the stochastic policy after each round.
-        engine: What trains: Stable-Baselines3, or fast, the compiled engine, which makes the same update several times
-            faster; auto takes it where it is installed.
+        engine: What trains: Stable-Baselines3 (sb3), or the compiled engine (compiled), which makes the same update
+            several times faster; auto takes compiled where it is installed.
         snapshots: Rounds frozen for replay.
         minutes: Stop adding seeds when the next would not end within this time.
         processes: Runs side by side, one thread each.

@@ -70,7 +70,7 @@ def study_directions(
         return
     if not only_report:
         try:
-            import rollsight.training.classic  # noqa: F401
+            import rollsight.training.compiled  # noqa: F401
         except ImportError as error:
             raise RollsightError(str(error)) from error
         from rollsight.environments.make import check_environment, observations_of

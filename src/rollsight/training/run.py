@@ -16,7 +16,7 @@ from rollsight.adapters import options
 from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import OptionError, RollsightError
 from rollsight.trackers import Trackers
-from rollsight.training.engines import OnProgress, Prepared, prepare_fast, prepare_sb3
+from rollsight.training.engines import OnProgress, Prepared, prepare_compiled, prepare_sb3
 from rollsight.training.options import Engine, TrainingOptions
 from rollsight.training.paper import A2C_LR, RECORDS_PER_ROUND, EnvSettings, settings_for
 
@@ -51,7 +51,9 @@ class RunSettings(TrainingOptions):
         try:
             # JSON has no infinity.
             norm = {"max_grad_norm": float(stored["max_grad_norm"])} if "max_grad_norm" in stored else {}
-            return cls(**{**stored, **norm}).resolved()
+            # What the compiled engine was called in older runs.
+            engine = {"engine": "compiled"} if stored.get("engine") == "fast" else {}
+            return cls(**{**stored, **norm, **engine}).resolved()
         except RollsightError:
             raise
         except (TypeError, ValueError, AttributeError) as error:  # values of other kinds
@@ -148,7 +150,7 @@ def prepared(
         raise OptionError(
             f"the run {out} has its {done} rounds: give more of them with {{rounds}}", rounds=done + settings.rounds
         )
-    prepare = prepare_fast if settings.engine == "fast" else prepare_sb3
+    prepare = prepare_compiled if settings.engine == "compiled" else prepare_sb3
     with (
         closing(Trackers(tensorboard)) as trackers,
         prepare(settings, out, overwrite=overwrite, trackers=trackers, resume=resume) as training,
@@ -225,7 +227,7 @@ def _check_together(settings: RunSettings) -> None:
             "nothing could be dropped: give a smaller one",
             batch_size=settings.batch_size,
         )
-    if settings.engine == "fast" and (left := _not_compiled(settings)) is not None:
+    if settings.engine == "compiled" and (left := _not_compiled(settings)) is not None:
         raise OptionError(
             f"{{{left}}} is not covered by the compiled engine: use {{engine}}",
             **{left: getattr(settings, left), "engine": "sb3"},
@@ -254,7 +256,7 @@ def _rounds(settings: RunSettings, usual: int) -> int:
 
 def _engine(settings: RunSettings) -> Engine:
     covered = _not_compiled(settings) is None and observations_of(settings.env) != "atari"
-    return "fast" if covered and find_spec("jax") is not None else "sb3"
+    return "compiled" if covered and find_spec("jax") is not None else "sb3"
 
 
 def _arm(settings: RunSettings) -> str:

@@ -62,8 +62,8 @@ class Cell:
         until then."""
         from rollsight.studies.directions.moves import Compared
         from rollsight.studies.paper.training import trainer_of
-        from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import Plan
+        from rollsight.training.compiled import environments
+        from rollsight.training.compiled.trainer import Plan
 
         made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
         fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, Purpose.FRESH_ENVIRONMENTS))

@@ -13,14 +13,14 @@ import numpy as np
 from jax import Array
 
 from rollsight.streams import Purpose, stream
-from rollsight.training.classic.arms import Arm as TrainingArm
-from rollsight.training.classic.arms import Update, divergence, policy_parameters
-from rollsight.training.classic.batch import Batch
-from rollsight.training.classic.collect import Collector
-from rollsight.training.classic.environments import Environments
-from rollsight.training.classic.networks import Network, Parameters, evaluate, inputs_of
-from rollsight.training.classic.ppo import normalized
-from rollsight.training.classic.round import Round
+from rollsight.training.compiled.arms import Arm as TrainingArm
+from rollsight.training.compiled.arms import Update, divergence, policy_parameters
+from rollsight.training.compiled.batch import Batch
+from rollsight.training.compiled.collect import Collector
+from rollsight.training.compiled.environments import Environments
+from rollsight.training.compiled.networks import Network, Parameters, evaluate, inputs_of
+from rollsight.training.compiled.ppo import normalized
+from rollsight.training.compiled.round import Round
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -12,7 +12,7 @@ from rollsight.training.options import Optimizer
 from rollsight.training.paper import EnvSettings, rates
 
 if TYPE_CHECKING:
-    from rollsight.training.classic.arms import Arm as TrainingArm
+    from rollsight.training.compiled.arms import Arm as TrainingArm
 
 # What the arms are, as help and tables say it. Where p is in the name, it follows a colon; else it is the paper's.
 KINDS = {
@@ -85,7 +85,7 @@ class Arm:
 
     def training(self, seed: int) -> TrainingArm:
         """What the engine runs; of a resolved arm."""
-        from rollsight.training.classic import arms, rankings
+        from rollsight.training.compiled import arms, rankings
 
         drop = DropNegative(self.p or 0.0, min_keep=_FLOOR)
         random = DropRandom(drop, seed)

@@ -67,8 +67,8 @@ class Cell:
         Nothing is written: the machine that trains may not be the one with the folder.
         """
         from rollsight.studies.paper.training import trainer_of
-        from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import Plan
+        from rollsight.training.compiled import environments
+        from rollsight.training.compiled.trainer import Plan
 
         arm, env = self.arm.resolved(settings_for(self.env)), self.env
         episodes, every = self.evaluations.episodes, self.evaluations.every

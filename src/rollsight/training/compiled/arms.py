@@ -14,12 +14,12 @@ import numpy as np
 
 from rollsight.scoring import Scores
 from rollsight.selection import Rule, Selection
-from rollsight.training.classic import rankings
-from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
-from rollsight.training.classic.networks import Network, Parameters
-from rollsight.training.classic.ppo import Trained, evaluation
-from rollsight.training.classic.rankings import Ranking
-from rollsight.training.classic.round import Round
+from rollsight.training.compiled import rankings
+from rollsight.training.compiled.batch import draw_minibatches, draw_prioritised
+from rollsight.training.compiled.networks import Network, Parameters
+from rollsight.training.compiled.ppo import Trained, evaluation
+from rollsight.training.compiled.rankings import Ranking
+from rollsight.training.compiled.round import Round
 
 
 @dataclass(frozen=True, eq=False)

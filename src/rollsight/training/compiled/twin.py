@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from rollsight.errors import RollsightError
-from rollsight.training.classic.networks import Parameters
-from rollsight.training.classic.optimizers import Optimizer, State
+from rollsight.training.compiled.networks import Parameters
+from rollsight.training.compiled.optimizers import Optimizer, State
 
 
 def parameters_of(module: nn.Module) -> Parameters:
@@ -51,7 +51,7 @@ def optimizer_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[O
         }
         return mine, {"step": jnp.asarray(float(next(iter(states.values()))["step"])), **moments}
     raise RollsightError(
-        f"The fast engine trains with plain SGD and Adam, not {type(optimizer).__name__} with these settings; use "
+        f"The compiled engine trains with plain SGD and Adam, not {type(optimizer).__name__} with these settings; use "
         "--engine sb3."
     )
 

@@ -1,4 +1,4 @@
-"""`rollsight train --engine fast`: the run folder of the other engine, whose snapshots replay and explain the run."""
+"""`rollsight train --engine compiled`: the other engine's run folder, whose snapshots replay and explain the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import PPO
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError, cli, runs, score_records
 from rollsight.analysis.fidelity.faults import Buffer
@@ -26,8 +26,8 @@ from rollsight.errors import Diverged
 from rollsight.selection import DropNegative
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run
-from rollsight.training.classic import environments, influence, ppo, trainer
-from rollsight.training.classic.trainer import FastTrainer, Plan
+from rollsight.training.compiled import environments, influence, ppo, trainer
+from rollsight.training.compiled.trainer import CompiledTrainer, Plan
 from rollsight.training.run import RunSettings, prepared, run_training
 
 
@@ -36,7 +36,7 @@ def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "RECORDS_PER_ROUND", 256)
 
 
-def run_of(folder: Path, env: str = "CartPole-v1", engine: Any = "fast", **settings: Any) -> runs.Run:
+def run_of(folder: Path, env: str = "CartPole-v1", engine: Any = "compiled", **settings: Any) -> runs.Run:
     given = {"rounds": 3, "eval_episodes": 0, "snapshots": "all", "selection": "negative:0.5", **settings}
     run_training(RunSettings(env, engine=engine, **given), folder)
     return runs.open(folder)
@@ -97,20 +97,20 @@ def test_snapshots_replay_into_the_next_round(settings: dict[str, Any], tmp_path
 
 @pytest.mark.parametrize("env", ["FrozenLake-v1", "CartPole-v1"])
 def test_the_run_folder_is_the_other_engines(env: str, tmp_path: Path) -> None:
-    fast, host = (run_of(tmp_path / engine, env, engine, eval_episodes=3) for engine in ("fast", "sb3"))
+    compiled, host = (run_of(tmp_path / engine, env, engine, eval_episodes=3) for engine in ("compiled", "sb3"))
     for round in (1, 2, 3):
-        mine, theirs = (run.records(round).schema for run in (fast, host))
+        mine, theirs = (run.records(round).schema for run in (compiled, host))
         assert mine.names == theirs.names
-        if fast.metadata["stepper"] == "Pool":  # which does not say how its episodes started
+        if compiled.metadata["stepper"] == "Pool":  # which does not say how its episodes started
             mine, theirs = (schema.remove(schema.get_field_index("episode_start")) for schema in (mine, theirs))
         assert mine == theirs
-    mine_in_rounds, theirs_in_rounds = (run.sql("select * from rounds limit 0").columns for run in (fast, host))
+    mine_in_rounds, theirs_in_rounds = (run.sql("select * from rounds limit 0").columns for run in (compiled, host))
     assert set(mine_in_rounds) == set(theirs_in_rounds)
-    assert fast.evaluation_rounds == host.evaluation_rounds == [0, 1, 2, 3]
-    assert set(fast.metadata) == set(host.metadata) | {"engine", "stepper"}
-    first, theirs_first = snapshots_of(fast)[0], snapshots_of(host)[0]
+    assert compiled.evaluation_rounds == host.evaluation_rounds == [0, 1, 2, 3]
+    assert set(compiled.metadata) == set(host.metadata) | {"engine", "stepper"}
+    first, theirs_first = snapshots_of(compiled)[0], snapshots_of(host)[0]
     assert distance(weights(first), weights(theirs_first)) == 0
-    assert fast.sql("select count(*) from rounds where trust_split_half is null").fetchall() == [(0,)]
+    assert compiled.sql("select count(*) from rounds where trust_split_half is null").fetchall() == [(0,)]
 
 
 def test_same_seed_same_run_with_and_without_evaluation_and_scores(tmp_path: Path) -> None:
@@ -159,12 +159,14 @@ def test_minigrid_trains_with_the_papers_network(tmp_path: Path) -> None:
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "lake"
-    assert cli.main(["train", "FrozenLake-v1", "--engine", "fast", "--rounds", "2", "--out", str(out)]) == 0
+    assert cli.main(["train", "FrozenLake-v1", "--engine", "compiled", "--rounds", "2", "--out", str(out)]) == 0
     assert "iif p=0.5, sgd at 0.005, 2 rounds" in capsys.readouterr().out
     assert cli.main(["top", str(out), "--round", "2", "--bottom", "--n", "3", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows if isinstance(rows, list) else rows["records"]) == 3
-    assert cli.main(["train", "CartPole-v1", "--algo", "a2c", "--engine", "fast", "--out", str(tmp_path / "no")]) == 1
+    assert (
+        cli.main(["train", "CartPole-v1", "--algo", "a2c", "--engine", "compiled", "--out", str(tmp_path / "no")]) == 1
+    )
     assert "use --engine sb3" in capsys.readouterr().err
 
 
@@ -177,9 +179,9 @@ def test_schedules_follow_the_hosts() -> None:
     model = PPO(
         "MlpPolicy", "CartPole-v1", n_steps=64, seed=1, device="cpu", learning_rate=lambda left: 0.01 * left, n_epochs=2
     )
-    fast = FastTrainer(model, environments.make("CartPole-v1", 1, (3,)), Plan())
+    compiled = CompiledTrainer(model, environments.make("CartPole-v1", 1, (3,)), Plan())
     rates = list[float]()
-    fast.train(4, lambda summary: rates.append(summary["learning_rate"]))
+    compiled.train(4, lambda summary: rates.append(summary["learning_rate"]))
     assert rates == pytest.approx([0.0075, 0.005, 0.0025, 0.0])
     assert model.num_timesteps == 256
     assert float(next(iter(model.policy.optimizer.state.values()))["step"]) == 8
@@ -229,7 +231,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("part", PARTS)
 def test_watching_never_stops_training(part: str, tmp_path: Path) -> None:
     run_of(tmp_path / "whole", eval_episodes=1, selection="negative:0" if part in ("scores", "selection") else None)
-    settings = RunSettings("CartPole-v1", engine="fast", rounds=3, eval_episodes=1, snapshots="all")
+    settings = RunSettings("CartPole-v1", engine="compiled", rounds=3, eval_episodes=1, snapshots="all")
     asked = replace(settings, selection="negative:0.5" if part in ("scores", "selection") else None)
     with prepared(asked, tmp_path / "run") as training, pytest.MonkeyPatch.context() as patch:
         seen = list[Any]()
@@ -262,7 +264,7 @@ def test_ctrl_c_and_a_display_that_fails(tmp_path: Path) -> None:
     def stop(rounds: float, summary: Any) -> None:
         raise KeyboardInterrupt
 
-    settings = RunSettings("CartPole-v1", engine="fast", rounds=2, eval_episodes=0)
+    settings = RunSettings("CartPole-v1", engine="compiled", rounds=2, eval_episodes=0)
     with pytest.raises(KeyboardInterrupt):
         run_training(settings, tmp_path / "stopped", on_progress=stop)
     with pytest.warns(UserWarning, match="Broken: no luck"):

@@ -14,10 +14,10 @@ from rollsight.adapters.watching import Watch
 from rollsight.records import Records
 from rollsight.selection import Selection
 from rollsight.streams import Purpose, legacy
-from rollsight.training.classic import ppo
-from rollsight.training.classic.batch import Batch, Minibatches
-from rollsight.training.classic.networks import Network, Parameters
-from rollsight.training.classic.optimizers import Optimizer, State
+from rollsight.training.compiled import ppo
+from rollsight.training.compiled.batch import Batch, Minibatches
+from rollsight.training.compiled.networks import Network, Parameters
+from rollsight.training.compiled.optimizers import Optimizer, State
 from rollsight.update import Indices, UpdateRule
 
 Floats: TypeAlias = np.ndarray[Any, Any]

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 
-from rollsight.training.classic.networks import Parameters
+from rollsight.training.compiled.networks import Parameters
 
 State: TypeAlias = dict[str, Any]
 """Adam's: `step` (), and `exp_avg` and `exp_avg_sq`, each name -> array; SGD's is empty."""

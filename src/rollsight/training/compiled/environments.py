@@ -16,7 +16,7 @@ from rollsight.environments.episode_start import START
 from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import RollsightError
 from rollsight.streams import sequence
-from rollsight.training.classic.acting import executable
+from rollsight.training.compiled.acting import executable
 from rollsight.training.restoring import History
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -100,12 +100,14 @@ def make(
 
     env_kwargs: what `gymnasium.make` gets with the name; EnvPool's environments are other programs and take none.
     stepper: None takes EnvPool, where it is installed, for the environments in `POOLED`, and gymnasium for others.
-    Raises `RollsightError` for unknown environments and for those that the fast engine does not wrap.
+    Raises `RollsightError` for unknown environments and for those that the compiled engine does not wrap.
     """
     check_environment(env)
     if observations_of(env) == "atari":
         # XLA's convolutions on the processor make a round of it twice as long as Stable-Baselines3's.
-        raise RollsightError(f"The fast engine is slower than Stable-Baselines3 on Atari ({env}); use --engine sb3.")
+        raise RollsightError(
+            f"The compiled engine is slower than Stable-Baselines3 on Atari ({env}); use --engine sb3."
+        )
     seeds = [int(seed % 2**31) for seed in sequence(*key).generate_state(count)]
     if stepper is None:
         # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rollsight.training.classic.acting import executable
-from rollsight.training.classic.environments import Pool
-from rollsight.training.classic.networks import Network, Parameters, inputs_of, sample
+from rollsight.training.compiled.acting import executable
+from rollsight.training.compiled.environments import Pool
+from rollsight.training.compiled.networks import Network, Parameters, inputs_of, sample
 
 
 class Rolled(NamedTuple):

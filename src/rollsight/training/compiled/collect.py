@@ -12,11 +12,11 @@ import torch
 from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
 from rollsight.advantages import estimate
 from rollsight.records import Records
-from rollsight.training.classic import ppo
-from rollsight.training.classic.acting import Actor, executable
-from rollsight.training.classic.compiled import Rolled, rollout_in
-from rollsight.training.classic.environments import Environments, Pool
-from rollsight.training.classic.networks import Network, Parameters
+from rollsight.training.compiled import ppo
+from rollsight.training.compiled.acting import Actor, executable
+from rollsight.training.compiled.environments import Environments, Pool
+from rollsight.training.compiled.networks import Network, Parameters
+from rollsight.training.compiled.pool_rollout import Rolled, rollout_in
 from rollsight.training.restoring import History
 
 Array: TypeAlias = np.ndarray[Any, Any]

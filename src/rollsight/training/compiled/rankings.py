@@ -18,10 +18,10 @@ from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.halves import split_halves
 from rollsight.streams import Purpose, seed_from, stream
-from rollsight.training.classic import influence
-from rollsight.training.classic.batch import Batch
-from rollsight.training.classic.networks import Parameters
-from rollsight.training.classic.round import Round
+from rollsight.training.compiled import influence
+from rollsight.training.compiled.batch import Batch
+from rollsight.training.compiled.networks import Parameters
+from rollsight.training.compiled.round import Round
 
 Ranking: TypeAlias = Callable[[Round], Scores]
 Floats: TypeAlias = np.ndarray[Any, Any]
@@ -134,5 +134,5 @@ def _scores(round: Round, values: object, backend: str = "jax") -> Scores:
         target=targets.Return().name,
         normalisation=round.rule.policy_term().normalisation,
         backend=backend,
-        reason="the fast engine's forward-mode derivative" if backend == "jax" else "no gradient is involved",
+        reason="the compiled engine's forward-mode derivative" if backend == "jax" else "no gradient is involved",
     )

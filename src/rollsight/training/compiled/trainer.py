@@ -21,14 +21,14 @@ from rollsight.scoring import Scores, trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
-from rollsight.training.classic import twin
-from rollsight.training.classic.acting import Actor
-from rollsight.training.classic.arms import Arm, Filtered
-from rollsight.training.classic.collect import Collector, Rollout
-from rollsight.training.classic.environments import Environments
-from rollsight.training.classic.evaluation import play, side_by_side
-from rollsight.training.classic.networks import network_of
-from rollsight.training.classic.round import Round
+from rollsight.training.compiled import twin
+from rollsight.training.compiled.acting import Actor
+from rollsight.training.compiled.arms import Arm, Filtered
+from rollsight.training.compiled.collect import Collector, Rollout
+from rollsight.training.compiled.environments import Environments
+from rollsight.training.compiled.evaluation import play, side_by_side
+from rollsight.training.compiled.networks import network_of
+from rollsight.training.compiled.round import Round
 from rollsight.training.restoring import History
 
 
@@ -77,7 +77,7 @@ def _check_finite(rollout: Rollout, number: int) -> None:
         raise Diverged.in_round(number - 1)
 
 
-class FastTrainer:
+class CompiledTrainer:
     """Trains a Stable-Baselines3 PPO model's policy in compiled code.
 
     The model gives the initial parameters, the optimiser and every hyper-parameter, schedules included, and is the

@@ -1,4 +1,4 @@
-"""The fast engine's update is Stable-Baselines3's: from the same parameters, buffer and minibatch order to 1e-5."""
+"""The compiled engine's update is Stable-Baselines3's: from the same parameters, buffer and minibatch order to 1e-5."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sb3_zoo import Toy, make_model
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 import jax
 
 from rollsight import RollsightError, score_records
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Snapshot
-from rollsight.training.classic import influence, ppo
-from rollsight.training.classic.batch import Batch, Minibatches, draw_minibatches
-from rollsight.training.classic.networks import evaluate, inputs_of, network_of
-from rollsight.training.classic.twin import copy_into, copy_state_into, optimizer_of, parameters_of
+from rollsight.training.compiled import influence, ppo
+from rollsight.training.compiled.batch import Batch, Minibatches, draw_minibatches
+from rollsight.training.compiled.networks import evaluate, inputs_of, network_of
+from rollsight.training.compiled.twin import copy_into, copy_state_into, optimizer_of, parameters_of
 from rollsight.training.networks import MiniGridFeatures
 
 SGD: dict[str, Any] = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}, "learning_rate": 0.1}
@@ -83,7 +83,7 @@ def minibatches_of(snapshot: Snapshot) -> Minibatches:
 
 
 def update(snapshot: Snapshot, minibatches: Minibatches) -> ppo.Trained:
-    """The fast engine's update of the snapshot's round."""
+    """The compiled engine's update of the snapshot's round."""
     module = snapshot.policy.module
     optimizer, state = optimizer_of(module, snapshot.optimizer)
     learning_rate = snapshot.optimizer.param_groups[0]["lr"]

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rollsight.training.classic.batch import Batch
-from rollsight.training.classic.networks import Network, Parameters, evaluate, inputs_of
-from rollsight.training.classic.optimizers import Optimizer, State
-from rollsight.training.classic.ppo import normalized, surrogate
+from rollsight.training.compiled.batch import Batch
+from rollsight.training.compiled.networks import Network, Parameters, evaluate, inputs_of
+from rollsight.training.compiled.optimizers import Optimizer, State
+from rollsight.training.compiled.ppo import normalized, surrogate
 
 _Function: TypeAlias = Callable[[Parameters], Array]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sb3_zoo import make_model
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import score_records, targets
 from rollsight.adapters.sb3 import InfluenceCallback
@@ -20,11 +20,11 @@ from rollsight.scoring.halves import split_halves
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, seed_from
-from rollsight.training.classic import arms, rankings
-from rollsight.training.classic.batch import draw_minibatches, draw_prioritised
-from rollsight.training.classic.networks import network_of
-from rollsight.training.classic.round import Round
-from rollsight.training.classic.twin import optimizer_of, parameters_of
+from rollsight.training.compiled import arms, rankings
+from rollsight.training.compiled.batch import draw_minibatches, draw_prioritised
+from rollsight.training.compiled.networks import network_of
+from rollsight.training.compiled.round import Round
+from rollsight.training.compiled.twin import optimizer_of, parameters_of
 
 DROP = DropNegative(0.5, min_keep=8)
 GAMMA, LAMBDA = 0.99, 0.95

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from gymnasium import spaces
 
-from rollsight.training.classic.networks import Layer, Network, Parameters
+from rollsight.training.compiled.networks import Layer, Network, Parameters
 
 Array: TypeAlias = np.ndarray[Any, Any]
 _Function: TypeAlias = Callable[[Array], Array]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from rollsight.errors import RollsightError
-from rollsight.training.classic.batch import Batch, Minibatches
-from rollsight.training.classic.networks import Evaluation, Network, Parameters, evaluate, inputs_of
-from rollsight.training.classic.optimizers import Optimizer, State
+from rollsight.training.compiled.batch import Batch, Minibatches
+from rollsight.training.compiled.networks import Evaluation, Network, Parameters, evaluate, inputs_of
+from rollsight.training.compiled.optimizers import Optimizer, State
 from rollsight.update import UpdateRule
 
 
@@ -48,8 +48,8 @@ def split(rule: UpdateRule, learning_rate: float) -> tuple[Loss, Rates]:
     """A rule's fixed part and its numbers; `RollsightError` for what the compiled update does not cover."""
     if rule.algorithm != "ppo" or rule.target_kl is not None or rule.normalize_single:
         raise RollsightError(
-            f"The fast engine trains plain PPO, not algorithm={rule.algorithm!r} with target_kl={rule.target_kl}; use "
-            "--engine sb3."
+            f"The compiled engine trains plain PPO, not algorithm={rule.algorithm!r} with "
+            f"target_kl={rule.target_kl}; use --engine sb3."
         )
     loss = Loss(rule.normalize_advantage, rule.clip_range_vf is not None, rule.ent_coef, rule.vf_coef)
     return loss, Rates(learning_rate, rule.clip_range, rule.clip_range_vf or 0.0, rule.max_grad_norm)

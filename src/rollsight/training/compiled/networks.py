@@ -211,4 +211,4 @@ def _action_choices(space: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def _unsupported(what: str) -> RollsightError:
-    return RollsightError(f"The fast engine does not cover {what}; use --engine sb3.")
+    return RollsightError(f"The compiled engine does not cover {what}; use --engine sb3.")

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import numpy as np
 
-from rollsight.training.classic.acting import Actor, executable
-from rollsight.training.classic.environments import Environments
+from rollsight.training.compiled.acting import Actor, executable
+from rollsight.training.compiled.environments import Environments
 
 
 def play(

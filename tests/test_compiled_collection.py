@@ -1,4 +1,4 @@
-"""What the fast engine collects: whole episodes, Stable-Baselines3's advantages, and no row that only resets."""
+"""What the compiled engine collects: whole episodes, Stable-Baselines3's advantages, and no row that only resets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from sb3_zoo import make_model
 from stable_baselines3.common.buffers import RolloutBuffer
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError
 from rollsight.advantages import estimate
-from rollsight.training.classic import collect
-from rollsight.training.classic.acting import Actor, executable
-from rollsight.training.classic.collect import Collector, Rollout
-from rollsight.training.classic.environments import Outcome, make
-from rollsight.training.classic.evaluation import play
-from rollsight.training.classic.networks import network_of
-from rollsight.training.classic.twin import parameters_of
+from rollsight.training.compiled import collect
+from rollsight.training.compiled.acting import Actor, executable
+from rollsight.training.compiled.collect import Collector, Rollout
+from rollsight.training.compiled.environments import Outcome, make
+from rollsight.training.compiled.evaluation import play
+from rollsight.training.compiled.networks import network_of
+from rollsight.training.compiled.twin import parameters_of
 
 
 class Counting:
