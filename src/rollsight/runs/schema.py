@@ -16,11 +16,14 @@ Table = Literal["records", "rounds", "evaluations"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column. A name with `*` stands for all columns that it matches.
+    """One column.
 
+    name: a `*` in it stands for any text.
     type: "array" is a number or a nested list of them; "integers" and "numbers" are lists. Every column may be null.
-    unit: "" where there is none. hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s
-    compiled engine ("compiled"), TRL's trainers ("trl"), `rollsight rlhf` ("rlhf").
+    unit: empty where there is none.
+    meaning: one sentence for the reader of a table.
+    hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s compiled engine ("compiled"),
+        TRL's trainers ("trl"), `rollsight rlhf` ("rlhf").
     """
 
     name: str

@@ -39,7 +39,14 @@ class OnePass(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A target (its sum over `measured`, divided by `count`) and an objective of the same records."""
+    """A target and an objective of the same records.
+
+    target: what is explained.
+    measured: the records that the target is measured on.
+    count: what the sum of the target's terms is divided by.
+    objective: what is trained on.
+    prepared: the records with the advantages that the objective uses.
+    """
 
     target: Target
     measured: Records

@@ -29,7 +29,13 @@ Study = TypeVar("Study", bound=Rounds)
 
 @dataclass(frozen=True)
 class StudyCell(Generic[AnArm, Study]):
-    """One run. study: settings that all share; folder: of the study; phases: whose seconds are its training time."""
+    """One run of a study.
+
+    arm: how it trains.
+    seed: of every random stream.
+    study: settings that all runs share.
+    folder: of the study.
+    """
 
     phases: ClassVar[Sequence[str]]
 

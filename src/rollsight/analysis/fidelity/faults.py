@@ -24,9 +24,14 @@ Scorer = Callable[[Records], Tensor]  # corrupted records -> (N,) scores
 
 @dataclass(frozen=True)
 class Detection:
-    """How well low episode totals of a score find the spoilt episodes: AUROC, its mean and standard error over repeats.
+    """How well low episode totals of a score find the corrupted episodes.
 
-    0.5 is chance, 1 perfect. spoilt, episodes: how many episodes were spoilt, of how many.
+    fault: kind of the planted fault.
+    score: name of the score.
+    auroc: mean over repeats; 0.5 is chance, 1 perfect.
+    error: its standard error over repeats.
+    spoilt: number of corrupted episodes.
+    episodes: number of all episodes.
     """
 
     fault: str

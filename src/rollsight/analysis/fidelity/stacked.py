@@ -31,8 +31,8 @@ _TOLERANCE = 1e-3  # of the largest gradient entry; a wrong gradient is off by i
 class Retrained:
     """M policies after the round's update.
 
-    parameters: name -> (M, ...), the trainable ones; reason: why they were trained one after another, empty where they
-    were stacked.
+    parameters: name -> (M, ...), the trainable ones.
+    reason: why they were trained one after another; empty where they were stacked.
     """
 
     parameters: Stacked

@@ -29,14 +29,17 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 class Move:
     """What an arm's update of the policy's parameters did in a round.
 
-    length:  in units of the training arm's.
-    along_own, along_fresh: cosine with the gradient of the mean of log pi x advantage on the round's own buffer, and on
-        the fresh records.
-    gain_own, gain_fresh: mean of (probability ratio - 1) x advantage after the update, in thousandths: the surrogate of
-        the return that PPO maximises, unclipped.
-    kl: of the policy before to the one after, on the buffer, in nats.
-
     Advantages are normalised over the buffer that they are of: their mean changes no expectation and adds noise.
+
+    round: number of the round.
+    arm: name of the arm.
+    length: of the update, in units of the training arm's.
+    along_own: cosine with the gradient of the mean of log pi x advantage on the round's own buffer.
+    along_fresh: the same on the fresh records.
+    gain_own: mean of (probability ratio - 1) x advantage after the update on the own buffer, in thousandths: the
+        surrogate of the return that PPO maximises, unclipped.
+    gain_fresh: the same on the fresh records.
+    kl: of the policy before to the one after, on the buffer, in nats.
     """
 
     round: int

@@ -43,9 +43,14 @@ _FLOOR = 64  # one minibatch stays
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm. p, lr, optimizer: None stands for the paper's; max_grad_norm: infinity switches clipping off.
+    """One arm.
 
-    envs: environments side by side; the paper has one.
+    kind: a name in `KINDS`.
+    p: fraction of the negative records to leave out; None stands for the paper's.
+    optimizer: None stands for the paper's.
+    lr: learning rate; None stands for the paper's.
+    max_grad_norm: gradients longer than this are cut to it; infinity switches clipping off.
+    envs: environments in parallel; the paper has one.
     """
 
     kind: str

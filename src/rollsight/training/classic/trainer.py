@@ -44,8 +44,9 @@ class Plan:
 
     arm: how each round trains. A round's snapshot replays the arms that are one selection (`arms.Filtered`).
     snapshot_every: rounds between snapshots, 0 for none.
-    evaluation: makes the evaluation's environments, from how many and their key; None for no evaluation. episodes: of
-    the evaluation before training and after every `evaluate_every`-th round.
+    evaluation: makes the evaluation's environments, from how many and their key; None for no evaluation.
+    episodes: of each evaluation.
+    evaluate_every: rounds from one evaluation to the next; there is one before training too.
     clock: what phases are timed with; `time.process_time` does not see what else the machine does.
     """
 

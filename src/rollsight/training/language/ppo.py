@@ -54,8 +54,14 @@ _TARGETS: dict[str, targets.Target] = {
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One round's N sequences: prompts as they are kept, texts, rewards (N,), records with whitened advantages, (N,) KL
-    to the reference, the sum over tokens of log pi_k - log pi_ref."""
+    """One round's N sequences.
+
+    prompts: as they are kept.
+    texts: the completions.
+    rewards: (N,).
+    records: with whitened advantages.
+    kl: (N,) KL to the reference, the sum over tokens of log pi_k - log pi_ref.
+    """
 
     prompts: list[str]
     texts: list[str]
@@ -68,8 +74,10 @@ class Rollout:
 class Update:
     """How a round's optimisation went.
 
-    scores, kept: (N,) of the first epoch, NaN where a sequence was not scored; statistics: plain numbers; message: a
-    sentence where the round went against the plan, else empty.
+    scores: (N,) of the first epoch, NaN where a sequence was not scored.
+    kept: (N,) weights of the first epoch.
+    statistics: plain numbers.
+    message: a sentence where the round went against the plan, else empty.
     """
 
     scores: Tensor
