@@ -18,7 +18,9 @@ def is_dataclass(node):
 def fields_of(node):
     """Name and the text below it (None where there is none) of each field."""
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
-        if not isinstance(statement, ast.AnnAssign) or ast.unparse(statement.annotation) == "KW_ONLY":
+        if not isinstance(statement, ast.AnnAssign) or ast.unparse(statement.annotation).startswith(
+            ("KW_ONLY", "ClassVar")
+        ):
             continue
         below = following.value if isinstance(following, ast.Expr) else None
         yield statement.target.id, below.value if isinstance(below, ast.Constant) else None

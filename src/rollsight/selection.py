@@ -102,7 +102,7 @@ class DropRandom:
 
 
 def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
-    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones."""
+    """A rule from text: "negative:0.5" drops half of the negative units, "random:0.5" the same number at random."""
     kind, _, fraction = text.partition(":")
     try:
         rule = DropNegative(float(fraction), unit=unit, min_keep=min_keep)

@@ -129,7 +129,7 @@ class _Layer:
     frozen: dict[str, nn.Parameter]
 
     def slices(self, direction: Direction, x: Tensor) -> Slices:
-        """The direction's part for this layer, to be applied to x; zeros for a frozen parameter beside a trainable
+        """The direction's part for this layer, to be applied to x; zeros for a frozen parameter next to a trainable
         one."""
         part = {name: direction[full] for name, full in self.names.items()}
         part |= {name: torch.zeros_like(parameter) for name, parameter in self.frozen.items()}

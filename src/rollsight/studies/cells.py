@@ -120,7 +120,7 @@ def stored_settings(folder: Path, study: str) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, those of a group beside the others."""
+    """Settings by name, those of a group among the others."""
     groups = [value for value in settings.values() if isinstance(value, dict)]
     return {
         name: value for group in (settings, *groups) for name, value in group.items() if not isinstance(value, dict)

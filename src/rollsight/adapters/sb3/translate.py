@@ -76,7 +76,7 @@ def translate(
 ) -> Translated:
     """Translate a model whose rollout buffer is full and not yet flattened (as in a callback's `_on_rollout_end`).
 
-    ids: name -> (n_steps, n_envs) integers beside `env` and `step`, which are filled in.
+    ids: name -> (n_steps, n_envs) integers in addition to `env` and `step`, which are filled in.
     objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does
     (its per-minibatch normalisation is represented by the whole buffer's).
     valid: (n_steps, n_envs) which records can be scored; None for all, which must then be finite.

@@ -298,7 +298,7 @@ def _notes(data: RoundData, eligible: stats.Bools, late: int, seconds: float | N
     if units.get("advantage") != units.get("reward"):
         notes.append(f"A_hat is in units of {units['advantage']}; A_bar in units of {units['reward']}")
     elif records.rewards is not None:
-        paid = column_as_floats(data.table, "reward")
-        if np.median(np.abs(records.rewards.cpu().numpy() - paid)) > 1e-6:
+        env_rewards = column_as_floats(data.table, "reward")
+        if np.median(np.abs(records.rewards.cpu().numpy() - env_rewards)) > 1e-6:
             notes.append("training rewards were rescaled: A_hat is in their units, A_bar in the environment's own")
     return notes

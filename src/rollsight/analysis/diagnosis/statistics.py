@@ -105,7 +105,7 @@ class Mass:
 def choose_records(scores: Floats, eligible: Bools, count: int, rng: np.random.Generator) -> Chosen:
     """The lowest and the highest quarter of `count` eligible records by score, and a random half, drawn uniformly.
 
-    scores, eligible: (N,). Each group has as many as there are, where there are fewer.
+    scores, eligible: (N,). A group is smaller where there are fewer records.
     """
     candidates = np.flatnonzero(eligible)
     order = candidates[np.argsort(scores[candidates], kind="stable")]

@@ -141,7 +141,7 @@ class FidelityRound:
         )
 
     def faults(self) -> tuple[list[faults.Detection], list[str]]:
-        """Detection of spoilt episodes, or the reason why it was not tried."""
+        """Detection of corrupted episodes, or the reason why it was not tried."""
         policy, seed = self.snapshot.policy, self._settings.seed
         held_out = self._target(self.fresh)
 
@@ -158,9 +158,9 @@ class FidelityRound:
         }
         try:
             buffer = faults.Buffer(self.snapshot.records, self._discounts["gamma"], self._discounts["gae_lambda"])
-            paid = column_as_floats(self._run.records(self._settings.round), "reward")
+            env_rewards = column_as_floats(self._run.records(self._settings.round), "reward")
             stale, note = self._stale_values()
-            return faults.detect(buffer, scorers, paid, stale, seed), [note]
+            return faults.detect(buffer, scorers, env_rewards, stale, seed), [note]
         except RollsightError as error:
             return [], [f"No faults were injected: {error}"]
 

@@ -58,7 +58,7 @@ def retrain_chunks(
 ) -> Iterator[tuple[slice, Retrained]]:
     """`retrain` in chunks of rows, so that memory stays bounded however large M times the policy is.
 
-    at_once: rows per chunk; None takes as many as fit in about 256 MB, at most 128.
+    at_once: rows per chunk; None takes the number that fits in about 256 MB, at most 128.
     """
     if weights.dim() != 2 or weights.shape[1] != len(snapshot.records):
         raise RollsightError(

@@ -5,7 +5,7 @@ counterfactual is the *replay*: the buffer, its advantages and its returns stay 
 
 `unfiltered`  every valid record: what the others are compared with.
 `selection`   without what a rule leaves out, by the records' scores for `f_return`; or `listed`, without a given list.
-`random`      without as many random units: the control for having fewer records.
+`random`      without the same number of random units: the control for having fewer records.
 `permuted`    without what the rule leaves out by scores computed with advantages permuted over the records: the control
               for the in-sample trap (a selection lengthens the mean gradient whatever the advantages say).
 """
@@ -206,7 +206,7 @@ def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> S
 
 
 def _as_many(weights: Tensor, records: Records, key: tuple[int, ...]) -> Tensor:
-    """Weights that leave out as many random valid records as these do."""
+    """Weights that leave out the same number of random valid records."""
     valid = records.valid_rows.nonzero().flatten()
     chosen = stream(*key).permutation(len(valid))[: dropped(weights, records)]
     control = torch.ones_like(weights)

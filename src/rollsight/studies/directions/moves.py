@@ -1,4 +1,4 @@
-"""Every arm's update from the same parameters and buffer, held against fresh records of the same policy."""
+"""Every arm's update from the same parameters and buffer, compared with fresh records of the same policy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Move:
 
 class Compared:
     """An arm for the trainer: the first of `arms` trains, and every `every`-th round the others' updates from the same
-    round are held beside its own. `rows` holds what was found.
+    round are compared with its own. `rows` holds what was found.
 
     environments: of the fresh records, `records` of which are collected each time by the policy before the update; no
     stream of the training is touched.

@@ -92,7 +92,7 @@ class FastTrainer:
     def __init__(self, model: PPO, environments: Environments, plan: Plan) -> None:
         if environments.count != model.n_envs:
             raise RollsightError(
-                f"{environments.count} environments do not fit a model of {model.n_envs}; give as many."
+                f"{environments.count} environments do not fit a model of {model.n_envs}; give {model.n_envs}."
             )
         self._model, self._plan = model, plan
         self.writer: runs.RunWriter | None = None  # of the run folder, where there is one

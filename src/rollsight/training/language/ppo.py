@@ -168,7 +168,7 @@ class LanguagePPO:
         return Rollout([as_prompt(prompt).stored for prompt in prompts], texts, reward, records, kl.sum(1))
 
     def _generate(self, prompts: Sequence[Prompt | str], key: tuple[int, ...], phase: str) -> list[Tensor]:
-        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives beside them;
+        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives with them;
         each sequence has a random stream of its own, whatever it is sampled with."""
         width, n, pad = self.options.micro_batch, len(prompts), self.policy.tokenizer.pad_token_id
         starts = range(0, n, width)

@@ -73,7 +73,7 @@ class Options:
     drop: float = 1.0
     """Fraction of the negative completions to leave out of each update, lowest first; 0 only scores."""
     random: bool = False
-    """Drop as many random completions instead: the control."""
+    """Drop the same number of random completions instead: the control."""
     rescore: Literal["round", "epoch", "minibatch"] = "round"
     """How often scores are computed anew."""
     share_forward: bool = False
@@ -99,7 +99,7 @@ class Options:
             _check(self, "kl_target", above=0)
         if self.target == "none" and self.random:
             raise OptionError(
-                "{random} drops as many sequences as scores would: give a target, such as {target}",
+                "{random} drops the number of sequences that scores would: give a target, such as {target}",
                 random=True,
                 target="sequence",
             )
