@@ -68,8 +68,8 @@ def test_the_first_arm_trains_as_if_it_were_alone() -> None:
     _, round = frozen(env=DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     both = {name: arm_of(name).training(7) for name in ("ppo", "prioritised")}
     compared = Compared(both, make("CartPole-v1", 2, (1,)), 7, 30, 2)
-    alone, beside = arms.Filtered(every=0)(round), compared(round)
-    assert all(np.array_equal(p, beside.trained.parameters[n]) for n, p in alone.trained.parameters.items())
+    alone, watched = arms.Filtered(every=0)(round), compared(round)
+    assert all(np.array_equal(p, watched.trained.parameters[n]) for n, p in alone.trained.parameters.items())
     assert [row["arm"] for row in compared.rows] == ["ppo", "prioritised"]
     assert compared.rows[0]["length"] == 1 != compared.rows[1]["length"]
 

@@ -43,8 +43,8 @@ def study(
 ) -> None:
     """Train the same environment several ways with the same seeds, and compare final return and area under the curve.
 
-    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop as many random
-    ones).
+    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop the same number
+    at random).
 
     Args:
         env: A gymnasium environment, such as FrozenLake-v1.
@@ -94,7 +94,7 @@ def study(
     jobs = runs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
     settings = jobs[0].settings
     console = output.console(stderr=json)
-    limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
+    limit = "" if minutes is None else f", those that end within {minutes:g} minutes"
     console.print(
         f"{env}: {', '.join(arms)} with p = {p:g}; {settings.rounds} rounds of 2048 records, {settings.optimizer} at "
         f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, engine {settings.engine}, "

@@ -39,7 +39,14 @@ class OnePass(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A target (its sum over `measured`, divided by `count`) and an objective of the same records."""
+    """A target and an objective of the same records.
+
+    target: what is explained.
+    measured: the records that the target is measured on.
+    count: what the sum of the target's terms is divided by.
+    objective: what is trained on.
+    prepared: the records with the advantages that the objective uses.
+    """
 
     target: Target
     measured: Records
@@ -216,8 +223,8 @@ def _common(layers: Layers, evaluation: Evaluation, pair: Pair) -> tuple[Tensor,
     pulled = (largest != 0).squeeze(1)
     factor = torch.where(largest != 0, c.gather(1, pivot) / largest, 0.0)
     eps = max(torch.finfo(p.dtype).eps for p in layers.policy.module.parameters() if p.is_floating_point())
-    beside = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
-    if bool((pulled & (beside > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
+    deviation = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
+    if bool((pulled & (deviation > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
         return None
     seeds = torch.where(pulled[:, None], w, c)
     scale = seeds.abs().amax(1)

@@ -41,8 +41,11 @@ _NEW = "new episodes begin, so that the run is not the one that it would have be
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A run that is ready. done: rounds that an earlier process finished; train: trains the others, once.
+    """A run that is ready.
 
+    settings: what is trained.
+    done: rounds that an earlier process finished.
+    train: trains the others, once.
     note: empty, or what becomes of the episodes that a resumed run was in.
     """
 

@@ -27,9 +27,10 @@ _PPO = {"batch_size": 64, "epochs": 10, "clip": 0.2}  # Stable-Baselines3's, whi
 class RunSettings(TrainingOptions):
     """What one run is: the options, and what they are applied to.
 
-    env: a gymnasium environment's name; env_kwargs: keywords that `gymnasium.make` gets with it.
-    selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training.
+    env: a gymnasium environment's name.
+    selection: "negative:P" (IIF), "random:P" (the same number of random records), or None for plain training.
     arm: the run's name in comparisons; None names it after the selection.
+    env_kwargs: keywords that `gymnasium.make` gets with the name.
     """
 
     env: str

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 KINDS = {
     "ppo": "standard PPO",
     "iif": "drop the fraction p of the negative records",
-    "random": "drop as many random records; scoring is not charged",
+    "random": "drop the same number of random records; scoring is not charged",
     "permuted": "IIF on scores whose advantages are permuted over the records",
     "crossfit": "IIF, each record scored against the half that does not hold its episode",
     "matched-norm": "standard PPO with updates of the policy as long as IIF's",
     "matched-kl": "standard PPO with updates that change the policy as much as IIF's",
-    "matched-steps": "random, with as many optimiser steps as standard PPO",
+    "matched-steps": "random, with the number of optimiser steps of standard PPO",
     "mismatch": "drop p of the records with wrong signs, largest |A_bar - A_hat| first",
     "product": "drop p of the records with wrong signs, lowest A_bar * A_hat first",
     "prioritised": "minibatches by rank of the TD error, exponent 0.6",
@@ -43,9 +43,14 @@ _FLOOR = 64  # one minibatch stays
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm. p, lr, optimizer: None stands for the paper's; max_grad_norm: infinity switches clipping off.
+    """One arm.
 
-    envs: environments side by side; the paper has one.
+    kind: a name in `KINDS`.
+    p: fraction of the negative records to leave out; None stands for the paper's.
+    optimizer: None stands for the paper's.
+    lr: learning rate; None stands for the paper's.
+    max_grad_norm: gradients longer than this are cut to it; infinity switches clipping off.
+    envs: environments in parallel; the paper has one.
     """
 
     kind: str

@@ -24,9 +24,14 @@ from rollsight.training.compiled.round import Round
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a round's update did. steps: optimiser steps; scores, selection: None where there were none.
+    """What a round's update did. Times are by the round's clock.
 
-    time_score: seconds until the records were chosen; time_train: of the rest; by the round's clock.
+    trained: parameters and optimiser state after it.
+    steps: optimiser steps taken.
+    scores: None where there were none.
+    selection: None where there was none.
+    time_score: seconds until the records were chosen.
+    time_train: seconds of the rest.
     """
 
     trained: Trained
@@ -47,7 +52,9 @@ Arm: TypeAlias = Callable[[Round], Update]
 class Filtered:
     """PPO on the records that a rule keeps. The defaults score every record and keep all.
 
-    every:      score every k-th round only; 0 never does: plain PPO.
+    rule: what is dropped; None drops nothing.
+    every: score every k-th round only; 0 never does: plain PPO.
+    ranking: how records are scored.
     as_many_steps: go on with further epochs over what is kept, up to the number of steps that a full buffer takes.
     pause: keep all where every episode that ended in the round has the same return: nothing says then which records
         helped, the scores are noise of the value function, and dropping by them makes that noise longer.
@@ -89,6 +96,9 @@ class Rescored:
     """A rule that chooses anew before every epoch, from the whole buffer at the parameters reached by then.
 
     The scores and the selection that it reports are the first epoch's.
+
+    rule: what is dropped in each epoch.
+    ranking: how records are scored.
     """
 
     rule: Rule
@@ -119,6 +129,8 @@ class MatchedNorm:
 
     The policy's parameters move by PPO's own difference, rescaled; parameters of the value function alone stay PPO's,
     and so does `approx_kl`.
+
+    other: the arm whose length is matched.
     """
 
     other: Arm
@@ -137,7 +149,9 @@ class MatchedKL:
     """Plain PPO whose update changes the policy as much as the one that another arm would make from here: `MatchedNorm`
     with the mean KL divergence over all records in the place of the length.
 
-    The two differ with Adam, whose steps have a length of their own. approx_kl: of the rescaled update.
+    The two differ with Adam, whose steps have a length of their own. `approx_kl` is of the rescaled update.
+
+    other: the arm whose divergence is matched.
     """
 
     other: Arm
@@ -164,7 +178,10 @@ class MatchedKL:
 @dataclass(frozen=True)
 class Prioritised:
     """Minibatches drawn with replacement, in proportion to rank(|TD error|)^-exponent (Schaul et al. 2016, rank-based,
-    without importance weights): as many steps as PPO takes."""
+    without importance weights), in the number of steps that PPO takes.
+
+    exponent: 0 draws uniformly; higher prefers large errors more.
+    """
 
     exponent: float = 0.6
 

@@ -13,9 +13,14 @@ from rollsight.update import Indices, UpdateRule, full_minibatches, repack
 
 
 class Batch(NamedTuple):
-    """A rollout buffer of N records; obs (N, ...), actions (N,) or (N, D), the others (N,).
+    """A rollout buffer of N records.
 
-    in_policy, in_value: booleans, which records are in the policy's loss, and which in the value function's.
+    obs: (N, ...).
+    actions: (N,) or (N, D).
+    log_probs, advantages, returns, values: (N,).
+    valid: (N,) booleans, rows that count.
+    in_policy: (N,) booleans, rows of the policy's loss.
+    in_value: (N,) booleans, rows of the value function's loss.
     """
 
     obs: Any
@@ -51,11 +56,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Minibatches:
-    """A round's minibatches in one shape, whatever the selection left out.
+    """A round's minibatches, padded to a fixed shape so that a selection never triggers recompilation.
 
     index: (S, B) rows of the buffer, S being the steps of a full buffer; all beyond `size` and `steps` is padding.
-    size:  (S,) records in each minibatch.
-    steps: optimiser steps to take; last_epoch: the first step of the last epoch.
+    size: (S,) records in each minibatch.
+    steps: optimiser steps to take.
+    last_epoch: the first step of the last epoch.
     """
 
     index: np.ndarray[Any, np.dtype[np.int32]]

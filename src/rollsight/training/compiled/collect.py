@@ -26,7 +26,9 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class Rollout:
     """One round: N = steps x environments records, env-major as the SB3 adapter has them (row = env * T + step).
 
-    episodes: columns (T, E). broken: whether numbers that training needs are not finite; those rows are not valid.
+    records: the round's buffer.
+    episodes: columns (T, E).
+    broken: whether numbers that training needs are not finite; those rows are not valid.
     """
 
     records: Records
@@ -36,9 +38,19 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """What happened, each (T, E, ...). begins: the first row that belongs to an episode; valid: False where the step
-    only reset the environment; cut: ends by a time limit. finals: (step, environment, last observation) of those that
-    were reset at once; last: (E, ...) the observation after the last step."""
+    """What happened, each (T, E, ...) unless another shape is given.
+
+    obs: before each step.
+    actions: taken.
+    rewards: received.
+    ends: whether the episode ended with the step.
+    cut: whether a time limit ended it.
+    begins: the first row that belongs to an episode.
+    valid: False where the step only reset the environment.
+    finals: (step, environment, last observation) of those that were reset at once.
+    starts: (step, environment, how the episode started).
+    last: (E, ...) the observation after the last step.
+    """
 
     obs: Array
     actions: Array

@@ -24,7 +24,12 @@ Parameters: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """One operation. kind: "linear", "conv", "tanh", "relu" or "flatten"; name: of the module with its parameters."""
+    """One operation.
+
+    kind: "linear", "conv", "tanh", "relu" or "flatten".
+    name: of the module with its parameters; empty where it has none.
+    stride: of a convolution.
+    """
 
     kind: str
     name: str = ""
@@ -35,10 +40,12 @@ class Layer:
 class Network:
     """What a policy computes. Hashable: compiled functions are compiled once for each network.
 
-    classes:  sizes of the one-hot blocks of (multi-)discrete observations; () for numbers.
-    divide:   what images are divided by.
-    features: layers that both heads share; policy, value: layers up to and including each head.
-    choices:  number of choices of each component of a (multi-)discrete action; () for a Gaussian.
+    classes: sizes of the one-hot blocks of (multi-)discrete observations; () for numbers.
+    divide: what images are divided by.
+    features: layers that both heads share.
+    policy: layers up to and including the policy's head.
+    value: layers up to and including the value function's head.
+    choices: number of choices of each component of a (multi-)discrete action; () for a Gaussian.
     """
 
     classes: tuple[int, ...]
@@ -50,7 +57,12 @@ class Network:
 
 
 class Evaluation(NamedTuple):
-    """Each (N,): log pi(a given s), entropy of pi(. given s), V(s)."""
+    """What a network says of N records.
+
+    log_prob: (N,) log pi(a given s).
+    entropy: (N,) of pi(. given s).
+    value: (N,) V(s).
+    """
 
     log_prob: Array
     entropy: Array

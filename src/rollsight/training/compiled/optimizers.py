@@ -16,7 +16,12 @@ State: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Which optimiser. betas, eps: Adam's, with the epsilon of Stable-Baselines3's PPO."""
+    """Which optimiser.
+
+    kind: "sgd" or "adam".
+    betas: Adam's decay of its first and second moments; higher averages over more steps.
+    eps: Adam's, by default that of Stable-Baselines3's PPO.
+    """
 
     kind: Literal["sgd", "adam"]
     betas: tuple[float, float] = (0.9, 0.999)

@@ -16,9 +16,15 @@ from rollsight.training.compiled.networks import Network, Parameters, inputs_of,
 
 
 class Rolled(NamedTuple):
-    """T steps of E environments, each (T, E, ...).
+    """T steps of E environments, each (T, E, ...) unless another shape is given.
 
-    after: what each step led to, before the reset where the pool hides it; last: (E, ...) the observation that follows.
+    obs: before each step.
+    actions: taken.
+    rewards: received.
+    terminated: whether the episode ended by itself.
+    truncated: whether a time limit ended it.
+    after: what each step led to, before the reset where the pool hides it.
+    last: (E, ...) the observation that follows.
     """
 
     obs: Any

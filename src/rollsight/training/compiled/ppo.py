@@ -19,7 +19,13 @@ from rollsight.update import UpdateRule
 
 @dataclass(frozen=True)
 class Loss:
-    """What the compiled update is compiled for; everything that schedules change is in `Rates`."""
+    """What the compiled update is compiled for; everything that schedules change is in `Rates`.
+
+    normalize_advantage: whether each minibatch's advantages are normalised.
+    clip_values: whether the value function's change is clipped.
+    ent_coef: weight of the entropy bonus; higher explores more.
+    vf_coef: weight of the value loss.
+    """
 
     normalize_advantage: bool
     clip_values: bool
@@ -28,7 +34,13 @@ class Loss:
 
 
 class Rates(NamedTuple):
-    """Numbers of one round."""
+    """Numbers of one round.
+
+    learning_rate: of the optimiser.
+    clip_range: of the probability ratio; higher lets the policy move further.
+    clip_range_vf: of the value function's change.
+    max_grad_norm: gradients longer than this are cut to it.
+    """
 
     learning_rate: float
     clip_range: float
@@ -37,7 +49,12 @@ class Rates(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """After an update. approx_kl: mean over the last epoch's minibatches, as Stable-Baselines3 logs it."""
+    """After an update.
+
+    parameters: of policy and value function.
+    state: of the optimiser.
+    approx_kl: mean over the last epoch's minibatches, as Stable-Baselines3 logs it.
+    """
 
     parameters: Parameters
     state: State

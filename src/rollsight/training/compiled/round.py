@@ -25,10 +25,22 @@ Floats: TypeAlias = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Everything that the update of round `number` depends on. gamma, gae_lambda: of its records' advantages.
+    """Everything that the update of a round depends on.
 
-    returns: of the episodes that ended in it.
-    clock: what an arm's phases are timed with; watch: what scoring fails into.
+    number: the round's.
+    seed: of every random stream.
+    network: what the policy computes.
+    optimizer: which optimiser.
+    parameters: at the start of the update.
+    state: of the optimiser, likewise.
+    records: the buffer, with raw advantages.
+    rule: hyper-parameters of the update, schedules evaluated.
+    learning_rate: of this round.
+    gamma: discount factor of the records' advantages.
+    gae_lambda: of the records' advantages.
+    returns: of the episodes that ended in the round.
+    clock: what an arm's phases are timed with.
+    watch: what scoring fails into.
     """
 
     number: int

@@ -44,8 +44,9 @@ class Plan:
 
     arm: how each round trains. A round's snapshot replays the arms that are one selection (`arms.Filtered`).
     snapshot_every: rounds between snapshots, 0 for none.
-    evaluation: makes the evaluation's environments, from how many and their key; None for no evaluation. episodes: of
-    the evaluation before training and after every `evaluate_every`-th round.
+    evaluation: makes the evaluation's environments, from how many and their key; None for no evaluation.
+    episodes: of each evaluation.
+    evaluate_every: rounds from one evaluation to the next; there is one before training too.
     clock: what phases are timed with; `time.process_time` does not see what else the machine does.
     """
 
@@ -91,7 +92,7 @@ class CompiledTrainer:
     def __init__(self, model: PPO, environments: Environments, plan: Plan) -> None:
         if environments.count != model.n_envs:
             raise RollsightError(
-                f"{environments.count} environments do not fit a model of {model.n_envs}; give as many."
+                f"{environments.count} environments do not fit a model of {model.n_envs}; give {model.n_envs}."
             )
         self._model, self._plan = model, plan
         self.writer: runs.RunWriter | None = None  # of the run folder, where there is one

@@ -46,8 +46,8 @@ def fingerprint(algorithm: str, method: str) -> str:
 
 
 def algorithm_of(trainer: object) -> str:
-    """ "grpo" or "rloo". Raises `RollsightError` for other trainers, and for a TRL whose seams are not the pinned
-    ones."""
+    """ "grpo" or "rloo". Raises `RollsightError` for other trainers, and for a TRL whose private methods are not those
+    that are pinned."""
     algorithm = next((name for name, host in HOSTS.items() if isinstance(trainer, host)), None)
     if algorithm is None:
         raise RollsightError(
