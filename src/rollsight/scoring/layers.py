@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction, check_attached, in_float32
+from rollsight.scoring.gradients import Direction, check_attached, in_float32
 
 Slices: TypeAlias = dict[str, Tensor]
 Rows: TypeAlias = slice | Tensor

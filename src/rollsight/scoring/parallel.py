@@ -15,7 +15,7 @@ from torch import Tensor
 from rollsight.errors import RollsightError
 from rollsight.objectives import Objective
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction
+from rollsight.scoring.gradients import Direction
 from rollsight.scoring.scores import Scores
 
 Group: TypeAlias = "dist.ProcessGroup"  # a string: torch can be built without it

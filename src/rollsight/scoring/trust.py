@@ -18,12 +18,12 @@ from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise
 from rollsight.scoring.covering import first_that_covers
-from rollsight.scoring.directions import Direction, norm
+from rollsight.scoring.gradients import Direction, norm
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
-from rollsight.scoring.modes import untouched
+from rollsight.scoring.modes import scoring_mode
+from rollsight.scoring.problem import default_chunk_size, only_valid
 from rollsight.scoring.ranks import spearman
-from rollsight.scoring.score import default_chunk_size, only_valid
 from rollsight.streams import stream
 
 
@@ -65,7 +65,7 @@ def trust_line(
         NoBackend: no backend covers the policy (a `RollsightError`). A trainer logs no trust line then, and goes on.
     """
     objective = objectives.PPO() if objective is None else objective
-    with untouched(policy.module):
+    with scoring_mode(policy.module):
         part = only_valid(records)
         weights = None if weights is None else weights[records.valid_rows].to(part.log_probs)
         rng = stream(seed)

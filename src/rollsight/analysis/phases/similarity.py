@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
-from rollsight.scoring.modes import untouched
-from rollsight.scoring.score import default_chunk_size
+from rollsight.scoring.modes import scoring_mode
+from rollsight.scoring.problem import default_chunk_size
 from rollsight.streams import stream
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -50,7 +50,7 @@ def embed(policy: Policy, records: Records) -> tuple[Floats, str]:
     handles = [module.register_forward_hook(note) for module in names]
     size, parts, name = default_chunk_size(records), [], ""
     try:
-        with untouched(policy.module):
+        with scoring_mode(policy.module):
             for start in range(0, len(records), size):
                 calls.clear()
                 log_prob = policy(records.take(slice(start, start + size))).log_prob

@@ -1,0 +1,113 @@
+"""What one call of `score_records` computes: the records, and what they are scored for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from rollsight.errors import RollsightError
+from rollsight.objectives import Objective
+from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
+from rollsight.scoring.parallel import Group, measured_across, prepared_across
+from rollsight.targets import Target
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """n records with a valid token each, the objective whose terms they have, and the target that is explained."""
+
+    policy: Policy
+    target: Target
+    objective: Objective
+    prepared: Records
+    """The n records, with the advantages that the objective uses."""
+    measured: Records
+    """The records that the target is measured on."""
+    same_records: bool
+    """Are those the n records too?"""
+    count: int
+    """What the sum of the target's terms is divided by, at least 1; of all processes."""
+    tokens: int
+    """How many valid entries the records have (tokens of sequences), of all processes."""
+    chunk_size: int
+    """Records evaluated at once."""
+    group: Group | None = None
+    """The processes that each hold their own records of one buffer; None for one process."""
+
+    @classmethod
+    def local(
+        cls, policy: Policy, records: Records, target: Target, objective: Objective, *, chunk_size: int
+    ) -> Problem:
+        """Of one process that holds all records, each of them valid."""
+        prepared, measured = objective.prepare(records), target.measured_on(records)
+        same = measured.obs is records.obs
+        measured = measured if same else only_valid(measured)
+        return cls(
+            policy=policy,
+            target=target,
+            objective=objective,
+            prepared=prepared,
+            measured=measured,
+            same_records=same,
+            count=max(target.count(measured), 1),
+            tokens=int(prepared.valid.sum()),
+            chunk_size=chunk_size,
+        )
+
+    @classmethod
+    def across(
+        cls, group: Group, policy: Policy, records: Records, target: Target, objective: Objective, *, chunk_size: int
+    ) -> Problem:
+        """Of a group of processes, each of which makes this call with its own records (it may have none)."""
+        prepared, tokens = prepared_across(objective, records, group)
+        measured, count = measured_across(target, records, group)
+        return cls(
+            policy=policy,
+            target=target,
+            objective=objective,
+            prepared=prepared,
+            measured=measured,
+            same_records=measured.obs is records.obs,
+            count=max(count, 1),
+            tokens=tokens,
+            chunk_size=chunk_size,
+            group=group,
+        )
+
+    def target_value(self, evaluation: Evaluation) -> Tensor:
+        """The target, from an evaluation of the measured records."""
+        return self.target.terms(evaluation, self.measured).sum() / self.count
+
+    def objective_terms(self, evaluation: Evaluation) -> Tensor:
+        """(n,) or (n, T): each record's own term, from an evaluation of the prepared records."""
+        return self.objective.terms(evaluation, self.prepared)
+
+    def take(self, rows: slice) -> Problem:
+        """These records' part of it, where the target is measured on the same ones."""
+        return replace(self, measured=self.measured.take(rows), prepared=self.prepared.take(rows))
+
+
+def only_valid(records: Records) -> Records:
+    """The records with a valid token; the same object where that is all of them."""
+    valid = records.valid_rows
+    if bool(valid.all()):
+        return records
+    if not bool(valid.any()):
+        raise RollsightError(
+            f"None of the {len(records)} records is valid; score a buffer with at least one valid record."
+        )
+    return records.take(valid.nonzero().flatten())
+
+
+def default_chunk_size(records: Records) -> int:
+    """Rows evaluated at once: 4096, fewer where observations are large (images); of sequences about 1024 tokens,
+    prompts included."""
+    entries = [records.obs] if isinstance(records.obs, Tensor) else list(records.obs.values())
+    numbers = sum(entry[0].numel() for entry in entries)
+    rows = 4096
+    if records.log_probs.dim() == 2:
+        words = [entry.shape[1] for entry in entries if entry.dim() == 2 and not entry.is_floating_point()]
+        rows = 1024 // max(records.log_probs.shape[1], *words, 1)
+    return max(1, min(rows, 2**23 // max(numbers, 1)))
