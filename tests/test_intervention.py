@@ -103,7 +103,7 @@ def test_the_arms_of_a_round(snapshot):
         for control in ("random", "permuted"):
             assert not torch.equal(arms[control], other[control])
             assert not torch.equal(arms[control], arms["selection"])
-        # Any callable is a rule; its random control leaves out as many records.
+        # Any callable is a rule; its random control leaves out the same number of records.
         mine = intervention.arms_by_rule(frozen, lambda scores: rule(scores), 0)
         assert torch.equal(mine["selection"], arms["selection"])
         assert intervention.dropped(mine["random"], records) == size

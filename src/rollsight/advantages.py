@@ -39,8 +39,8 @@ def tabular_advantages(
     actions: Sequence[bytes],
     returns: Array,
 ) -> Array:
-    """(N,) the paper's estimate from repeats inside the buffer: the mean observed return of the same (s, a), less that
-    of the same s.
+    """(N,) the paper's estimate from repeats inside the buffer: the mean observed return of the same (s, a) minus
+    that of the same s.
 
     returns: (N,) observed discounted returns, nan where the episode's end is not in the buffer; those are left out.
     nan where the state was visited once only, or never with a known return after that action.

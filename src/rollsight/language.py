@@ -25,11 +25,12 @@ from rollsight.records import Records
 class Completions:
     """`evaluate` for `Policy`: the log-probabilities (N, T) of completions under a causal language model.
 
-    obs:     {"input_ids": (N, P + T), "attention_mask": (N, P + T)}, prompts padded on the left, completions on the
-             right (see `completion_records`); actions: (N, T), the completions' tokens. `support` in obs, as
-             `pack_support` packs it, (N, T, W): the tokens that each one was sampled from, where top-p or top-k left
-             some out; probabilities are then those among them, of any policy.
-    temperature: the logits are divided by it, as in sampling.
+    It is called with obs = {"input_ids": (N, P + T), "attention_mask": (N, P + T)}, prompts padded on the left and
+    completions on the right (see `completion_records`), and actions (N, T), the completions' tokens. Where top-p or
+    top-k left some tokens out, `obs["support"]` (N, T, W), as `pack_support` packs it, holds the tokens that each one
+    was sampled from. Probabilities are then those among them, of any policy.
+
+    temperature: the logits are divided by it, as in sampling: above 1 the distribution is flatter, below 1 sharper.
     entropy: also give the entropy (N, T) of each token's distribution.
     """
 

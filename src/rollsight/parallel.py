@@ -1,5 +1,5 @@
-"""What a data-parallel trainer needs around `score_records(..., group=)`: one selection, and as many steps, on every
-rank. Every rank of the group must make each of these calls."""
+"""What a data-parallel trainer needs around `score_records(..., group=)`: one selection and the same number of steps
+on every rank. Every rank of the group must make each of these calls."""
 
 from __future__ import annotations
 

@@ -28,11 +28,17 @@ Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 class UpdateRule:
     """The hyper-parameters of one update, with schedules already evaluated for its round.
 
-    algorithm:  "ppo" (clipped surrogate) or "a2c" (one step on A log pi).
-    batch_size: records per minibatch; None takes all at once.
-    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8); `normalize_single` also where the minibatch has one
-    record.
-    clip_range_vf, target_kl: None switches them off.
+    algorithm: "ppo" (clipped surrogate) or "a2c" (one step on A log pi).
+    n_epochs: passes over the records; more learn faster and go further from the policy that collected them.
+    batch_size: records per minibatch; None takes all at once. Lower takes more and noisier steps.
+    clip_range: of the probability ratio; higher lets the policy move further.
+    clip_range_vf: of the value function's change; None does not clip it.
+    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8).
+    normalize_single: also where the minibatch has one record.
+    ent_coef: weight of the entropy bonus; higher explores more.
+    vf_coef: weight of the value loss.
+    max_grad_norm: gradients longer than this are cut to it.
+    target_kl: stop the update where the approximate KL exceeds 1.5 times this; None never does.
     """
 
     algorithm: Literal["ppo", "a2c"]
@@ -63,8 +69,12 @@ class UpdateRule:
 class Step:
     """One optimiser step about to be taken; the policy is still at its parameters.
 
-    index: (B,) rows of the records; minibatch: those records with the advantages this step uses; weights: (B,) or None.
-    clip:  factor that gradient clipping put on the gradient (1: none); learning_rate: of the first parameter group.
+    epoch: number of the epoch.
+    index: (B,) rows of the records.
+    minibatch: those records with the advantages that this step uses.
+    weights: (B,), or None where all are 1.
+    clip: factor that gradient clipping put on the gradient (1: none).
+    learning_rate: of the first parameter group.
     """
 
     epoch: int

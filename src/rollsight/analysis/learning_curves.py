@@ -25,7 +25,12 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` values and its 95 % t-interval, mean ± half_width; no width can be given for one value."""
+    """A mean and its 95 % t-interval, mean ± half_width.
+
+    mean: over the values.
+    half_width: None for one value.
+    n: number of values.
+    """
 
     mean: float
     half_width: float | None
@@ -44,7 +49,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's learning curve: mean return (R,) after each of the rounds (R,)."""
+    """One run's learning curve.
+
+    rounds: (R,) numbers of the rounds.
+    returns: (R,) mean return after each.
+    """
 
     rounds: IntArray
     returns: FloatArray
@@ -58,8 +67,14 @@ class Curve:
 class Arm:
     """One way of training: its runs over seeds, and its paired difference to the baseline on common seeds.
 
-    `mean` and `half_width` (R,) are the learning curve over the comparison's rounds; half-widths are NaN for one
-    seed. The differences are None for the baseline and where there is no common seed.
+    name: as the tables show it.
+    runs: number of runs.
+    final: return at the end of training.
+    area: mean return over all rounds.
+    final_difference: to the baseline's final return; None for the baseline and where there is no common seed.
+    area_difference: to the baseline's area; None likewise.
+    mean: (R,) the mean learning curve over the comparison's rounds.
+    half_width: (R,) of its 95 % interval; NaN for one seed.
     """
 
     name: str
@@ -74,7 +89,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of one environment over the rounds (R,) that all their runs have; notes say what a reader must know."""
+    """The arms of one environment.
+
+    env: name of the environment.
+    measure: what the curves show.
+    rounds: (R,) rounds that all runs have.
+    baseline: name of the arm that the others are compared with.
+    arms: the arms, the baseline among them.
+    notes: sentences that a reader must know.
+    """
 
     env: str
     measure: Measure

@@ -201,7 +201,7 @@ def _entry(records: Records, name: str, text: str) -> Rows:
         raise RollsightError(f"{option} {text} is not a list of numbers: write JSON such as [0.1, -0.2]") from error
     if number.numel() != column[0].numel() or (number.dim() > 1 and tuple(number.shape) != shape):
         raise RollsightError(
-            f"{option} has shape {tuple(number.shape)} and the run's have {shape}: give as many numbers"
+            f"{option} has shape {tuple(number.shape)} and the run's have {shape}: give numbers in that shape"
         )
     if not column.is_floating_point() and bool((number != number.round()).any()):
         raise RollsightError(f"{option} {text} must be whole numbers here")

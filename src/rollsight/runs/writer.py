@@ -41,9 +41,9 @@ _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDic
 def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = False) -> "RunWriter":
     """Start a new run folder and hold it for writing.
 
-    `metadata` is kept in `run.json` beside what the run folder says about itself (format, created, command, versions,
-    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is no
-    run, never a file that rollsight did not write.
+    `metadata` is kept in `run.json` next to what the run folder says about itself (format, created, command, versions,
+    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is not
+    a run, never a file that rollsight did not write.
 
     Raises:
         RollsightError: the folder exists and is not empty, or another process writes to it. An open writer of this

@@ -21,7 +21,13 @@ from rollsight.scoring.problem import Problem
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Options:
-    """What is made of the target's gradient, with the names and meanings that `score_records` gives them."""
+    """What is made of the target's gradient.
+
+    optimizer:         whose second moments precondition it; None leaves it as it is.
+    training_gradient: what those moments take in first; None computes the objective's mean gradient.
+    cross_fit:         score each half of the records along the other half's gradient.
+    seed:              draws the halves.
+    """
 
     optimizer: torch.optim.Optimizer | None = None
     training_gradient: Direction | None = None

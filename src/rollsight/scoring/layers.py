@@ -115,7 +115,13 @@ def _hugging_face_layer_of(module: nn.Module) -> Map | None:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A module, its map, its trainable parameters' full names and its frozen parameters."""
+    """A layer and how to compute it.
+
+    module: the layer.
+    apply: its map, linear in its parameters.
+    names: its trainable parameters' names -> their full names in the policy.
+    frozen: its frozen parameters by name.
+    """
 
     module: nn.Module
     apply: Map
@@ -123,7 +129,7 @@ class _Layer:
     frozen: dict[str, nn.Parameter]
 
     def slices(self, direction: Direction, x: Tensor) -> Slices:
-        """The direction's part for this layer, to be applied to x; zeros for a frozen parameter beside a trainable
+        """The direction's part for this layer, to be applied to x; zeros for a frozen parameter next to a trainable
         one."""
         part = {name: direction[full] for name, full in self.names.items()}
         part |= {name: torch.zeros_like(parameter) for name, parameter in self.frozen.items()}
@@ -132,7 +138,13 @@ class _Layer:
 
 @dataclass(eq=False)
 class Call:
-    """One call of one layer: its input and that one's version, and where its output stands in the graph."""
+    """One call of one layer.
+
+    layer: the layer.
+    x: its input.
+    version: the input tensor's version at the call; a later one means it was changed in place.
+    edge: where its output stands in the graph.
+    """
 
     layer: _Layer
     x: Tensor

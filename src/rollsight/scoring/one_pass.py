@@ -197,8 +197,8 @@ def _shared_log_prob_weights(
     pulled = (largest != 0).squeeze(1)
     factor = torch.where(largest != 0, c.gather(1, pivot) / largest, 0.0)
     eps = max(torch.finfo(p.dtype).eps for p in layers.policy.module.parameters() if p.is_floating_point())
-    beside = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
-    if bool((pulled & (beside > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
+    deviation = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
+    if bool((pulled & (deviation > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
         return None
     seeds = torch.where(pulled[:, None], w, c)
     scale = seeds.abs().amax(1)

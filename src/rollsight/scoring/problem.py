@@ -16,25 +16,30 @@ from rollsight.targets import Target
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
-    """n records with a valid token each, the objective whose terms they have, and the target that is explained."""
+    """The records to be scored, the objective whose terms they have, and the target that is explained.
+
+    policy:       evaluates records.
+    target:       what is explained.
+    objective:    what is trained on.
+    prepared:     the n records, each with a valid token, with the advantages that the objective uses.
+    measured:     the records that the target is measured on.
+    same_records: whether those are the n records too.
+    count:        what the sum of the target's terms is divided by, at least 1; of all processes.
+    tokens:       how many valid entries (tokens of sequences) the records of all processes have.
+    chunk_size:   how many records are evaluated at once.
+    group:        the processes that each hold their own records of one buffer; None for one process.
+    """
 
     policy: Policy
     target: Target
     objective: Objective
     prepared: Records
-    """The n records, with the advantages that the objective uses."""
     measured: Records
-    """The records that the target is measured on."""
     same_records: bool
-    """Are those the n records too?"""
     count: int
-    """What the sum of the target's terms is divided by, at least 1; of all processes."""
     tokens: int
-    """How many valid entries the records have (tokens of sequences), of all processes."""
     chunk_size: int
-    """Records evaluated at once."""
     group: Group | None = None
-    """The processes that each hold their own records of one buffer; None for one process."""
 
     @classmethod
     def local(

@@ -16,10 +16,14 @@ class Scores:
     """Influence of each record on a target. Positive: the record pushed the target up (helped); negative: it hurt.
 
     values: (N,), or (N, M) for `targets.Action(..., each=True)`; in units of the target per unit of the record's
-    weight.
+        weight.
     tokens: (N, T) where the backend gives them, else None; they add up to `values`.
-    ids, valid: as in the records; invalid records score 0.
-    target, normalisation, backend, reason: what was computed, and why with this backend.
+    ids: identities, as in the records.
+    valid: (N,) as in the records; invalid records score 0.
+    target: name of the target.
+    normalisation: how advantages were normalised.
+    backend: how the scores were computed.
+    reason: why with this backend: what the ones before it do not cover.
     """
 
     values: Tensor

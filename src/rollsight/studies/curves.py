@@ -18,7 +18,10 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Columns (R,) by name, over the evaluated rounds; `seconds` without evaluation."""
+    """What one run was evaluated to.
+
+    columns: (R,) by name, over the evaluated rounds; `seconds` without evaluation.
+    """
 
     columns: Mapping[str, Floats]
 

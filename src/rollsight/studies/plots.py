@@ -22,7 +22,14 @@ _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hi
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed."""
+    """An arm's mean over seeds.
+
+    name: in the legend.
+    colour: of line and band.
+    x: (n,) places on the axis.
+    mean: (n,) the line.
+    half: (n,) half-width of the 95 % band; 0 for one seed.
+    """
 
     name: str
     colour: str
@@ -33,7 +40,14 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """One plot: what its axes show, and its lines. log: x by its logarithm, each point and its value marked."""
+    """One plot.
+
+    x: what the horizontal axis shows.
+    y: what the vertical axis shows.
+    lines: the curves.
+    title: above the plot.
+    log: x by its logarithm, each point and its value marked.
+    """
 
     x: str
     y: str

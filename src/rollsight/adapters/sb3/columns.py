@@ -84,7 +84,7 @@ def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: 
     if isinstance(records.obs, Tensor):
         obs = {"obs": records.obs}
     elif translated.policy.evaluate is evaluate_masked:
-        obs = dict(records.obs)  # named there already, beside the masks
+        obs = dict(records.obs)  # named there already, with the masks
     else:
         obs = {f"obs.{name}": column for name, column in records.obs.items()}
     columns: Columns = {}

@@ -1,4 +1,4 @@
-"""Which episode each step belongs to, what the environment really paid, and how each episode started."""
+"""Which episode each step belongs to, the environment's own rewards, and how each episode started."""
 
 from __future__ import annotations
 

@@ -14,7 +14,11 @@ Grid: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, eq=False)
 class NotFinite:
-    """text: the first such number, as a sentence; finite: (n_steps, n_envs) the steps that have none."""
+    """Numbers of a rollout that are NaN or infinite.
+
+    text: the first such number, as a sentence.
+    finite: (n_steps, n_envs) the steps that have none.
+    """
 
     text: str
     finite: Grid

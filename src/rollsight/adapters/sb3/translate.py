@@ -27,8 +27,11 @@ Ids = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
 class Translated:
     """One round in Rollsight's terms.
 
+    policy: the host's policy, with its `evaluate`.
     records: one row per step, env-major as the host flattens them: row = env * n_steps + step.
-    scored:  what is scored: the same records, or for recurrent policies one row per sequence.
+    scored: what is scored: the same records, or for recurrent policies one row per sequence.
+    objective: the host's policy loss as an objective to be maximised.
+    rule: the hyper-parameters of the round's update; None where the update cannot be replayed.
     position: (N,) for recurrent policies, where each step's score stands among the flattened tokens; else None.
     """
 
@@ -73,7 +76,7 @@ def translate(
 ) -> Translated:
     """Translate a model whose rollout buffer is full and not yet flattened (as in a callback's `_on_rollout_end`).
 
-    ids: name -> (n_steps, n_envs) integers beside `env` and `step`, which are filled in.
+    ids: name -> (n_steps, n_envs) integers in addition to `env` and `step`, which are filled in.
     objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does
     (its per-minibatch normalisation is represented by the whole buffer's).
     valid: (n_steps, n_envs) which records can be scored; None for all, which must then be finite.

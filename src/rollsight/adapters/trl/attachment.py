@@ -20,8 +20,8 @@ from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
 from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
+from rollsight.adapters.trl.private_api import algorithm_of
 from rollsight.adapters.trl.scoring import Scoring, ranks_of, selected
-from rollsight.adapters.trl.seams import algorithm_of
 from rollsight.adapters.watching import Watch
 from rollsight.scoring import Scores, parallel
 from rollsight.scoring.score import Backend

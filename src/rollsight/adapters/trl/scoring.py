@@ -25,7 +25,10 @@ from rollsight.targets import Target
 class Scoring:
     """How completions are scored.
 
-    options: further ones of `score_records`; precondition: by the trainer's optimiser.
+    algorithm: "grpo" or "rloo"; decides the objective.
+    targets: what is explained; the first one decides a selection.
+    options: further options of `score_records`.
+    precondition: whether to divide by the second moments of the trainer's optimiser.
     """
 
     algorithm: str

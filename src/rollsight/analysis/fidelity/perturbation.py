@@ -30,8 +30,11 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class WeightStep:
     """Measured against predicted changes of the target for weights 1 + eta * direction.
 
+    prediction: which score predicts.
+    eta: size of the change of the weights.
     slope: of the measured change on the predicted one, through the origin, over random directions; 1 is exact.
-    rank: Spearman over the same directions. along_score: measured / predicted along the scores themselves.
+    rank: Spearman over the same directions.
+    along_score: measured / predicted along the scores themselves.
     """
 
     prediction: str
@@ -79,8 +82,11 @@ def read_steps(
 class Removal:
     """Outcomes minus that of training on everything, after leaving out a fraction of the units.
 
-    lowest, highest: those with the lowest and highest scores. random, random_low, random_high: mean and extremes of
-    random ones.
+    fraction: the fraction left out.
+    lowest: outcome without the units of the lowest scores.
+    highest: outcome without the units of the highest scores.
+    random: mean outcome without random units.
+    random_low, random_high: extremes over the random draws.
     """
 
     fraction: float

@@ -31,8 +31,8 @@ _TOLERANCE = 1e-3  # of the largest gradient entry; a wrong gradient is off by i
 class Retrained:
     """M policies after the round's update.
 
-    parameters: name -> (M, ...), the trainable ones; reason: why they were trained one after another, empty where they
-    were stacked.
+    parameters: name -> (M, ...), the trainable ones.
+    reason: why they were trained one after another; empty where they were stacked.
     """
 
     parameters: Stacked
@@ -58,7 +58,7 @@ def retrain_chunks(
 ) -> Iterator[tuple[slice, Retrained]]:
     """`retrain` in chunks of rows, so that memory stays bounded however large M times the policy is.
 
-    at_once: rows per chunk; None takes as many as fit in about 256 MB, at most 128.
+    at_once: rows per chunk; None takes the number that fits in about 256 MB, at most 128.
     """
     if weights.dim() != 2 or weights.shape[1] != len(snapshot.records):
         raise RollsightError(

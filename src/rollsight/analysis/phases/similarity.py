@@ -24,7 +24,11 @@ _AT_ONCE = 2**22  # numbers held at once while influences are permuted
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """An undirected graph over N records. edges: (E, 2) with first < second; weights: (E,) in [0, 1]."""
+    """An undirected graph over N records.
+
+    edges: (E, 2) row numbers, first < second.
+    weights: (E,) in [0, 1].
+    """
 
     edges: Indices
     weights: Floats

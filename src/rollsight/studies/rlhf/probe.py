@@ -35,7 +35,12 @@ _BATCH, _LONGEST = 64, 128
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """weights (384,) and bias of the logit of toxicity; quality: what cross-validation measured, by name."""
+    """A linear probe for toxicity.
+
+    weights: (384,) of the logit of toxicity.
+    bias: of the logit.
+    quality: what cross-validation measured, by name.
+    """
 
     weights: Floats
     bias: float

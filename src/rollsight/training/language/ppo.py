@@ -54,8 +54,14 @@ _TARGETS: dict[str, targets.Target] = {
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One round's N sequences: prompts as they are kept, texts, rewards (N,), records with whitened advantages, (N,) KL
-    to the reference, the sum over tokens of log pi_k - log pi_ref."""
+    """One round's N sequences.
+
+    prompts: as they are kept.
+    texts: the completions.
+    rewards: (N,).
+    records: with whitened advantages.
+    kl: (N,) KL to the reference, the sum over tokens of log pi_k - log pi_ref.
+    """
 
     prompts: list[str]
     texts: list[str]
@@ -68,8 +74,10 @@ class Rollout:
 class Update:
     """How a round's optimisation went.
 
-    scores, kept: (N,) of the first epoch, NaN where a sequence was not scored; statistics: plain numbers; message: a
-    sentence where the round went against the plan, else empty.
+    scores: (N,) of the first epoch, NaN where a sequence was not scored.
+    kept: (N,) weights of the first epoch.
+    statistics: plain numbers.
+    message: a sentence where the round went against the plan, else empty.
     """
 
     scores: Tensor
@@ -160,7 +168,7 @@ class LanguagePPO:
         return Rollout([as_prompt(prompt).stored for prompt in prompts], texts, reward, records, kl.sum(1))
 
     def _generate(self, prompts: Sequence[Prompt | str], key: tuple[int, ...], phase: str) -> list[Tensor]:
-        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives beside them;
+        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives with them;
         each sequence has a random stream of its own, whatever it is sampled with."""
         width, n, pad = self.options.micro_batch, len(prompts), self.policy.tokenizer.pad_token_id
         starts = range(0, n, width)

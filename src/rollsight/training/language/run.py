@@ -79,7 +79,7 @@ def resume(
     save_every: int | None = None,
     follow: Follow | None = None,
 ) -> RunSettings:
-    """Continue the run in `out` with its own settings, up to `rounds` rounds in all (None: as many as it was planned
+    """Continue the run in `out` with its own settings, up to `rounds` rounds in all (None: the number it was planned
     with). It ends as it would have without the interruption. save, save_every: None stands for the run's own too.
 
     Raises:
