@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rollsight.adapters.sb3.episodes import RoundEpisodes
 from rollsight.adapters.sb3.translate import Translated, evaluate_masked
+from rollsight.arrays import Array
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 from rollsight.streams import Purpose, stream
@@ -79,7 +80,7 @@ def _entropy(translated: Translated) -> Tensor:
     return entropy if translated.position is None else entropy.reshape(-1)[translated.position]
 
 
-def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: int) -> Columns:
+def _observations(translated: Translated, ranking: Array, round: int) -> Columns:
     records = translated.records
     if isinstance(records.obs, Tensor):
         obs = {"obs": records.obs}
@@ -103,7 +104,7 @@ def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: 
     return columns
 
 
-def _narrow(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _narrow(values: Array) -> Array:
     """(N, 1) as (N,): a state number or a one-dimensional action reads better as a number."""
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 

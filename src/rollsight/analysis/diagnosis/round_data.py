@@ -13,6 +13,7 @@ from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
 from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
 from rollsight.analysis.discounts import discounts_of
+from rollsight.arrays import Array
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.actor import Actor
@@ -22,8 +23,6 @@ from rollsight.runs import Run, column_as_floats, scored_records
 from rollsight.snapshot import Snapshot
 
 TARGET = "return"
-
-Array = np.ndarray[Any, Any]
 
 
 class RoundData:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +11,13 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from rollsight.advantages import estimate
+from rollsight.arrays import Bools, Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
 
 _SHARE, _REPEATS = 0.2, 10
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Scorer = Callable[[Records], Tensor]  # corrupted records -> (N,) scores
 
 
@@ -133,7 +132,7 @@ def detect(
     ]
 
 
-def auroc(values: Floats, positive: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
+def auroc(values: Floats, positive: Bools) -> float:
     """Probability that a positive has the higher value than a negative, ties counting half."""
     many = int(positive.sum())
     ranks = rankdata(values)[positive].sum() - many * (many + 1) / 2

@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import grad, vmap
 
 from rollsight.analysis.fidelity.stacked_optimizers import NotStackable, Stacked, StackedOptimizer
+from rollsight.arrays import Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
@@ -137,7 +136,7 @@ class _Trainer:
         if not worst <= _TOLERANCE * scale:
             raise NotStackable(f"its stacked gradients differ from its own by {worst:.2g}, of {scale:.2g}")
 
-    def _minibatch(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Records:
+    def _minibatch(self, index: Ints) -> Records:
         records = self.snapshot.records
         rows = torch.from_numpy(index).to(records.log_probs.device)
         return with_normalized_advantages(records.take(rows), self.snapshot.rule)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
@@ -30,8 +31,6 @@ from rollsight.update import DropMode
 
 BASELINE = "unfiltered"
 _RESAMPLES = 2000
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)

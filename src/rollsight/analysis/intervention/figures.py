@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rollsight.analysis.drawing import AMBER, BLUE, GREY, is_page, new_figure, save_figure
-from rollsight.analysis.intervention.arms import BASELINE, Floats, Intervention
+from rollsight.analysis.intervention.arms import BASELINE, Intervention
+from rollsight.arrays import Floats
 from rollsight.escaping import plain_label
 
 COLOURS = {"selection": BLUE, "listed": BLUE, "random": GREY, "permuted": AMBER}

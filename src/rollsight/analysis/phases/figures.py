@@ -10,7 +10,7 @@ import numpy as np
 
 from rollsight.analysis.drawing import BLUE, GREY, RED, SHADES, is_page, new_figure, save_figure
 from rollsight.analysis.phases.formation import Development, Formation
-from rollsight.analysis.phases.similarity import Floats
+from rollsight.arrays import Floats
 from rollsight.escaping import plain_label
 
 _MAPS = 4

@@ -6,7 +6,7 @@ Each takes a round to one number for each record, which `rollsight.selection` dr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rollsight import targets
 from rollsight.advantages import observed_returns, tabular_advantages
+from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.halves import split_halves
@@ -24,7 +25,6 @@ from rollsight.training.compiled.networks import Parameters
 from rollsight.training.compiled.round import Round
 
 Ranking: TypeAlias = Callable[[Round], Scores]
-Floats: TypeAlias = np.ndarray[Any, Any]
 
 
 def f_return(round: Round) -> Scores:
@@ -49,7 +49,7 @@ def cross_fitted(round: Round) -> Scores:
     return _scores(round, np.where(first, other, one))
 
 
-def against_halves(round: Round) -> tuple[Floats, Floats, Floats]:
+def against_halves(round: Round) -> tuple[Array, Array, Array]:
     """Which records are in the first half, and all records' scores against each half's gradient, (N,) each."""
     seed = seed_from(round.seed, round.number, Purpose.CROSS_FIT_HALVES)
     first = split_halves(round.records, seed).numpy()

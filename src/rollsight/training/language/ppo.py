@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rollsight import language, objectives, targets
 from rollsight.adapters.watching import Watch
+from rollsight.arrays import Bools, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
@@ -39,9 +40,8 @@ from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.prompts import Prompt, as_prompt
 from rollsight.training.language.settings import Options
 from rollsight.training.language.terms import losses, token_rewards, with_advantages
-from rollsight.update import Indices, repack
+from rollsight.update import repack
 
-BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 Follow: TypeAlias = Callable[[str, int, int], None]
 """`follow(phase, done, total)`: how far a phase is: generate, reward, log_probs, score, evaluate (completions), train
 (optimiser steps)."""
@@ -223,7 +223,7 @@ class LanguagePPO:
             )
             return Update(scores, kept, _statistics(sums), message)
 
-        def select(rows: Indices, *when: int) -> Indices:
+        def select(rows: Ints, *when: int) -> Ints:
             found, stay = self._select(records, rows, when)
             if when[0] == 0:
                 scores[rows], kept[rows] = found, torch.from_numpy(stay)
@@ -246,7 +246,7 @@ class LanguagePPO:
         message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
         return Update(scores, kept, _statistics(sums), "" if sums else message)
 
-    def _select(self, records: Records, rows: Indices, when: tuple[int, ...]) -> tuple[Tensor, BoolArray]:
+    def _select(self, records: Records, rows: Ints, when: tuple[int, ...]) -> tuple[Tensor, Bools]:
         """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
         options, part = self.options, records.take(torch.from_numpy(rows))
         unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
