@@ -11,10 +11,10 @@ pytest.importorskip("peft", reason="language models need PEFT (pip install 'roll
 
 from language_trainer import assert_same, parameters, trainer
 
-from rollsight import language
+from rollsight import distributed, language
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
-from rollsight.training.language import parallel, ppo, terms
+from rollsight.training.language import ppo, terms
 
 # --- the round
 
@@ -254,5 +254,5 @@ def _one_of_two(rank, folder):
     for _ in range(2):
         ours.train_round()
     torch.save(parameters(ours), f"{folder}/{rank}.pt")
-    assert parallel.size() == 2
+    assert distributed.size() == 2
     torch.distributed.destroy_process_group()

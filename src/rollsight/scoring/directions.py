@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rollsight.distributed import all_reduced
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring.gradients import Direction, gradient, in_float32
 from rollsight.scoring.halves import split_halves
-from rollsight.scoring.parallel import all_reduced
 from rollsight.scoring.problem import Problem
 
 

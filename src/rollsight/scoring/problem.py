@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
+import torch.distributed as dist
 from torch import Tensor
 
+from rollsight.distributed import Group, gathered_records
 from rollsight.errors import RollsightError
 from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-from rollsight.scoring.parallel import Group, measured_across, prepared_across
 from rollsight.targets import Target
 
 
@@ -66,8 +67,8 @@ class Problem:
         cls, group: Group, policy: Policy, records: Records, target: Target, objective: Objective, *, chunk_size: int
     ) -> Problem:
         """Of a group of processes, each of which makes this call with its own records (it may have none)."""
-        prepared, tokens = prepared_across(objective, records, group)
-        measured, count = measured_across(target, records, group)
+        prepared, tokens = _prepared_across(objective, records, group)
+        measured, count = _measured_across(target, records, group)
         return cls(
             policy=policy,
             target=target,
@@ -92,6 +93,41 @@ class Problem:
     def take(self, rows: slice) -> Problem:
         """These records' part of it, where the target is measured on the same ones."""
         return replace(self, measured=self.measured.take(rows), prepared=self.prepared.take(rows))
+
+
+def _prepared_across(objective: Objective, records: Records, group: Group) -> tuple[Records, int]:
+    """`objective.prepare` as over all ranks' records, this rank's part of it; and how many valid tokens all have."""
+    whole, own = gathered_records(records, group)
+    prepared = objective.prepare(whole)
+    return _with_part(records, prepared, own), int(prepared.valid.sum())
+
+
+def _measured_across(target: Target, records: Records, group: Group) -> tuple[Records, int]:
+    """`target.measured_on` as over all ranks' records, this rank's part of it; and the count of all ranks.
+
+    A target with records of its own has its rank's part of them, if it is a dataclass; any other (`targets.Action`) has
+    the same at every rank.
+    """
+    if target.records is None:
+        whole, own = gathered_records(records, group)
+        measured = target.measured_on(whole)
+        return _with_part(records, measured, own), target.count(measured)
+    divided = is_dataclass(target)
+    if not divided:
+        measured = target.measured_on(records)
+        return measured, target.count(measured) * dist.get_world_size(group)
+    source = target.records.take(target.records.valid_rows.nonzero().flatten())
+    whole, own = gathered_records(source, group)
+    measured = replace(target, records=whole).measured_on(whole)
+    return _with_part(source, measured, own), target.count(measured)
+
+
+def _with_part(records: Records, whole: Records, own: slice) -> Records:
+    """The records with this rank's part of the whole's advantages."""
+    part = whole.advantages[own]
+    if part.dim() == 2:
+        part = part[:, : records.log_probs.shape[1]]
+    return records.with_advantages(part.to(records.advantages.device))
 
 
 def only_valid(records: Records) -> Records:

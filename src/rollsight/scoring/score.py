@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rollsight import objectives, targets
+from rollsight.distributed import Group
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
@@ -22,7 +23,6 @@ from rollsight.scoring.gradients import Direction
 from rollsight.scoring.layers import Layers
 from rollsight.scoring.modes import scoring_mode
 from rollsight.scoring.one_pass import one_pass, scores_without_self
-from rollsight.scoring.parallel import Group
 from rollsight.scoring.problem import Problem, default_chunk_size, only_valid
 from rollsight.scoring.recorded import Compared
 from rollsight.scoring.scores import Scores

@@ -24,17 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight import language, objectives, targets
+from rollsight import distributed, language, objectives, targets
 from rollsight.adapters.watching import Watch
 from rollsight.arrays import Bools, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import Forward, Scores, score_records
-from rollsight.scoring.parallel import gathered_scores
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.streams import Purpose, stream
-from rollsight.training.language import parallel, rewards
+from rollsight.training.language import rewards
 from rollsight.training.language.padding import on_cpu, stack, trimmed
 from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.prompts import Prompt, as_prompt
@@ -153,7 +152,7 @@ class LanguagePPO:
         if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
             torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
         with self._timed("log_probs"):
-            if options.share_forward and parallel.size() == 1:
+            if options.share_forward and distributed.size() == 1:
                 self._forward = Forward(self.policy.actor_with_values)
             records, reference = self._evaluate(tokens, "log_probs", self._forward)
         kl = torch.where(records.valid, records.log_probs - reference, 0.0)
@@ -177,10 +176,10 @@ class LanguagePPO:
         def sample(i: int) -> tuple[Tensor, ...]:
             part = prompts[starts[i] : starts[i] + width]
             found = on_cpu(self.policy.generate(part, self.options.max_new_tokens, (*key, starts[i])))
-            self.follow(phase, min((i + parallel.size()) * width, n), n)
+            self.follow(phase, min((i + distributed.size()) * width, n), n)
             return found
 
-        columns = list(zip(*parallel.spread(len(starts), sample), strict=True))
+        columns = list(zip(*distributed.spread(len(starts), sample), strict=True))
         fills, lefts = (pad, 0, pad, 0, 0), (True, True, False, False, False)
         return [stack(*column).to(self.policy.device) for column in zip(columns, fills, lefts, strict=False)]
 
@@ -205,10 +204,10 @@ class LanguagePPO:
             with self.policy.reference() as model:
                 theirs = Policy(model, self.policy.distribution)(part)
             assert ours.value is not None
-            self.follow(phase, min((i + parallel.size()) * self.options.micro_batch, len(records)), len(records))
+            self.follow(phase, min((i + distributed.size()) * self.options.micro_batch, len(records)), len(records))
             return on_cpu((ours.log_prob, ours.value, theirs.log_prob))
 
-        columns = [torch.cat(c).to(ids.device) for c in zip(*parallel.spread(len(rows), evaluate), strict=True)]
+        columns = [torch.cat(c).to(ids.device) for c in zip(*distributed.spread(len(rows), evaluate), strict=True)]
         log_probs, values, reference = (torch.where(records.valid, column, 0.0) for column in columns)
         return replace(records, log_probs=log_probs, values=values), reference
 
@@ -260,7 +259,7 @@ class LanguagePPO:
             score = partial(self._score, part, _TARGETS[options.target], when)
             part_name = f"scores of {options.target!r}, so every completion was kept"
             # On several processes the others may be waiting inside for one that fails.
-            scores = score() if parallel.size() > 1 else self.watch.attempt(part_name, score)
+            scores = score() if distributed.size() > 1 else self.watch.attempt(part_name, score)
         if scores is None:
             self._forward = None
             return unscored
@@ -275,8 +274,8 @@ class LanguagePPO:
     def _score(self, records: Records, target: targets.Target, when: tuple[int, ...]) -> Scores:
         """The records' scores, on every process; each computes its share where there are several."""
         actor, objective = self.policy.actor, objectives.PPO("raw", self.options.clip_range)
-        width, group = self.options.micro_batch, torch.distributed.group.WORLD if parallel.size() > 1 else None
-        if group is None or len(records) < parallel.size() or self.options.cross_fit:
+        width, group = self.options.micro_batch, distributed.everyone()
+        if group is None or len(records) < distributed.size() or self.options.cross_fit:
             halves = int(stream(self.seed, self.round, Purpose.COMPLETION_HALVES, *when).integers(2**62))
             return score_records(
                 actor,
@@ -289,10 +288,10 @@ class LanguagePPO:
                 forward=self._forward if when == (0,) else None,
                 on_policy=when == (0,),
             )
-        mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
+        mine = torch.arange(len(records)).tensor_split(distributed.size())[distributed.rank()]
         first, part = when == (0,), trimmed(records.take(mine))
         scores = score_records(actor, part, target, objective, chunk_size=width, group=group, on_policy=first)
-        return gathered_scores(scores, group)[0]
+        return distributed.gathered_scores(scores, group)[0]
 
     def _step(self, records: Records, index: Tensor) -> Tensor:
         """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`."""
@@ -300,7 +299,7 @@ class LanguagePPO:
         parts, count = index.split(options.micro_batch), records.valid[index].sum()
         sums = torch.zeros(len(_SUMMED), device=count.device)
         with self._timed("train"):
-            for i in range(parallel.rank(), len(parts), parallel.size()):
+            for i in range(distributed.rank(), len(parts), distributed.size()):
                 batch = trimmed(records.take(parts[i]))
                 evaluation = self.policy.evaluate(batch)
                 policy_loss, value_loss = losses(evaluation, batch, options)
@@ -311,12 +310,12 @@ class LanguagePPO:
                     clipped = (ratio - 1).abs() > options.clip_range
                     columns = (batch.valid, policy_loss, value_loss, ratio - 1 - log_ratio, clipped)
                     sums += torch.stack([column.sum().float() for column in columns])
-            parallel.sum_gradients(self.policy.trainable().values())
+            distributed.sum_gradients(self.policy.trainable().values())
             for module in (self.policy.language_model, self.policy.value_head):
                 torch.nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return parallel.total(sums)
+        return distributed.total(sums)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
