@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from rollsight import targets
-from rollsight.advantages import observed_returns, tabular_advantages
 from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.halves import split_halves
 from rollsight.streams import Purpose, seed_from, stream
+from rollsight.tabular import observed_returns, tabular_advantages
 from rollsight.training.compiled import influence
 from rollsight.training.compiled.batch import Batch
 from rollsight.training.compiled.networks import Parameters
