@@ -285,9 +285,12 @@ def test_where_the_gradients_do_not_fit_two_passes_give_the_same(name, monkeypat
     case = lz.language(name)
     records = case.records.with_advantages(torch.randn(6))
     expected = rs.score_records(case.policy, records, tg.Sequence(), backend="oracle").values
-    monkeypatch.setattr(one_pass, "_MATERIALISED", 1)
-    monkeypatch.setattr(one_pass, "_Materialised", None)
-    scores = rs.score_records(case.policy, records, tg.Sequence(), backend="layerwise", chunk_size=2)
+    rs.score_records(case.policy, records)  # the first call looks at the module, with one record
+    monkeypatch.setattr(one_pass, "MOST_GRADIENTS", 1)
+    counted = Counted(case.policy)
+    scores = rs.score_records(counted.policy, records, tg.Sequence(), backend="layerwise", chunk_size=2)
+    chunks = [len(part) for part in torch.arange(int(records.valid_rows.sum())).split(2)]
+    assert counted.forwards == 2 * chunks
     assert zoo.relative_error(scores.values, expected) < 1e-5
 
 

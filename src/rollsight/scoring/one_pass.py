@@ -19,7 +19,7 @@ from rollsight.scoring.gradients import Direction, gradient_of, in_float32
 from rollsight.scoring.layers import Call, Layers
 from rollsight.scoring.problem import Problem
 
-_MATERIALISED = 2**29  # numbers: 2 GiB in float32
+MOST_GRADIENTS = 2**29  # numbers that the records' own gradients may have: 2 GiB in float32
 
 
 class OnePass(Protocol):
@@ -59,7 +59,7 @@ def scores_without_self(layers: Layers, problem: Problem) -> Tensor | None:
 
 def _own_gradients_fit(layers: Layers, problem: Problem) -> bool:
     size = len(problem.prepared) * sum(p.numel() for p in layers.parameters.values())
-    return size <= _MATERIALISED and all(issubclass(kind, nn.Linear) for kind in layers.kinds)
+    return size <= MOST_GRADIENTS and all(issubclass(kind, nn.Linear) for kind in layers.kinds)
 
 
 def _chunks(layers: Layers, problem: Problem, forward: Forward | None) -> list[Chunk]:

@@ -46,7 +46,7 @@ def round_columns(
         "advantage": _numpy(records.advantages),
         "return": _numpy(records.returns),
         "log_prob": _numpy(records.log_probs),
-        "entropy": _numpy(_entropy(translated)),
+        "entropy": _numpy(entropy_of(translated)),
     }
     columns |= {f"score_{name}": _numpy(score.values) for name, score in scores.items()}
     columns |= {
@@ -72,7 +72,7 @@ def _env_major(column: Any) -> Any:
     return column.T.reshape(-1)
 
 
-def _entropy(translated: Translated) -> Tensor:
+def entropy_of(translated: Translated) -> Tensor:
     """Policy entropy per step at the start of the round; one sample of it, -log pi, where there is no closed form."""
     with torch.no_grad():
         evaluation = translated.policy(translated.scored)

@@ -116,8 +116,8 @@ def arms_by_rule(snapshot: Snapshot, rule: Rule, order: int, seed: int = 0) -> d
     The permuted arm drops the same fraction of its *own* negative units, so its size may differ a little.
     """
     scores, permuted = (
-        _scores(snapshot),
-        _scores(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
+        scores_of(snapshot),
+        scores_of(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
     )
     chosen = rule(scores).weights
     if isinstance(rule, DropNegative):
@@ -192,7 +192,7 @@ def _interval(mean: np.floating[Any], resampled: Floats) -> Difference:
     return Difference(float(mean), float(low), float(high))
 
 
-def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:
+def scores_of(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:
     """Scores for `f_return` at the start of the round; with a key, of records whose advantages are permuted."""
     records = snapshot.records
     if permutation is not None:

@@ -79,7 +79,7 @@ def objective_without_own_episode(round: Round) -> Scores:
 
 def sign_mismatch(round: Round) -> Scores:
     """Baseline: |A_bar - A_hat|, negative where the signs differ, so that the largest mismatches go first."""
-    a_bar, a_hat = _tabular(round), round.records.advantages
+    a_bar, a_hat = tabular_values(round), round.records.advantages
     differ = torch.sign(a_bar) * torch.sign(a_hat) < 0
     distance = (a_bar - a_hat).abs()
     return _scores(round, torch.where(differ, -distance, distance), backend="tabular")
@@ -87,7 +87,7 @@ def sign_mismatch(round: Round) -> Scores:
 
 def agreement(round: Round) -> Scores:
     """Baseline: A_bar * A_hat, so that the most opposed go first."""
-    return _scores(round, _tabular(round) * round.records.advantages, backend="tabular")
+    return _scores(round, tabular_values(round) * round.records.advantages, backend="tabular")
 
 
 def temporal_difference_errors(round: Round) -> Tensor:
@@ -99,7 +99,7 @@ def temporal_difference_errors(round: Round) -> Tensor:
     return torch.from_numpy(advantages - round.gamma * round.gae_lambda * following)
 
 
-def _tabular(round: Round) -> Tensor:
+def tabular_values(round: Round) -> Tensor:
     """(N,) the paper's estimate of the true advantages from repeats inside the buffer, 0 where it has none."""
     records = round.records
     if not isinstance(records.obs, Tensor) or not isinstance(records.actions, Tensor):

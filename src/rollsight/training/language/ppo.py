@@ -113,9 +113,9 @@ class LanguagePPO:
         """
         self.round, self.times = self.round + 1, {}
         self.watch.begin(self.round)
-        rollout = self._collect()
+        rollout = self.collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
-        update = self._optimise(rollout)
+        update = self.optimise(rollout)
         self._forward = None  # where nothing was scored
         moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in self.policy.trainable().items())
         update.statistics.update(update_norm=moved**0.5, kl_coefficient=self.kl_coefficient)
@@ -133,7 +133,8 @@ class LanguagePPO:
         kl = (records.log_probs - reference).sum(1)
         return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1), kl
 
-    def _collect(self) -> Rollout:
+    def collect(self) -> Rollout:
+        """Samples a completion of each of the round's prompts, with its reward and advantages."""
         options, key = self.options, (self.seed, self.round)
         repeat = len(self.prompts) < options.prompts_per_round
         drawn = stream(*key, Purpose.PROMPTS).choice(len(self.prompts), options.prompts_per_round, repeat)
@@ -211,7 +212,8 @@ class LanguagePPO:
         log_probs, values, reference = (torch.where(records.valid, column, 0.0) for column in columns)
         return replace(records, log_probs=log_probs, values=values), reference
 
-    def _optimise(self, rollout: Rollout) -> Update:
+    def optimise(self, rollout: Rollout) -> Update:
+        """Scores the completions, leaves out what the selection drops, and takes the round's optimiser steps."""
         options, records, n = self.options, rollout.records, len(rollout.texts)
         scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
         sums: list[Tensor] = []
@@ -240,7 +242,7 @@ class LanguagePPO:
                 self.follow("train", epoch * len(minibatches) + i, steps or options.epochs * len(minibatches))
                 chosen = select(index, epoch, i) if options.rescore == "minibatch" else index
                 if len(chosen) and (not steps or len(sums) < steps):
-                    sums.append(self._step(records, torch.from_numpy(chosen)))
+                    sums.append(self.step(records, torch.from_numpy(chosen)))
             epoch += 1
         message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
         return Update(scores, kept, _statistics(sums), "" if sums else message)
@@ -293,7 +295,7 @@ class LanguagePPO:
         scores = score_records(actor, part, target, objective, chunk_size=width, group=group, on_policy=first)
         return distributed.gathered_scores(scores, group)[0]
 
-    def _step(self, records: Records, index: Tensor) -> Tensor:
+    def step(self, records: Records, index: Tensor) -> Tensor:
         """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`."""
         options = self.options
         parts, count = index.split(options.micro_batch), records.valid[index].sum()
