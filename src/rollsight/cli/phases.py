@@ -90,7 +90,7 @@ def phases(
         raise RollsightError(f"{opened.path} has no snapshots, which the scores need: train with --snapshots all")
 
     from rollsight.analysis.phases import development
-    from rollsight.analysis.phases.figures import draw
+    from rollsight.analysis.phases.draw import draw
     from rollsight.snapshot import Snapshot
 
     use_one_thread()

@@ -206,9 +206,8 @@ class Run:
             self._database.execute(f"create or replace view run as {_select_metadata(self.path, self.metadata)}")
             relation: Any = self._database.sql(query)
             if relation is not None:
-                # Computed here, so that every error of the query is met here. DuckDB before 2.0 has execute instead.
-                computed = relation.materialize() if hasattr(relation, "materialize") else relation.execute()
-                return cast("duckdb.DuckDBPyRelation", computed)
+                # Computed here, so that every error of the query is met here.
+                return cast("duckdb.DuckDBPyRelation", relation.materialize())
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")

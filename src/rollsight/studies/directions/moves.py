@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rollsight.arrays import Floats
 from rollsight.streams import Purpose, stream
 from rollsight.training.compiled.arms import Arm as TrainingArm
 from rollsight.training.compiled.arms import Update, divergence, policy_parameters
@@ -21,8 +22,6 @@ from rollsight.training.compiled.environments import Environments
 from rollsight.training.compiled.networks import Network, Parameters, evaluate, inputs_of
 from rollsight.training.compiled.ppo import normalized
 from rollsight.training.compiled.round import Round
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 from scipy import stats
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.arrays import Floats
 from rollsight.streams import stream
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
 from rollsight.studies.results import row
 
 _RESAMPLES = 2000

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.studies.arms import standard_of
 from rollsight.studies.cells import stored_settings
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
 from rollsight.studies.paired import Compared, compare, end, figures
 from rollsight.studies.paper.metrics import Contrast
 from rollsight.studies.results import ArmCurves, read_arms, write_table

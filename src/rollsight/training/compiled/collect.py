@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
 from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
-from rollsight.advantages import estimate
+from rollsight.arrays import Array
+from rollsight.gae import gae
 from rollsight.records import Records
 from rollsight.training.compiled import ppo
 from rollsight.training.compiled.acting import Actor, executable
@@ -18,8 +19,6 @@ from rollsight.training.compiled.environments import Environments, Pool
 from rollsight.training.compiled.networks import Network, Parameters
 from rollsight.training.compiled.pool_rollout import Rolled, rollout_in
 from rollsight.training.restoring import History
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ class Collector:
                 rewards[t, env] += self._gamma * float(value)
         # A step that only resets counts as its episode's first here, so that the columns are GAE row by row; being
         # invalid, it is neither trained on nor scored.
-        advantages, returns = estimate(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
+        advantages, returns = gae(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
         finite: Array = np.isfinite(np.stack([columns["log_prob"], values, advantages, returns])).all(axis=0)
         grid = np.indices(done.ends.shape)
         records = Records(

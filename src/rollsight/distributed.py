@@ -1,23 +1,30 @@
-"""Records and directions of several processes (`torch.distributed`): each rank holds its own records of one buffer."""
+"""Several processes (`torch.distributed`), each with its own records of one buffer: one set of scores, one selection,
+as many optimiser steps on each. Every process of a group must make each call that takes the `group`.
+
+The functions without `group` are of all processes, and of this one alone where `torch.distributed` is not initialised.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rollsight.errors import RollsightError
-from rollsight.objectives import Objective
 from rollsight.records import Records
-from rollsight.scoring.directions import Direction
-from rollsight.scoring.scores import Scores
 
+if TYPE_CHECKING:  # scoring imports this file
+    from rollsight.scoring.gradients import Direction
+    from rollsight.scoring.scores import Scores
+    from rollsight.selection import Rule, Selection
+
+T = TypeVar("T")
 Group: TypeAlias = "dist.ProcessGroup"  # a string: torch can be built without it
 
 
@@ -30,7 +37,7 @@ _COLUMNS = ("log_probs", "advantages", "returns", "values", "rewards", "valid")
 
 @contextmanager
 def together(group: Group | None) -> Iterator[None]:
-    """What every rank of `group` does, with the same collectives of this file on each: where it fails on one rank it
+    """What every rank of `group` does, with the same calls of this file on each: where it fails on one rank it
     fails on all of them (`FailedElsewhere`), and none is left waiting for the one that failed. None: one process."""
     try:
         yield
@@ -54,31 +61,12 @@ def _exchanged(mine: Any, group: Group, failure: str = "") -> list[Any]:
     return [given for _, given in ranks]
 
 
-def prepared_across(objective: Objective, records: Records, group: Group) -> tuple[Records, int]:
-    """`objective.prepare` as over all ranks' records, this rank's part of it; and how many valid tokens all have."""
-    whole, own = _gathered(records, group)
-    prepared = objective.prepare(whole)
-    return _with_part(records, prepared, own), int(prepared.valid.sum())
-
-
-def measured_across(target: Any, records: Records, group: Group) -> tuple[Records, int]:
-    """`target.measured_on` as over all ranks' records, this rank's part of it; and the count of all ranks.
-
-    A target with records of its own has its rank's part of them, if it is a dataclass; any other (`targets.Action`) has
-    the same at every rank.
-    """
-    if target.records is None:
-        whole, own = _gathered(records, group)
-        measured: Records = target.measured_on(whole)
-        return _with_part(records, measured, own), target.count(measured)
-    divided = is_dataclass(target)
-    if not divided:
-        measured = target.measured_on(records)
-        return measured, target.count(measured) * dist.get_world_size(group)
-    source = target.records.take(target.records.valid_rows.nonzero().flatten())
-    whole, own = _gathered(source, group)
-    measured = replace(target, records=whole).measured_on(whole)
-    return _with_part(source, measured, own), target.count(measured)
+def from_first(call: Callable[[], T], group: Group | None) -> T:
+    """What the call gives on the first rank, on every rank; only that one makes it. None: one process."""
+    if group is None:
+        return call()
+    first: T = _exchanged(call() if dist.get_rank(group) == 0 else None, group)[0]
+    return first
 
 
 def all_reduced(directions: list[Direction], group: Group) -> list[Direction]:
@@ -106,7 +94,7 @@ def gathered_scores(scores: Scores, group: Group) -> tuple[Scores, slice]:
     return whole, own
 
 
-def _gathered(records: Records, group: Group) -> tuple[Records, slice]:
+def gathered_records(records: Records, group: Group) -> tuple[Records, slice]:
     """All ranks' columns in the order of ranks, observations and actions apart, and where this rank's are."""
     columns: dict[str, Any] = {name: getattr(records, name) for name in _COLUMNS}
     columns |= {f"ids.{name}": column for name, column in records.ids.items()}
@@ -132,9 +120,69 @@ def _all(columns: dict[str, Any], n: int, group: Group) -> tuple[list[dict[str, 
     return [part for _, part in ranks], slice(start, start + n)
 
 
-def _with_part(records: Records, whole: Records, own: slice) -> Records:
-    """The records with this rank's part of the whole's advantages."""
-    part = whole.advantages[own]
-    if part.dim() == 2:
-        part = part[:, : records.log_probs.shape[1]]
-    return records.with_advantages(part.to(records.advantages.device))
+def select_across(rule: Rule, scores: Scores, group: Group) -> Selection:
+    """The rule over all ranks' scores; the weights and dropped indices of this rank's records.
+
+    `requested`, `reached`, `message` and `min_keep` are of the whole. A unit's number (`group`, `episode`) is one unit
+    wherever it appears: give numbers that differ between ranks, unless a unit is spread over them.
+    """
+    whole, own = gathered_scores(scores, group)
+    selection = from_first(lambda: rule(whole), group)  # a rule may draw random numbers
+    mine = (selection.dropped >= own.start) & (selection.dropped < own.stop)
+    device = scores.values.device
+    return replace(
+        selection,
+        weights=selection.weights[own].to(device),
+        dropped=(selection.dropped[mine] - own.start).to(device),
+    )
+
+
+def most_steps(steps: int, group: Group) -> int:
+    """The largest number of optimiser steps that any rank has, which every rank must take: one that runs out of records
+    (a selection may drop all of them) takes the rest with a loss of 0 over what it has, or the others wait for ever."""
+    backend = dist.get_backend(group)
+    count = torch.tensor(steps, device="cuda" if backend == "nccl" else "cpu")
+    dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
+    return int(count)
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def everyone() -> Group | None:
+    """The group of all processes; None where there is one."""
+    return dist.group.WORLD if size() > 1 else None
+
+
+def spread(count: int, compute: Callable[[int], T]) -> list[T]:
+    """`[compute(0), ..., compute(count - 1)]` on every process, each of them computing every size-th entry."""
+    mine = [compute(i) for i in range(rank(), count, size())]
+    if size() == 1:
+        return mine
+    shares: list[list[T]] = [mine] * size()
+    dist.all_gather_object(shares, mine)
+    return [shares[i % size()][i // size()] for i in range(count)]
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up every process's gradients; a process without one counts as zero."""
+    if size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of the values over the processes, in place."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
