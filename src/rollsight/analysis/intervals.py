@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-Floats: TypeAlias = NDArray[np.float64]
+from rollsight.arrays import Floats
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value over n seeds, pairs or whatever it is of, with its 95 % interval."""
+    """A value with its 95 % interval.
+
+    value: the mean, or whatever statistic it is.
+    low: the lower end; NaN where there is no interval, as for one value.
+    high: the upper end.
+    n: number of values it is of; 0 where that is not counted.
+    """
 
     value: float
     low: float = float("nan")
-    """The lower end; nan where there is no interval, as of one value."""
     high: float = float("nan")
-    """The upper end."""
     n: int = 0
-    """How many values it is of; 0 where that is not counted."""
 
     @property
     def half_width(self) -> float:

@@ -11,27 +11,29 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.analysis.intervals import Interval, band, t_interval
+from rollsight.arrays import Floats, Ints
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_label
 from rollsight.runs import Run, column_as_floats, spell
 
 Measure = Literal["evaluation return", "training return"]
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's learning curve: mean return (R,) after each of the rounds (R,)."""
+    """One run's learning curve.
 
-    rounds: IntArray
-    returns: FloatArray
+    rounds: (R,) numbers of the rounds.
+    returns: (R,) mean return after each.
+    """
 
-    def at(self, rounds: Sequence[int]) -> FloatArray:
+    rounds: Ints
+    returns: Floats
+
+    def at(self, rounds: Sequence[int]) -> Floats:
         """The returns (len(rounds),) after these rounds, which the curve must have."""
         return self.returns[np.searchsorted(self.rounds, rounds)]
 
@@ -40,8 +42,14 @@ class Curve:
 class Arm:
     """One way of training: its runs over seeds, and its paired difference to the baseline on common seeds.
 
-    `mean` and `half_width` (R,) are the learning curve over the comparison's rounds; half-widths are NaN for one
-    seed. The differences are None for the baseline and where there is no common seed.
+    name: as the tables show it.
+    runs: number of runs.
+    final: return at the end of training.
+    area: mean return over all rounds.
+    final_difference: to the baseline's final return; None for the baseline and where there is no common seed.
+    area_difference: to the baseline's area; None likewise.
+    mean: (R,) the mean learning curve over the comparison's rounds.
+    half_width: (R,) of its 95 % interval; NaN for one seed.
     """
 
     name: str
@@ -50,17 +58,25 @@ class Arm:
     area: Interval
     final_difference: Interval | None
     area_difference: Interval | None
-    mean: FloatArray
-    half_width: FloatArray
+    mean: Floats
+    half_width: Floats
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of one environment over the rounds (R,) that all their runs have; notes say what a reader must know."""
+    """The arms of one environment.
+
+    env: name of the environment.
+    measure: what the curves show.
+    rounds: (R,) rounds that all runs have.
+    baseline: name of the arm that the others are compared with.
+    arms: the arms, the baseline among them.
+    notes: sentences that a reader must know.
+    """
 
     env: str
     measure: Measure
-    rounds: IntArray
+    rounds: Ints
     baseline: str
     arms: list[Arm]
     notes: list[str]
@@ -94,7 +110,7 @@ def training_curve(run: Run) -> Curve | None:
     return Curve(np.array(rows["round"].to_pylist())[first:], np.array(returns, np.float64))
 
 
-def final_return(rounds: IntArray, returns: FloatArray) -> float:
+def final_return(rounds: Ints, returns: Floats) -> float:
     """Mean of the returns (R,) over the last tenth of the rounds (R,), at least the last one."""
     window = max(1, int(rounds[-1]) // 10)
     return float(returns[rounds > rounds[-1] - window].mean())
@@ -135,7 +151,7 @@ def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
     rounds = _common_rounds(env, curves, notes)
     counted = rounds[rounds > 0]
 
-    seeds: dict[str, dict[str, FloatArray]] = {}  # arm -> seed -> returns (R,), the mean over runs of the same seed
+    seeds: dict[str, dict[str, Floats]] = {}  # arm -> seed -> returns (R,), the mean over runs of the same seed
     sizes: dict[str, int] = {}
     for arm in dict.fromkeys(_arm(run) for run in runs):
         members = [
@@ -165,7 +181,7 @@ def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
 def _summarise(
     name: str,
     runs: int,
-    returns: dict[str, FloatArray],
+    returns: dict[str, Floats],
     scores: dict[str, tuple[float, float]],
     reference: dict[str, tuple[float, float]] | None,
 ) -> Arm:
@@ -204,7 +220,7 @@ def _curves(runs: list[Run], notes: list[str]) -> tuple[list[Curve], Measure]:
     return [curve for curve in trained if curve is not None], "training return"
 
 
-def _common_rounds(env: str, curves: list[Curve], notes: list[str]) -> IntArray:
+def _common_rounds(env: str, curves: list[Curve], notes: list[str]) -> Ints:
     sets = [set(curve.rounds.tolist()) for curve in curves]
     common, counted = set.intersection(*sets), set.union(*sets) - {0}
     shared = common - {0}

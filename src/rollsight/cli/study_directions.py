@@ -46,7 +46,7 @@ def study_directions(
     from rollsight.studies.directions.study import STUDY
 
     def cells() -> Sequence[Cell]:
-        require("rollsight.training.classic")
+        require("rollsight.training.compiled")
         from rollsight.environments.make import check_environment, observations_of
         from rollsight.studies.settings import keep_settings
 

@@ -56,7 +56,7 @@ def study_paper(
     from rollsight.studies.settings import keep_settings
 
     def cells() -> Sequence[Cell]:
-        require("rollsight.training.classic")
+        require("rollsight.training.compiled")
         settings = Settings(budget)
         chosen = [PPOArm.of(arm) for arm in listed(arms)]
         wanted = cells_of(envs_of(listed(envs)), chosen, study.all_seeds(_SEEDS[budget]), settings)

@@ -12,28 +12,32 @@ from rollsight.errors import RollsightError
 
 @dataclass(frozen=True)
 class Kind:
-    """What arms of this kind do."""
+    """What arms of this kind do.
+
+    text: as help and tables say it.
+    make: what the study makes its runs of; each study says what that is.
+    takes_p: whether the arm leaves out a fraction p of the negative units.
+    """
 
     text: str
-    """As help and tables say it."""
     make: Any = None
-    """What the study makes its runs of; each study says what that is."""
     takes_p: bool = True
-    """Whether the arm leaves out a fraction p of the negative units."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """What may follow an @."""
+    """What may follow an @.
+
+    field: of the arm.
+    values: which there are, as help and errors say it.
+    read: the value of a text; `ValueError` where there is none.
+    write: the text of a value.
+    """
 
     field: str
-    """Of the arm."""
     values: str
-    """Which there are, as help and errors say it."""
     read: Callable[[str], Any]
-    """The value of a text; `ValueError` where there is none."""
     write: Callable[[Any], str]
-    """The text of a value."""
 
 
 def above_zero(text: str) -> float:
@@ -49,7 +53,12 @@ LR = Option("lr", "X", above_zero, "{:g}".format)
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a study. What is None is the study's."""
+    """One way of training in a study. What is None is the study's.
+
+    kind: a name in `kinds`.
+    p: fraction of the negative units to leave out; higher drops more.
+    lr: learning rate.
+    """
 
     kinds: ClassVar[Mapping[str, Kind]]  # the first one is the standard that others are compared with
     options: ClassVar[Mapping[str, Option]] = {"lr": LR}
@@ -57,9 +66,7 @@ class Arm:
 
     kind: str
     p: float | None = None
-    """Fraction of the negative units to leave out."""
     lr: float | None = None
-    """Learning rate."""
 
     @classmethod
     def of(cls, text: str) -> Self:

@@ -24,14 +24,18 @@ Settings = TypeVar("Settings", bound=Rounds)
 
 @dataclass(frozen=True)
 class LanguageCell(Generic[AnArm, Settings]):
-    """One run."""
+    """One run.
+
+    arm: how it trains.
+    seed: of every random stream.
+    settings: that all runs of the study share.
+    folder: of the study.
+    """
 
     arm: AnArm
     seed: int
     settings: Settings
-    """That all runs of the study share."""
     folder: Path
-    """Of the study."""
 
     @property
     def name(self) -> str:

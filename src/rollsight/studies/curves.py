@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from rollsight.analysis.intervals import Floats
+from rollsight.arrays import Floats
 from rollsight.studies.store import Columns
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Columns (R,) by name, over the evaluated rounds; `seconds` without evaluation."""
+    """What one run was evaluated to.
+
+    columns: (R,) by name, over the evaluated rounds; `seconds` without evaluation.
+    """
 
     columns: Mapping[str, Floats]
 

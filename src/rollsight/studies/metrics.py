@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rollsight.analysis.intervals import UNKNOWN, Floats, Interval, percentile_interval, t_interval
+from rollsight.analysis.intervals import UNKNOWN, Interval, percentile_interval, t_interval
 from rollsight.analysis.learning_curves import final_return
+from rollsight.arrays import Floats
 from rollsight.streams import stream
 from rollsight.studies.curves import Curve
 from rollsight.studies.results import row
@@ -73,9 +74,11 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 class Contrast:
     """One arm against the standard on common seeds.
 
-    pairs:      measure -> mean over pairs of seeds, with its t-interval.
+    pairs: measure -> mean over pairs of seeds, with its t-interval.
     mean_curve: measure -> of the mean curves, with a bootstrap interval over seeds (pairs stay together).
-    final, area: paired difference in return; probability: that a run of the arm ends above one of the standard.
+    final: paired difference in final return.
+    area: paired difference in the mean return over all rounds.
+    probability: that a run of the arm ends above one of the standard.
     """
 
     pairs: dict[str, Interval]
@@ -98,8 +101,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Null:
-    """Standard against standard, what a measure shows where there is nothing: mean and standard deviation, over all
-    ordered pairs of seeds, and of mean curves of random halves of the seeds."""
+    """Standard against standard: what a measure shows where there is nothing to show.
+
+    pairs: measure -> mean and standard deviation over all ordered pairs of seeds.
+    mean_curve: measure -> the same of mean curves of random halves of the seeds.
+    """
 
     pairs: dict[str, tuple[float, float]]
     mean_curve: dict[str, tuple[float, float]]
@@ -107,7 +113,14 @@ class Null:
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm on its own: interquartile means with stratified bootstrap intervals, means with t-intervals."""
+    """One arm on its own.
+
+    seeds: number of runs.
+    final: mean final return with its t-interval.
+    area: mean return over all rounds with its t-interval.
+    final_iqm: interquartile mean of the final return with a stratified bootstrap interval.
+    area_iqm: the same of the area.
+    """
 
     seeds: int
     final: Interval

@@ -15,7 +15,7 @@ from rollsight.training.options import Optimizer
 from rollsight.training.paper import EnvSettings, rates
 
 if TYPE_CHECKING:
-    from rollsight.training.classic.arms import Arm as TrainingArm
+    from rollsight.training.compiled.arms import Arm as TrainingArm
 
 _FLOOR = 64  # one minibatch stays
 _CLIP = 0.5
@@ -24,7 +24,7 @@ _CLIP = 0.5
 KINDS: Mapping[str, Kind] = {
     "ppo": Kind("standard PPO", lambda of: of.filtered(every=0), takes_p=False),
     "iif": Kind("drop the fraction p of the negative records", lambda of: of.filtered(of.drop)),
-    "random": Kind("drop as many random records; scoring is not charged", lambda of: of.filtered(of.random)),
+    "random": Kind("drop the same number of random records; scoring is not charged", lambda of: of.filtered(of.random)),
     "permuted": Kind(
         "IIF on scores whose advantages are permuted over the records", lambda of: of.ranked(of.rankings.permuted)
     ),
@@ -40,7 +40,8 @@ KINDS: Mapping[str, Kind] = {
         lambda of: of.arms.MatchedKL(of.filtered(of.drop)),
     ),
     "matched-steps": Kind(
-        "random, with as many optimiser steps as standard PPO", lambda of: of.filtered(of.random, as_many_steps=True)
+        "random, with the number of optimiser steps of standard PPO",
+        lambda of: of.filtered(of.random, as_many_steps=True),
     ),
     "mismatch": Kind(
         "drop p of the records with wrong signs, largest |A_bar - A_hat| first",
@@ -92,7 +93,7 @@ class _Parts:
 
     def __init__(self, p: float, seed: int) -> None:
         from rollsight.selection import DropHarm, DropNegative, DropRandom
-        from rollsight.training.classic import arms, rankings
+        from rollsight.training.compiled import arms, rankings
 
         self.arms, self.rankings, self.filtered = arms, rankings, arms.Filtered
         self.drop = DropNegative(p, min_keep=_FLOOR)
@@ -119,7 +120,12 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class PPOArm(arms.Arm):
-    """One arm. What is None is the paper's."""
+    """One arm. What is None is the paper's.
+
+    optimizer: of policy and value function.
+    max_grad_norm: gradients longer than this are cut to it; infinity switches clipping off.
+    envs: environments in parallel; the paper has one.
+    """
 
     kinds: ClassVar[Mapping[str, Kind]] = KINDS
     options: ClassVar[Mapping[str, Option]] = {
@@ -136,9 +142,7 @@ class PPOArm(arms.Arm):
 
     optimizer: Optimizer | None = None
     max_grad_norm: float = _CLIP
-    """Longer gradients are clipped to it; infinity switches that off."""
     envs: int = 1
-    """Environments side by side; the paper has one."""
 
     def resolved(self, settings: EnvSettings) -> PPOArm:
         """With the environment's p, optimiser and learning rate for what is not given.

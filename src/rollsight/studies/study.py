@@ -44,25 +44,28 @@ def _no_texts(folder: Path, results: Any, round: int | None) -> Mapping[str, str
 
 @dataclass(frozen=True)
 class Study(Generic[AnArm, Results]):
-    """One kind of study."""
+    """One kind of study.
+
+    name: on the command line.
+    keys: the columns that name a run, the last one its seed.
+    arms: the class of its arms.
+    read: puts together what is in a folder; arms are compared with their standard, or all with a given one.
+    markdown: all tables.
+    rows: every figure, as one long table.
+    pictures: draws into a folder, and says what was drawn.
+    texts: more files by name, made of the study's folder, its results and the round to show (None: the last one).
+    files: what it writes, so that a folder with other files of these names is refused.
+    """
 
     name: str
-    """On the command line."""
     keys: Sequence[str]
-    """The columns that name a run, the last one its seed."""
     arms: type[AnArm]
     read: Callable[[Path, AnArm | None], Results]
-    """What is in a folder, put together; arms are compared with their standard, or all with a given one."""
     markdown: Callable[[Results], str]
-    """All tables."""
     rows: Callable[[Results], Iterable[Mapping[str, object]]]
-    """Every figure, as one long table."""
     pictures: Callable[[Results, Path], list[Path]]
-    """Draw into a folder, and say what was drawn."""
     texts: Callable[[Path, Results, int | None], Mapping[str, str]] = _no_texts
-    """More files by name, made of the study's folder, its results and the round to show; None: the last round."""
     files: Sequence[str] = ("results.md", "results.csv", "index.html")
-    """What it writes, so that a folder with other people's files is refused."""
 
     def started(self, folder: Path) -> bool:
         """Whether a folder is of a study."""

@@ -39,7 +39,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. arms: the first one trains; rounds, every, records: as in `Settings`."""
+    """One run.
+
+    env: name of the environment.
+    arms: the arms that are compared; the first one trains.
+    seed: of every random stream.
+    rounds, every, records: as in `Settings`.
+    """
 
     env: str
     arms: tuple[PPOArm, ...]
@@ -64,8 +70,8 @@ class Cell:
         """Train, and return a row for every arm in all compared rounds; of a run that diverges, those until then."""
         from rollsight.studies.directions.updates import Compared
         from rollsight.studies.trainer import trainer_of
-        from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import Plan
+        from rollsight.training.compiled import environments
+        from rollsight.training.compiled.trainer import Plan
 
         made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
         fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, Purpose.FRESH_ENVIRONMENTS))

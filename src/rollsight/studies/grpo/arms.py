@@ -34,7 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "grpo": Kind("plain GRPO", ("record", None), takes_p=False),
     **_LEFT_OUT,
     **{
-        f"{_RANDOM}{name}": Kind(f"as many at random as {name} would; scoring is not charged", kind.make)
+        f"{_RANDOM}{name}": Kind(f"the number that {name} would, at random; scoring is not charged", kind.make)
         for name, kind in _LEFT_OUT.items()
     },
 }

@@ -18,9 +18,9 @@ KINDS: Mapping[str, Kind] = {
     "iif": Kind("leave out the fraction p of the negative completions, scored against f_seq", {}),
     "iif-return": Kind("the same, scored against f_return", {"target": "return"}),
     "iif-reward": Kind("the same, scored against the z-scored reward", {"target": "reward"}),
-    "random": Kind("leave out as many random completions; scoring is not charged", {"random": True}),
+    "random": Kind("leave out the same number of random completions; scoring is not charged", {"random": True}),
     "matched-steps": Kind(
-        "random, with as many optimiser steps as standard PPO", {"random": True, "as_many_steps": True}
+        "random, with the number of optimiser steps of standard PPO", {"random": True, "as_many_steps": True}
     ),
     "crossfit": Kind("iif, each half of the completions scored against the other's gradient", {"cross_fit": True}),
 }

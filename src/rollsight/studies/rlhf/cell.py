@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rollsight import runs
+from rollsight.arrays import Floats
 from rollsight.studies.cells import LanguageCell, silence_transformers
 from rollsight.studies.rlhf.arms import RLHFArm
 from rollsight.studies.rlhf.metrics import PHASES
@@ -18,7 +19,7 @@ from rollsight.studies.runner import Report
 from rollsight.training.language import run
 from rollsight.training.language.columns import distinct
 
-Judge: TypeAlias = Callable[[Sequence[str]], np.ndarray[Any, np.dtype[np.float64]]]
+Judge: TypeAlias = Callable[[Sequence[str]], Floats]
 
 # Column -> what of the rounds' summaries it is the mean of, since the row before.
 _MEANS = {
@@ -33,10 +34,9 @@ _MEANS = {
 
 @dataclass(frozen=True)
 class Cell(LanguageCell[RLHFArm, run.RunSettings]):
-    """One run."""
+    """One run. judge: of toxicity."""
 
     judge: Probe
-    """Of toxicity."""
 
     def run(self, report: Report) -> list[dict[str, Any]]:
         """Train, or go on training, and return the curve. Seconds are of processor time: runs share their machine."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollsight.analysis.intervals import Floats
+from rollsight.arrays import Floats
 from rollsight.studies import metrics
 from rollsight.studies.curves import Curve, after_start
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from rollsight.analysis.intervals import Floats
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
 from rollsight.training.language.models import DATA_WHEELS
@@ -34,7 +34,12 @@ _BATCH, _LONGEST = 64, 128
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """weights (384,) and bias of the logit of toxicity; quality: what cross-validation measured, by name."""
+    """A linear probe for toxicity.
+
+    weights: (384,) of the logit of toxicity.
+    bias: of the logit.
+    quality: what cross-validation measured, by name.
+    """
 
     weights: Floats
     bias: float
