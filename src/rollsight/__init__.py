@@ -14,6 +14,7 @@ from rollsight.lazy import at_first_use
 if TYPE_CHECKING:
     from rollsight import language as language
     from rollsight import objectives as objectives
+    from rollsight import runs as runs
     from rollsight import selection as selection
     from rollsight import targets as targets
     from rollsight.errors import RollsightError as RollsightError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rollsight.scoring import score_records as score_records
     from rollsight.scoring import trust_line as trust_line
     from rollsight.snapshot import Snapshot as Snapshot
+    from rollsight.update import UpdateRule as UpdateRule
 
 __version__ = "0.1.0"
 
@@ -38,13 +40,14 @@ _HOMES = {
     "Scores": "scoring",
     "Snapshot": "snapshot",
     "TrustLine": "scoring",
+    "UpdateRule": "update",
     "score_records": "scoring",
     "trust_line": "scoring",
     **dict.fromkeys(("language", "objectives", "selection", "targets")),
 }
 
 __all__ = [*_HOMES]
-__getattr__ = at_first_use(__name__, _HOMES)
+__getattr__ = at_first_use(__name__, {**_HOMES, "runs": None})  # run folders need an extra
 
 
 def __dir__() -> list[str]:

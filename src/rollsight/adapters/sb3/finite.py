@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rollsight.adapters.sb3.episodes import RoundEpisodes
+from rollsight.runs.episodes import RoundEpisodes
 
 Grid: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
 from rollsight.advantages import estimate
 from rollsight.records import Records
+from rollsight.runs.episodes import EpisodeTracker, RoundEpisodes, after_resets
 from rollsight.training.classic import ppo
 from rollsight.training.classic.acting import Actor, executable
 from rollsight.training.classic.compiled import Rolled, rollout_in
@@ -175,9 +175,7 @@ class Collector:
     def _episodes(self, done: _Steps) -> RoundEpisodes:
         """The tracker's columns; a step that only resets is its episode's step -1."""
         episodes = self._tracker.of_round(done.begins, done.ends[-1], done.rewards, done.starts, int(done.cut.sum()))
-        steps, count = done.begins.shape
-        last = np.maximum.accumulate(np.where(done.begins, np.arange(steps)[:, None], -1), axis=0)
-        offset = np.where(last >= 0, ~done.valid[last, np.arange(count)], self._offset)
+        offset = after_resets(done.begins, done.valid, self._offset)
         self._offset = offset[-1].astype(np.int64)
         return replace(episodes, episode_step=episodes.episode_step - offset)
 

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rollsight.adapters.watching import Watch
 from rollsight.records import Records
 from rollsight.selection import Selection
 from rollsight.streams import Purpose, legacy
@@ -19,6 +18,7 @@ from rollsight.training.classic.batch import Batch, Minibatches
 from rollsight.training.classic.networks import Network, Parameters
 from rollsight.training.classic.optimizers import Optimizer, State
 from rollsight.update import Indices, UpdateRule
+from rollsight.watching import Watch
 
 Floats: TypeAlias = np.ndarray[Any, Any]
 

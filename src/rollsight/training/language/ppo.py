@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from rollsight import language, objectives, targets
-from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
@@ -40,6 +39,7 @@ from rollsight.training.language.prompts import Prompt, as_prompt
 from rollsight.training.language.settings import Options
 from rollsight.training.language.terms import losses, token_rewards, with_advantages
 from rollsight.update import Indices, repack
+from rollsight.watching import Watch
 
 BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 Follow: TypeAlias = Callable[[str, int, int], None]
