@@ -14,7 +14,6 @@ from rollsight.lazy import at_first_use
 if TYPE_CHECKING:
     from rollsight import language as language
     from rollsight import objectives as objectives
-    from rollsight import runs as runs
     from rollsight import selection as selection
     from rollsight import targets as targets
     from rollsight.errors import RollsightError as RollsightError

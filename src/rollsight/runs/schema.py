@@ -47,13 +47,13 @@ RECORDS = (
     Column(
         "episode_step", "integer", "steps", "steps since the episode began; -1 where a step only resets", _STEPS_OWN
     ),
-    Column("group", "integer", "", "number of the prompt in the round", _TEXTS),
+    Column("group", "integer", "", "number of the prompt in the round", _TEXTS_OWN),
     Column("obs", "array", "", "observation before the action; of large ones a sample", _STEPS_OWN),
     Column("obs.*", "array", "", "entry of an observation that is a dictionary", ("sb3", "own")),
     Column("action_masks", "array", "", "which actions were allowed (MaskablePPO)", ("sb3",)),
     Column("action", "array", "", "action taken", _STEPS_OWN),
-    Column("prompt", "text", "", "prompt; a conversation is JSON", _TEXTS),
-    Column("completion", "text", "", "completion; a conversation is JSON", _TEXTS),
+    Column("prompt", "text", "", "prompt; a conversation is JSON", _TEXTS_OWN),
+    Column("completion", "text", "", "completion; a conversation is JSON", _TEXTS_OWN),
     Column("length", "integer", "tokens", "tokens of the completion that are trained on", _TEXTS_OWN),
     Column("reward", "number", "reward", "reward as the environment or the reward function gave it", _ALL),
     Column("reward_*", "number", "reward", "of one reward function", ("trl",)),
@@ -62,7 +62,7 @@ RECORDS = (
     Column("advantage", "number", "return", "advantage; of completions as it is trained on, at the last token", _ALL),
     Column("return", "number", "return", "what the value function is trained on", _STEPS_OWN),
     Column("log_prob", "number", "nats", "log-probability of the action when it was taken", _STEPS_OWN),
-    Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS),
+    Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS_OWN),
     Column("token_ids", "integers", "", "tokens of the completion", ("rlhf", "own")),
     Column("token_log_probs", "numbers", "nats", "log-probability of each token when it was sampled", ("rlhf", "own")),
     Column("token_values", "numbers", "return", "value estimate at each token before the update", ("rlhf", "own")),
@@ -71,7 +71,7 @@ RECORDS = (
     Column("kept", "boolean", "", "whether the record stayed in the update", _ALL),
     Column("valid", "boolean", "", "whether there is something to train on and to score", _ALL),
     Column("episode_return", "number", "reward", "return of its episode, where that ended in the round", _STEPS_OWN),
-    Column("episode_start", "text", "", "how the episode began, as JSON, at its first step", _STEPS),
+    Column("episode_start", "text", "", "how the episode began, as JSON, at its first step", _STEPS_OWN),
 )
 
 ROUNDS = (
@@ -98,7 +98,7 @@ ROUNDS = (
     Column("episode_length_mean", "number", "steps", "mean length of these episodes", _STEPS_OWN),
     Column("episodes_terminated", "integer", "", "episodes that ended in the round by themselves", _STEPS),
     Column("episodes_truncated", "integer", "", "episodes that were cut off in the round", _STEPS),
-    Column("entropy_mean", "number", "nats", "mean of the records' entropy", _STEPS),
+    Column("entropy_mean", "number", "nats", "mean of the records' entropy", _STEPS_OWN),
     Column("reward_mean", "number", "reward", "mean reward of the completions", _TEXTS_OWN),
     Column("reward_std", "number", "reward", "standard deviation of their rewards", _TEXTS_OWN),
     Column("length_mean", "number", "tokens", "mean length of the completions", _TEXTS_OWN),
