@@ -27,11 +27,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rollsight.lazy import at_first_use
-from rollsight.runs.layout import find_runs, is_run, spell, whole_file
+from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
+from rollsight.runs.results import results_folder, stored_results
 from rollsight.runs.writer import RunWriter, create, resume
 
 if TYPE_CHECKING:
@@ -46,12 +47,15 @@ __all__ = [
     "column_as_floats",
     "create",
     "find_runs",
+    "is_being_written",
     "is_run",
     "jsonable",
     "open",
     "rank_records",
+    "results_folder",
     "resume",
     "scored_records",
     "spell",
+    "stored_results",
     "whole_file",
 ]

@@ -5,7 +5,6 @@ Cheap: names of files, the list of digests, and the summaries' counts of records
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from rollsight.runs.layout import LOCK, Kind, round_numbers, round_path, temporary_files
+from rollsight.runs.layout import Kind, is_being_written, round_numbers, round_path, temporary_files
 from rollsight.runs.reader import Run
 from rollsight.runs.verified import VerifiedFiles
 
@@ -48,21 +47,6 @@ class Completeness:
     def whole(self) -> bool:
         """Whether nothing is missing or unreadable, and all rows are there."""
         return not self.missing and not self.unreadable and self.expected in (None, self.rows)
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether a process holds the run's lock now. A writer that begins at this moment may be told that it is."""
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)  # lets go of the lock
-    return False
 
 
 def completeness(run: Run) -> Completeness:

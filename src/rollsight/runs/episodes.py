@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
-Ints: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
+from rollsight.arrays import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +26,12 @@ class RoundEpisodes:
     terminated, truncated: how many episodes ended in this round, and how; truncated by a time limit and not otherwise.
     """
 
-    episode: Ints
-    episode_step: Ints
-    reward: Floats
-    episode_return: Floats
+    episode: Array
+    episode_step: Array
+    reward: Array
+    episode_return: Array
     start: np.ndarray[Any, np.dtype[np.object_]]
-    finished_returns: Floats
+    finished_returns: Array
     terminated: int
     truncated: int
 
@@ -59,9 +58,9 @@ class EpisodeTracker:
 
     def __init__(self, first_episode: int = 0) -> None:
         self._next = first_episode
-        self._episode: Ints | None = None
-        self._age: Ints = np.empty(0, dtype=np.int64)
-        self._total: Floats = np.empty(0)
+        self._episode: Array | None = None
+        self._age: Array = np.empty(0, dtype=np.int64)
+        self._total: Array = np.empty(0)
 
     def begin(self, envs: int) -> None:
         """Unfinished episodes of which this tracker did not see every step (an earlier `learn` without it, a rollout
@@ -82,7 +81,7 @@ class EpisodeTracker:
         self._age, self._total = np.array(state["age"]), np.array(state["total"], dtype=np.float64)
 
     def of_round(
-        self, begins: Any, last_dones: Any, reward: Floats, starts: Iterable[tuple[int, int, Any]], truncated: int
+        self, begins: Any, last_dones: Any, reward: Array, starts: Iterable[tuple[int, int, Any]], truncated: int
     ) -> RoundEpisodes:
         """Columns of a round whose steps were noted elsewhere.
 
@@ -100,7 +99,7 @@ class EpisodeTracker:
         age = np.where(last >= 0, clock - last, self._age + 1 + clock)
 
         units, position = np.unique(episode.ravel(), return_inverse=True)
-        totals: Floats = np.bincount(position, weights=reward.ravel()).astype(np.float64)
+        totals: Array = np.bincount(position, weights=reward.ravel()).astype(np.float64)
         for number, total in zip(self._episode, self._total, strict=True):
             totals[units == number] += total
         open_at_end = episode[-1][~np.asarray(last_dones, dtype=bool)]
@@ -119,7 +118,7 @@ class EpisodeTracker:
         return RoundEpisodes(episode, age, reward, per_step, start, known, ended - truncated, truncated)
 
 
-def after_resets(begins: Any, valid: Any, before: Ints) -> Ints:
+def after_resets(begins: Any, valid: Any, before: Array) -> Array:
     """(n_steps, n_envs) what to take from `episode_step`: 1 in episodes whose first row only resets, so that this row
     is their step -1; else 0.
 

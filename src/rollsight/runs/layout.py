@@ -1,6 +1,7 @@
 """Where things lie in a run folder, and how a file gets there whole or not at all."""
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -33,6 +34,18 @@ SUFFIXES: dict[Kind, str] = {
 def is_run(path: str | Path) -> bool:
     """Whether the path is a run folder, that is, holds a `run.json`."""
     return (Path(path) / METADATA).is_file()
+
+
+def is_being_written(run: Path) -> bool:
+    """Whether a process holds the run for writing now. Takes the lock for a moment, for which writers wait."""
+    try:
+        with open(run / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no lock file: of another machine, or never written to by this version
+    return False
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ def round_columns(
         "episode": _env_major(episodes.episode),
         "episode_step": _env_major(episodes.episode_step),
         "reward": _env_major(episodes.reward),
-        "entropy": columns.as_numpy(_entropy(translated)),
+        "entropy": columns.as_numpy(entropy_of(translated)),
         "episode_return": [None if np.isnan(x) else x for x in _env_major(episodes.episode_return)],
         "episode_start": list(_env_major(episodes.start)),
     }
@@ -48,7 +48,7 @@ def _env_major(column: Any) -> Any:
     return column.T.reshape(-1)
 
 
-def _entropy(translated: Translated) -> Tensor:
+def entropy_of(translated: Translated) -> Tensor:
     """Policy entropy per step at the start of the round; one sample of it, -log pi, where there is no closed form."""
     with torch.no_grad():
         evaluation = translated.policy(translated.scored)
