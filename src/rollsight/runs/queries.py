@@ -176,6 +176,8 @@ def _mask(table: pa.Table, where: Iterable[Condition], search: str) -> pa.Chunke
     mask = pa.chunked_array([pa.array([True] * len(table))])
     for name, operator, value in where:
         column = _column(table, name)
+        if operator not in get_args(Operator):
+            raise RollsightError(f"{operator!r} is not an operator: choose from {', '.join(get_args(Operator))}")
         try:
             found = _fulfilled(column, operator, value)
         except (pa.ArrowException, TypeError, ValueError) as error:
@@ -205,9 +207,7 @@ def _fulfilled(column: pa.ChunkedArray, operator: Operator, value: Any) -> pa.Ch
             return _contains(column, str(value))
         case "null":
             return pc.is_null(column)
-        case "not null":
-            return pc.is_valid(column)
-    raise RollsightError(f"{operator!r} is not an operator: choose from {', '.join(get_args(Operator))}")
+    return pc.is_valid(column)
 
 
 def _scalar(value: Any, type: pa.DataType) -> pa.Scalar:
