@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from rollsight import distributed, language, objectives, targets
-from rollsight.adapters.watching import Watch
 from rollsight.arrays import Bools, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
@@ -40,6 +39,7 @@ from rollsight.training.language.prompts import Prompt, as_prompt
 from rollsight.training.language.settings import Options
 from rollsight.training.language.terms import losses, token_rewards, with_advantages
 from rollsight.update import repack
+from rollsight.watching import Watch
 
 Follow: TypeAlias = Callable[[str, int, int], None]
 """`follow(phase, done, total)`: how far a phase is: generate, reward, log_probs, score, evaluate (completions), train
