@@ -131,7 +131,7 @@ def test_heuristics_drop_records_with_wrong_signs_only(
     _, round = frozen(obs="discrete")
     scores = ranking(round)
     dropped = DROP(scores).dropped.numpy()
-    a, a_bar = round.records.advantages.numpy(), rankings._tabular(round).numpy()
+    a, a_bar = round.records.advantages.numpy(), rankings.tabular_values(round).numpy()
     wrong = np.flatnonzero(np.sign(a) * np.sign(a_bar) < 0)
     assert len(dropped) == len(wrong) // 2 > 0
     expected = wrong[np.argsort(lowest_first(a_bar, a)[wrong], kind="stable")][: len(dropped)]

@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError
-from rollsight.advantages import estimate
+from rollsight.gae import gae
 from rollsight.training.compiled import collect
 from rollsight.training.compiled.acting import Actor, executable
 from rollsight.training.compiled.collect import Collector, Rollout
@@ -82,7 +82,7 @@ def test_advantages_are_the_hosts() -> None:
     rewards, values = rng.normal(size=(2, 300, 3)).astype(np.float32)
     ends, last = rng.random((300, 3)) < 0.05, rng.normal(size=3).astype(np.float32)
     starts = np.concatenate([np.ones((1, 3)), ends[:-1]])
-    mine = estimate(rewards, values, ends, last, 0.9, 0.8)
+    mine = gae(rewards, values, ends, last, 0.9, 0.8)
     for one, other in zip(mine, host_advantages(rewards, values, starts, last, ends[-1]), strict=True):
         assert one.dtype == np.float32
         assert np.abs(one - other).max() < 1e-5

@@ -152,10 +152,3 @@ def test_a_score_that_knows_the_fault_finds_every_corrupted_episode() -> None:
         ("stale values", "knows"): 1.0,
         ("stale values", "blind"): 0.5,
     }
-
-
-def test_auroc() -> None:
-    positive = np.array([False, True, False, True])
-    assert faults.auroc(np.array([0.0, 1.0, 0.5, 2.0]), positive) == 1.0
-    assert faults.auroc(np.array([1.0, 1.0, 1.0, 1.0]), positive) == 0.5
-    assert faults.auroc(np.array([3.0, 1.0, 0.5, 2.0]), positive) == 0.5

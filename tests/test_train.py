@@ -194,11 +194,8 @@ def test_the_compiled_engine_is_the_default_where_it_can_be(settings, engine, mo
     assert settings.resolved().engine == "sb3"
 
 
-def test_the_papers_settings():
-    assert (settings_for("LunarLander-v3").rounds, settings_for("LunarLander-v3").drop) == (150, 0.125)
-    walker = settings_for("BipedalWalker-v3")
-    assert (walker.rounds, walker.drop, walker.optimizer, walker.lr) == (500, 0.0625, "adam", 3e-4)
-    assert settings_for("CartPole-v1").drop == 0
+def test_records_are_dropped_by_default_where_the_paper_dropped_some():
+    assert settings_for("CartPole-v1").drop == 0 < settings_for("LunarLander-v3").drop < 1
 
 
 @pytest.mark.parametrize(

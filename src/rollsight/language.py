@@ -32,17 +32,21 @@ class Completions:
 
     temperature: the logits are divided by it, as in sampling: above 1 the distribution is flatter, below 1 sharper.
     entropy: also give the entropy (N, T) of each token's distribution.
+    count_padding: positions count the padding on the left too, as where a model is called without any (TRL's trainers).
     """
 
     temperature: float = 1.0
     entropy: bool = False
+    count_padding: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise RollsightError(f"Completions: temperature is {self.temperature}; give a number above 0.")
 
     def __call__(self, module: nn.Module, obs: Mapping[str, Tensor], actions: Tensor) -> Evaluation:
-        logits = completion_logits(module, obs["input_ids"], obs["attention_mask"], actions.shape[1])
+        logits = completion_logits(
+            module, obs["input_ids"], obs["attention_mask"], actions.shape[1], count_padding=self.count_padding
+        )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
         if "support" in obs:
@@ -50,8 +54,12 @@ class Completions:
         return Evaluation(token_log_probs(logits, actions), token_entropies(logits) if self.entropy else None)
 
 
-def completion_logits(module: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
+def completion_logits(
+    module: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, *, count_padding: bool = False
+) -> Tensor:
     """(N, length, V): the logits of each row's last `length` tokens, by the model's own forward.
+
+    count_padding: leave the positions to the model, which counts the padding on the left too.
 
     Raises `RollsightError` for sequences longer than the model's context, for encoder-decoders, and for prompt-learning
     adapters, whose virtual tokens move the positions.
@@ -69,12 +77,13 @@ def completion_logits(module: nn.Module, input_ids: Tensor, attention_mask: Tens
         raise RollsightError("Adapters that learn virtual prompt tokens are not covered; use LoRA, or no adapter.")
     # Positions as a tensor: the head then gets a copy. The strided slice that a number makes doubles its cost in bf16.
     kept = torch.arange(total - length - 1, total - 1, device=input_ids.device)
+    positions = {} if count_padding else {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
     logits: Tensor = module(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(1) - 1).clamp_min(0),
         logits_to_keep=kept,
         use_cache=False,
+        **positions,
     ).logits
     return logits
 

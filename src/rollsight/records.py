@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 
 ID_NAMES = ("round", "env", "step", "episode", "group")
 
-TensorLike: TypeAlias = Tensor | np.ndarray[Any, Any] | list[Any]
+TensorLike: TypeAlias = Tensor | Array | list[Any]
 Rows: TypeAlias = Tensor | Mapping[str, Tensor]
 
 

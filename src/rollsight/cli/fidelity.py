@@ -70,7 +70,7 @@ def fidelity(
     """
     trust_run(run, trust)
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
-    from rollsight.analysis.fidelity.figures import draw
+    from rollsight.analysis.fidelity.draw import draw
     from rollsight.environments.trained import function_named
 
     if masks < 4 or seed < 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash.exceptions import DependencyException
 
 from rollsight import __version__
 from rollsight.errors import RollsightError
@@ -37,12 +38,14 @@ def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = 
         compress=False,
         add_log_handler=False,
     )
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     context = Context(reading, prefix)
     app.layout = lambda: _frame(context)
     _register(app, context)
     for page in pages.PAGES.values():
         if page.register is not None:
             page.register(app, context)
+    app.server.register_error_handler(DependencyException, lambda _: ("There is no such file.", 404))
     security.protect(app.server, app.csp_hashes(), hosts=hosts, token=token)
     return app
 
@@ -104,6 +107,7 @@ def _frame(context: Context) -> Any:
         defaultColorScheme="auto",
         theme={
             "primaryColor": "blue",
+            "primaryShade": 8,
             "fontFamily": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
             "fontSizes": {"xs": "12px", "sm": "13px", "md": "14px"},
             "headings": {"fontWeight": "600"},

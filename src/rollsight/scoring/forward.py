@@ -11,7 +11,7 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.layers import Call, Layers
-from rollsight.scoring.modes import untouched
+from rollsight.scoring.modes import scoring_mode
 
 Evaluated: TypeAlias = tuple[Evaluation, list[Call]]
 Chunk: TypeAlias = tuple[slice, Callable[[], Evaluated]]
@@ -36,7 +36,7 @@ class Forward:
         Raises:
             RollsightError: as `score_records` for the policy's modes and the evaluation's shapes.
         """
-        with untouched(self._policy.module):
+        with scoring_mode(self._policy.module):
             evaluation, calls = self._layers.forward(records)
         self._parts[len(self._rows) - 1] = evaluation, calls
         self._rows.append(self._rows[-1] + len(records))

@@ -48,13 +48,9 @@ class Scores:
     def __len__(self) -> int:
         return len(self.values)
 
-    def unit_ids(self, unit: str) -> Tensor:
-        """(U,) the numbers of the units (`"episode"`, `"env"`, ...) that have a valid record, ascending."""
-        units: Tensor = self.unit_column(unit)[self.valid].unique()
-        return units
-
     def sum_by(self, unit: str) -> Tensor:
-        """(U,) or (U, M): totals per unit, in ascending order of `unit_column(unit)`."""
+        """(U,) or (U, M): totals per unit (`"episode"`, `"env"`, ...) that has a valid record, in ascending order of
+        `unit_column(unit)`."""
         units, position = self.unit_column(unit)[self.valid].unique(return_inverse=True)
         totals = self.values.new_zeros((len(units), *self.values.shape[1:]))
         return totals.index_add_(0, position, self.values[self.valid])

@@ -12,10 +12,11 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rollsight.analysis.drawing import new_figure, save_figure
-from rollsight.analysis.learning_curves import band
+from rollsight.analysis.intervals import band
 from rollsight.analysis.page import Panel, dress, write_page
+from rollsight.arrays import Floats
 from rollsight.escaping import plain_html, plain_label
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
 
 _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hide it, twice to see it alone."
 

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rollsight import runs
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import restart
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from rollsight.adapters.sb3.episodes import RoundEpisodes
-
-Grid: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+from rollsight.arrays import Array
+from rollsight.runs.episodes import RoundEpisodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +20,7 @@ class NotFinite:
     """
 
     text: str
-    finite: Grid
+    finite: Array
 
 
 def not_finite(buffer: Any, episodes: RoundEpisodes) -> NotFinite | None:

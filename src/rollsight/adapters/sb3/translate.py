@@ -14,13 +14,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
 from rollsight import objectives
+from rollsight.arrays import Array, Bools, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import Scores
 from rollsight.update import UpdateRule
 
-Ids = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+Ids = Mapping[str, Ints]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def translate(
     model: OnPolicyAlgorithm,
     ids: Ids | None = None,
     objective: objectives.Objective | None = None,
-    valid: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    valid: Bools | None = None,
 ) -> Translated:
     """Translate a model whose rollout buffer is full and not yet flattened (as in a callback's `_on_rollout_end`).
 
@@ -111,7 +112,7 @@ def evaluate_masked(module: nn.Module, obs: Any, actions: Any) -> Evaluation:
     return Evaluation(log_prob, entropy, values.flatten())
 
 
-def flat(buffer: Any, column: np.ndarray[Any, Any]) -> Tensor:
+def flat(buffer: Any, column: Array) -> Tensor:
     """A (n_steps, n_envs, ...) column in the host's flat order, as the tensor the host would train on."""
     if column.ndim < 3:
         column = column.reshape(*column.shape, 1)
@@ -119,11 +120,11 @@ def flat(buffer: Any, column: np.ndarray[Any, Any]) -> Tensor:
     return tensor
 
 
-def _records(model: OnPolicyAlgorithm, ids: Ids, valid: np.ndarray[Any, np.dtype[np.bool_]] | None) -> Records:
+def _records(model: OnPolicyAlgorithm, ids: Ids, valid: Bools | None) -> Records:
     buffer = model.rollout_buffer
     steps, envs = buffer.buffer_size, buffer.n_envs
 
-    def one(column: np.ndarray[Any, Any]) -> Tensor:
+    def one(column: Array) -> Tensor:
         return flat(buffer, column).flatten()
 
     obs: Any

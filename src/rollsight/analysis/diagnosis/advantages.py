@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rollsight.analysis.diagnosis.branching import EXACT, Brancher, BranchPoint, Env, Method
+from rollsight.arrays import Array, Bools, Floats
 from rollsight.environments.trained import TrainedEnvironment
 from rollsight.playing.actor import Actor
 from rollsight.processes import no_interrupts_inherited, start_worker, terminate
@@ -23,10 +24,6 @@ from rollsight.streams import Purpose, sequence
 
 _ROUNDING = 1e-12  # of the returns: a smaller difference between their means is none
 NEGLIGIBLE = 1e-5  # a branch ends where rewards are discounted by more than this
-
-Array = np.ndarray[Any, Any]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from gymnasium.wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor
 
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import EpisodeStart, restart
 from rollsight.errors import RollsightError
 
-Array = np.ndarray[Any, Any]
 Env: TypeAlias = gym.Env[Any, Any]
 Method: TypeAlias = Literal["set", "copy", "replay"]
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
-from rollsight.advantages import estimate
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
+from rollsight.gae import gae
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
 
 _SHARE, _REPEATS = 0.2, 10
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Scorer = Callable[[Records], Tensor]  # corrupted records -> (N,) scores
 
 
@@ -84,7 +82,7 @@ class Buffer:
         """(N,) GAE of other rewards and values (N,), with the same episodes and the same value after the last step."""
         trained_on = rewards[self._grid].T.copy()
         trained_on[-1] += self._bootstrap
-        column, _ = estimate(trained_on, values[self._grid].T, self._ends, np.zeros(len(self._grid)), *self._discounts)
+        column, _ = gae(trained_on, values[self._grid].T, self._ends, np.zeros(len(self._grid)), *self._discounts)
         result = np.empty(len(rewards))
         result[self._grid.T] = column
         return result
@@ -113,6 +111,8 @@ def detect(
     count = max(1, round(_SHARE * len(episodes)))
     if len(episodes) < 5:
         raise RollsightError(f"The round has {len(episodes)} episodes; finding corrupted ones needs at least 5.")
+    from sklearn.metrics import roc_auc_score  # here: a second to import
+
     found: dict[tuple[str, str], list[float]] = {}
     for repeat in range(_REPEATS):
         rng = stream(seed, repeat, Purpose.FAULTS)
@@ -126,15 +126,8 @@ def detect(
             for name, scorer in scorers.items():
                 totals = np.zeros(len(episodes))
                 np.add.at(totals, np.searchsorted(episodes, buffer.episode), scorer(records).double().cpu().numpy())
-                found.setdefault((fault, name), []).append(auroc(-totals, np.isin(episodes, chosen)))
+                found.setdefault((fault, name), []).append(float(roc_auc_score(np.isin(episodes, chosen), -totals)))
     return [
         Detection(fault, name, float(np.mean(v)), float(np.std(v, ddof=1) / np.sqrt(len(v))), count, len(episodes))
         for (fault, name), v in found.items()
     ]
-
-
-def auroc(values: Floats, positive: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
-    """Probability that a positive has the higher value than a negative, ties counting half."""
-    many = int(positive.sum())
-    ranks = rankdata(values)[positive].sum() - many * (many + 1) / 2
-    return float(ranks / (many * (len(values) - many)))

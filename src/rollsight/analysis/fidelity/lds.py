@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from rollsight.arrays import Bools, Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
 
 _RESAMPLES = 1000
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)

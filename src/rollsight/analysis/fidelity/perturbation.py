@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rollsight.analysis.fidelity.lds import HalfMasks
+from rollsight.arrays import Floats
 from rollsight.scoring.ranks import spearman
 from rollsight.streams import Purpose, stream
 
@@ -22,8 +22,6 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 _DIRECTIONS = 16
 _REPEATS = 8
 MODELS = len(ETAS) * (1 + _DIRECTIONS) + len(FRACTIONS) * (2 + _REPEATS) + 1  # both tests and the baseline
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 from rollsight import runs, targets
 from rollsight.analysis.discounts import discounts_of
 from rollsight.analysis.fidelity import faults, variants
-from rollsight.analysis.fidelity.outcomes import Floats, Measure
+from rollsight.analysis.fidelity.outcomes import Measure
 from rollsight.analysis.fidelity.stacked import target_values
 from rollsight.analysis.fidelity.stacked_optimizers import Stacked
 from rollsight.analysis.fidelity.trust import TrustRound, trust_over_training
+from rollsight.arrays import Floats
 from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.collect import collect

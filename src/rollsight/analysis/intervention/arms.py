@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
@@ -30,8 +31,6 @@ from rollsight.update import DropMode
 
 BASELINE = "unfiltered"
 _RESAMPLES = 2000
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,8 @@ def arms_by_rule(snapshot: Snapshot, rule: Rule, order: int, seed: int = 0) -> d
     The permuted arm drops the same fraction of its *own* negative units, so its size may differ a little.
     """
     scores, permuted = (
-        _scores(snapshot),
-        _scores(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
+        scores_of(snapshot),
+        scores_of(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
     )
     chosen = rule(scores).weights
     if isinstance(rule, DropNegative):
@@ -193,7 +192,7 @@ def _interval(mean: np.floating[Any], resampled: Floats) -> Difference:
     return Difference(float(mean), float(low), float(high))
 
 
-def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:
+def scores_of(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:
     """Scores for `f_return` at the start of the round; with a key, of records whose advantages are permuted."""
     records = snapshot.records
     if permutation is not None:

@@ -18,7 +18,6 @@ from rollsight import runs
 from rollsight.analysis.intervention.arms import (
     BASELINE,
     ArmResult,
-    Floats,
     Intervention,
     RoundResult,
     arms_by_list,
@@ -27,6 +26,7 @@ from rollsight.analysis.intervention.arms import (
     dropped,
     over_rounds,
 )
+from rollsight.arrays import Floats
 from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.common_episodes import CommonEpisodes

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.streams import Purpose, stream
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 SHORTEST = 3  # entries of a segment
 _PERMUTATIONS = 999

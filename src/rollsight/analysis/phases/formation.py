@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rollsight import targets
 from rollsight.analysis.phases.change_points import SHORTEST, find_changes
-from rollsight.analysis.phases.similarity import Floats, Indices, embed, permuted_roughness, roughness, similarity_graph
+from rollsight.analysis.phases.similarity import embed, permuted_roughness, roughness, similarity_graph
+from rollsight.arrays import Floats, Ints
 from rollsight.policy import Policy
 from rollsight.records import Records, Rows, take_rows
 from rollsight.scoring import score_records
@@ -258,7 +259,7 @@ def _formation(
     )
 
 
-def _rows(records: Records, advantages: Tensor, influence: Floats, chosen: Indices) -> list[dict[str, Any]]:
+def _rows(records: Records, advantages: Tensor, influence: Floats, chosen: Ints) -> list[dict[str, Any]]:
     """The chosen records as plain data; large observations are left out."""
     rows = []
     for rank, index in enumerate(chosen.tolist(), 1):

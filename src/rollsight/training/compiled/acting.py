@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from gymnasium import spaces
 
+from rollsight.arrays import Array
 from rollsight.training.compiled.networks import Layer, Network, Parameters
 
-Array: TypeAlias = np.ndarray[Any, Any]
 _Function: TypeAlias = Callable[[Array], Array]
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from rollsight.arrays import Array, Ints
 from rollsight.records import Records
-from rollsight.update import Indices, UpdateRule, full_minibatches, repack
+from rollsight.update import UpdateRule, full_minibatches, repack
 
 
 class Batch(NamedTuple):
@@ -71,7 +72,7 @@ class Minibatches:
 
 
 def draw_minibatches(
-    rng: np.random.RandomState, n: int, rule: UpdateRule, kept: Indices | None, fill: bool = False
+    rng: np.random.RandomState, n: int, rule: UpdateRule, kept: Ints | None, fill: bool = False
 ) -> Minibatches:
     """All epochs' minibatches, drawn exactly as `rollsight.update.run_update` draws them.
 
@@ -96,7 +97,7 @@ def draw_minibatches(
     return Minibatches(index, size, steps, last_epoch)
 
 
-def draw_prioritised(rng: np.random.RandomState, rule: UpdateRule, probabilities: np.ndarray[Any, Any]) -> Minibatches:
+def draw_prioritised(rng: np.random.RandomState, rule: UpdateRule, probabilities: Array) -> Minibatches:
     """As many full minibatches as all epochs have, each record drawn with its probability (N,), with replacement."""
     n = len(probabilities)
     width = rule.batch_size or n

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
-from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
-from rollsight.advantages import estimate
+from rollsight.arrays import Array
+from rollsight.gae import gae
 from rollsight.records import Records
+from rollsight.runs.episodes import EpisodeTracker, RoundEpisodes, after_resets
 from rollsight.training.compiled import ppo
 from rollsight.training.compiled.acting import Actor, executable
 from rollsight.training.compiled.environments import Environments, Pool
 from rollsight.training.compiled.networks import Network, Parameters
 from rollsight.training.compiled.pool_rollout import Rolled, rollout_in
 from rollsight.training.restoring import History
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ class Collector:
                 rewards[t, env] += self._gamma * float(value)
         # A step that only resets counts as its episode's first here, so that the columns are GAE row by row; being
         # invalid, it is neither trained on nor scored.
-        advantages, returns = estimate(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
+        advantages, returns = gae(rewards, values, done.ends, last_values, self._gamma, self._gae_lambda)
         finite: Array = np.isfinite(np.stack([columns["log_prob"], values, advantages, returns])).all(axis=0)
         grid = np.indices(done.ends.shape)
         records = Records(
@@ -187,9 +186,7 @@ class Collector:
     def _episodes(self, done: _Steps) -> RoundEpisodes:
         """The tracker's columns; a step that only resets is its episode's step -1."""
         episodes = self._tracker.of_round(done.begins, done.ends[-1], done.rewards, done.starts, int(done.cut.sum()))
-        steps, count = done.begins.shape
-        last = np.maximum.accumulate(np.where(done.begins, np.arange(steps)[:, None], -1), axis=0)
-        offset = np.where(last >= 0, ~done.valid[last, np.arange(count)], self._offset)
+        offset = after_resets(done.begins, done.valid, self._offset)
         self._offset = offset[-1].astype(np.int64)
         return replace(episodes, episode_step=episodes.episode_step - offset)
 

@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import START
 from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import RollsightError
@@ -19,7 +20,6 @@ from rollsight.streams import sequence
 from rollsight.training.compiled.acting import executable
 from rollsight.training.restoring import History
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Stepper: TypeAlias = Literal["gymnasium", "envpool"]
 
 # EnvPool's environments that were found to be gymnasium's (benchmarks/pools.py, docs/studies/engine.md).

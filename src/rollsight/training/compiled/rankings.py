@@ -6,25 +6,25 @@ Each takes a round to one number for each record, which `rollsight.selection` dr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rollsight import targets
-from rollsight.advantages import observed_returns, tabular_advantages
+from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.halves import split_halves
 from rollsight.streams import Purpose, seed_from, stream
+from rollsight.tabular import observed_returns, tabular_advantages
 from rollsight.training.compiled import influence
 from rollsight.training.compiled.batch import Batch
 from rollsight.training.compiled.networks import Parameters
 from rollsight.training.compiled.round import Round
 
 Ranking: TypeAlias = Callable[[Round], Scores]
-Floats: TypeAlias = np.ndarray[Any, Any]
 
 
 def f_return(round: Round) -> Scores:
@@ -49,7 +49,7 @@ def cross_fitted(round: Round) -> Scores:
     return _scores(round, np.where(first, other, one))
 
 
-def against_halves(round: Round) -> tuple[Floats, Floats, Floats]:
+def against_halves(round: Round) -> tuple[Array, Array, Array]:
     """Which records are in the first half, and all records' scores against each half's gradient, (N,) each."""
     seed = seed_from(round.seed, round.number, Purpose.CROSS_FIT_HALVES)
     first = split_halves(round.records, seed).numpy()
@@ -79,7 +79,7 @@ def objective_without_own_episode(round: Round) -> Scores:
 
 def sign_mismatch(round: Round) -> Scores:
     """Baseline: |A_bar - A_hat|, negative where the signs differ, so that the largest mismatches go first."""
-    a_bar, a_hat = _tabular(round), round.records.advantages
+    a_bar, a_hat = tabular_values(round), round.records.advantages
     differ = torch.sign(a_bar) * torch.sign(a_hat) < 0
     distance = (a_bar - a_hat).abs()
     return _scores(round, torch.where(differ, -distance, distance), backend="tabular")
@@ -87,7 +87,7 @@ def sign_mismatch(round: Round) -> Scores:
 
 def agreement(round: Round) -> Scores:
     """Baseline: A_bar * A_hat, so that the most opposed go first."""
-    return _scores(round, _tabular(round) * round.records.advantages, backend="tabular")
+    return _scores(round, tabular_values(round) * round.records.advantages, backend="tabular")
 
 
 def temporal_difference_errors(round: Round) -> Tensor:
@@ -99,7 +99,7 @@ def temporal_difference_errors(round: Round) -> Tensor:
     return torch.from_numpy(advantages - round.gamma * round.gae_lambda * following)
 
 
-def _tabular(round: Round) -> Tensor:
+def tabular_values(round: Round) -> Tensor:
     """(N,) the paper's estimate of the true advantages from repeats inside the buffer, 0 where it has none."""
     records = round.records
     if not isinstance(records.obs, Tensor) or not isinstance(records.actions, Tensor):

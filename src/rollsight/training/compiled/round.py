@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import numpy as np
 
-from rollsight.adapters.watching import Watch
+from rollsight.arrays import Array, Ints
 from rollsight.records import Records
 from rollsight.selection import Selection
 from rollsight.streams import Purpose, legacy
@@ -18,9 +17,8 @@ from rollsight.training.compiled import ppo
 from rollsight.training.compiled.batch import Batch, Minibatches
 from rollsight.training.compiled.networks import Network, Parameters
 from rollsight.training.compiled.optimizers import Optimizer, State
-from rollsight.update import Indices, UpdateRule
-
-Floats: TypeAlias = np.ndarray[Any, Any]
+from rollsight.update import UpdateRule
+from rollsight.watching import Watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ class Round:
     learning_rate: float
     gamma: float
     gae_lambda: float
-    returns: Floats = field(default_factory=lambda: np.empty(0))
+    returns: Array = field(default_factory=lambda: np.empty(0))
     clock: Callable[[], float] = time.perf_counter
     watch: Watch = field(default_factory=Watch)
 
@@ -67,12 +65,12 @@ class Round:
         """The stream that minibatches are drawn from, at its start."""
         return legacy(self.seed, self.number, Purpose.MINIBATCH_ORDER)
 
-    def kept(self, selection: Selection | None) -> Indices:
+    def kept(self, selection: Selection | None) -> Ints:
         """Rows to train on."""
         weights = self.records.valid if selection is None else selection.weights
         return np.flatnonzero(weights.numpy())
 
-    def train(self, minibatches: Minibatches, **columns: Floats) -> ppo.Trained:
+    def train(self, minibatches: Minibatches, **columns: Array) -> ppo.Trained:
         """The update over these minibatches. columns: of the batch, where they are others than the records say."""
         trained = ppo.update(
             self.network,
