@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv
-from test_fast_arms import frozen
+from test_compiled_arms import frozen
 
 from rollsight import cli
 from rollsight.studies.directions.cell import Settings, cells_of
 from rollsight.studies.directions.moves import Compared, moves
 from rollsight.studies.directions.results import read_results
 from rollsight.studies.paper.arms import arm_of
-from rollsight.training.classic import arms
-from rollsight.training.classic.arms import policy_parameters
-from rollsight.training.classic.batch import Batch
-from rollsight.training.classic.environments import make
+from rollsight.training.compiled import arms
+from rollsight.training.compiled.arms import policy_parameters
+from rollsight.training.compiled.batch import Batch
+from rollsight.training.compiled.environments import make
 
 LAKE = "FrozenLake-v1"
 
@@ -68,8 +68,8 @@ def test_the_first_arm_trains_as_if_it_were_alone() -> None:
     _, round = frozen(env=DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     both = {name: arm_of(name).training(7) for name in ("ppo", "prioritised")}
     compared = Compared(both, make("CartPole-v1", 2, (1,)), 7, 30, 2)
-    alone, beside = arms.Filtered(every=0)(round), compared(round)
-    assert all(np.array_equal(p, beside.trained.parameters[n]) for n, p in alone.trained.parameters.items())
+    alone, watched = arms.Filtered(every=0)(round), compared(round)
+    assert all(np.array_equal(p, watched.trained.parameters[n]) for n, p in alone.trained.parameters.items())
     assert [row["arm"] for row in compared.rows] == ["ppo", "prioritised"]
     assert compared.rows[0]["length"] == 1 != compared.rows[1]["length"]
 

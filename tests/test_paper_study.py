@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("jax", reason="the fast engine needs JAX (pip install 'rollsight[fast]')")
+pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError, cli
 from rollsight.studies import plots
@@ -109,10 +109,10 @@ def test_levels_that_are_never_reached_count_as_one_round_late() -> None:
 def test_a_standard_that_diverged_at_once_saves_no_time() -> None:
     lost, other = curve([1, 1, 1], [0, 0, 0]), curve([1, 2, 3])
     assert np.isnan(metrics.reduction(lost, other).rt_peak)
-    alone, beside = metrics.contrast([lost], [other]), metrics.contrast([lost, other], [other, other])
+    alone, both = metrics.contrast([lost], [other]), metrics.contrast([lost, other], [other, other])
     assert np.isnan(alone.pairs["rt_peak"].value)
     assert alone.pairs["se_peak"].value == 0
-    assert beside.pairs["rt_peak"].value == 0  # of the pair that has a time
+    assert both.pairs["rt_peak"].value == 0  # of the pair that has a time
     null = metrics.null_of([lost] * 4)
     assert null is not None
     assert np.isnan(null.pairs["rt_paper"][0])

@@ -204,7 +204,7 @@ def test_names_with_dollars_are_drawn(tmp_path, call):
     column = dots.Column("gain", [dots.Dot(0.1, 0.0, 0.2)], (-1, 1))
     dots.draw([dots.Dots(DOLLARS, [DOLLARS], ["#000000"], [column])], tmp_path / "dots.svg", "Caption.")
     figure = new_figure(3, 3)
-    figure.suptitle(f"{plain_label(DOLLARS)}: " r"$\hat{A}$")  # beside a formula of ours
+    figure.suptitle(f"{plain_label(DOLLARS)}: " r"$\hat{A}$")  # next to a formula of ours
     save_figure(figure, tmp_path / "mixed.svg")
 
 

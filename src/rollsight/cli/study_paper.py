@@ -62,7 +62,7 @@ def study_paper(
     from rollsight.studies.paper.study import cells_of, envs_of
 
     try:
-        import rollsight.training.classic  # noqa: F401
+        import rollsight.training.compiled  # noqa: F401
     except ImportError as error:
         raise RollsightError(str(error)) from error
     count = seeds if seeds is not None else {"quick": 3, "full": 20}[budget]

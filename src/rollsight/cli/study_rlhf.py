@@ -49,8 +49,9 @@ def study_rlhf(
     """Detoxify a language model in several ways with the same seeds; write tables, figures, a page and examples.
 
     Arms are written KIND[:P][@lr=X], P being the fraction of the negative completions to leave out. Kinds: ppo, iif
-    (scored against f_seq), iif-return, iif-reward, random (as many completions), matched-steps (random, with as many
-    optimiser steps as ppo), crossfit. Toxicity on held-out prompts is judged by a probe that training never sees.
+    (scored against f_seq), iif-return, iif-reward, random (the same number), matched-steps (random, with the
+    number of optimiser steps of ppo), crossfit. Toxicity on held-out prompts is measured by a probe that training never
+    sees.
 
     - An interrupted study goes on where it was, inside a run too. Arms, seeds and rounds can be added later.
     - By the costs measured for SmolLM2 on two cores, a run of the default size should take some 40 minutes of one

@@ -92,7 +92,9 @@ def actions(seen: Evidence) -> Measured | None:
     usable = np.isfinite(noise) & (noise > 0)
     distance = np.where(usable, np.square(slope - centre) / np.where(usable, noise, 1), 0.0)
     # The action that differs most: a permutation of many is seen in a few effects.
-    per_env = np.array([np.sort(one[u])[-3:].mean() if u.any() else 0.0 for one, u in zip(distance, usable, strict=True)])
+    per_env = np.array(
+        [np.sort(one[u])[-3:].mean() if u.any() else 0.0 for one, u in zip(distance, usable, strict=True)]
+    )
     odd, value = _largest(per_env / np.maximum(np.median(per_env), 1.0))
     return _measured(names, odd, value, {"times": value})
 

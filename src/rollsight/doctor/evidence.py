@@ -86,9 +86,7 @@ class Evidence:
         of_round, _ = self._places
         if not self.has("env", "step"):
             return np.arange(len(of_round))
-        keys = [
-            np.concatenate([table[n].to_numpy() for table in self._tables.values()]) for n in ("step", "env")
-        ]
+        keys = [np.concatenate([table[n].to_numpy() for table in self._tables.values()]) for n in ("step", "env")]
         return np.lexsort((*keys, of_round))
 
     @cached_property
@@ -207,5 +205,3 @@ def _as_array(column: pa.ChunkedArray, name: str) -> Array:
     if column.null_count:
         return runs.column_as_floats(pa.table({name: column}), name)
     return np.asarray(column.combine_chunks().to_numpy(zero_copy_only=False))
-
-

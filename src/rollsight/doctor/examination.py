@@ -76,9 +76,7 @@ def examined(seen: Evidence, run: Path) -> Examined:
     return Examined(tuple(findings), tuple(missing), (len(seen.looked_at), len(seen.rounds)))
 
 
-def measure(
-    seen: Evidence, checks: Sequence[Check] = CHECKS
-) -> Iterator[tuple[Check, Measured | NotLookedAt | None]]:
+def measure(seen: Evidence, checks: Sequence[Check] = CHECKS) -> Iterator[tuple[Check, Measured | NotLookedAt | None]]:
     """Every check with what it measured; None where there was too little to look at."""
     if not len(seen.rounds):
         return

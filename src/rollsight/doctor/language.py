@@ -24,7 +24,9 @@ def length_rewarded(seen: Evidence) -> Measured | None:
     found = [one for one in found if np.isfinite(one)]
     if not found:
         return None
-    grown = float(length[_by(seen.round, seen.round.max())].mean() / max(length[_by(seen.round, seen.round.min())].mean(), 1))
+    grown = float(
+        length[_by(seen.round, seen.round.max())].mean() / max(length[_by(seen.round, seen.round.min())].mean(), 1)
+    )
     return Measured(float(np.mean(found)), {"correlation": float(np.mean(found)), "grown": grown})
 
 

@@ -6,6 +6,7 @@ runs/NAME/
   records/round-000001.parquet      every record of the round
   rounds/round-000001.parquet       the round's summary, one row; written last, so the round is complete with it
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
+  findings/round-000004.parquet     what the doctor found in the round that it had not found before
   snapshots/round-000010.pt         the frozen round
   checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   SHA256SUMS                        the digest of every file above but run.json, which holds its own
@@ -25,25 +26,30 @@ except ModuleNotFoundError as error:
         f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name
     ) from error
 
-from rollsight.runs.layout import find_runs, is_run, spell, whole_file
+from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
-from rollsight.runs.writer import RunWriter, create, resume
+from rollsight.runs.results import results_folder, stored_results
+from rollsight.runs.writer import RunWriter, as_table, create, resume
 
 __all__ = [
     "Run",
     "RunWriter",
+    "as_table",
     "column_as_floats",
     "create",
     "find_runs",
+    "is_being_written",
     "is_run",
     "jsonable",
     "open",
     "rank_records",
+    "results_folder",
     "resume",
     "scored_records",
     "spell",
+    "stored_results",
     "whole_file",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rollsight.arrays import Array
 from rollsight.errors import OptionError, RollsightError
 from rollsight.runs.digests import DigestList, digest_of, go_on_with_digests, write_digests
 from rollsight.runs.layout import (
@@ -32,7 +33,7 @@ from rollsight.runs.layout import (
 )
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
-Column = np.ndarray[Any, np.dtype[Any]] | Sequence[Any]
+Column = Array | Sequence[Any]
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
@@ -41,9 +42,9 @@ _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDic
 def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = False) -> "RunWriter":
     """Start a new run folder and hold it for writing.
 
-    `metadata` is kept in `run.json` beside what the run folder says about itself (format, created, command, versions,
-    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is no
-    run, never a file that rollsight did not write.
+    `metadata` is kept in `run.json` next to what the run folder says about itself (format, created, command, versions,
+    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is not
+    a run, never a file that rollsight did not write.
 
     Raises:
         RollsightError: the folder exists and is not empty, or another process writes to it. An open writer of this
@@ -149,7 +150,7 @@ class RunWriter:
         Raises:
             RollsightError: the round is written already, or the columns differ in length or hold what Parquet cannot.
         """
-        self._write_table("records", self._next(round), _table(columns))
+        self._write_table("records", self._next(round), as_table(columns))
 
     def write_round(self, round: int, summary: Mapping[str, Any]) -> None:
         """Write the round's one-row summary (scalars or None by name) and thereby complete the round.
@@ -158,7 +159,7 @@ class RunWriter:
             RollsightError: the round is not after the last complete one, or a value is not a scalar.
         """
         round = self._next(round)
-        self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))
+        self._write_table("rounds", round, as_table({"round": [round]} | {name: [v] for name, v in summary.items()}))
         self._last_round = round
 
     def write_evaluation(
@@ -177,7 +178,15 @@ class RunWriter:
             "length": np.asarray(lengths, np.int64),
             **(more or {}),
         }
-        self._write_table("evaluations", round, _table(columns))
+        self._write_table("evaluations", round, as_table(columns))
+
+    def write_findings(self, round: int, columns: Mapping[str, Column]) -> None:
+        """Write what the doctor found first in this round, one entry per finding in each column.
+
+        Raises:
+            RollsightError: the round has its findings already, or the columns differ in length.
+        """
+        self._write_table("findings", self._next(round), as_table(columns))
 
     def write_snapshot(self, round: int, write: Callable[[BinaryIO], None]) -> None:
         """Write the round's snapshot; `write` puts its bytes into the open binary file it is given.
@@ -318,7 +327,12 @@ def _remove_after(run: Path, last: int) -> None:
             temporary.unlink()
 
 
-def _table(columns: Mapping[str, Column]) -> pa.Table:
+def as_table(columns: Mapping[str, Column]) -> pa.Table:
+    """Columns of one length as the table that is written of them.
+
+    Raises:
+        RollsightError: they differ in length, or hold what Parquet cannot.
+    """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise RollsightError(f"columns of one table must have equal lengths, these have {lengths}")

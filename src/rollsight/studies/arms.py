@@ -12,7 +12,12 @@ from rollsight.errors import RollsightError
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm. p: fraction of the negative units to leave out; lr: None stands for the study's."""
+    """One way of training in a study.
+
+    kind: name of the rule.
+    p: fraction of the negative units to leave out; higher drops more.
+    lr: learning rate; None stands for the study's.
+    """
 
     kind: str
     p: float = 1.0

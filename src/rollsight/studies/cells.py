@@ -29,7 +29,13 @@ Study = TypeVar("Study", bound=Rounds)
 
 @dataclass(frozen=True)
 class StudyCell(Generic[AnArm, Study]):
-    """One run. study: settings that all share; folder: of the study; phases: whose seconds are its training time."""
+    """One run of a study.
+
+    arm: how it trains.
+    seed: of every random stream.
+    study: settings that all runs share.
+    folder: of the study.
+    """
 
     phases: ClassVar[Sequence[str]]
 
@@ -114,7 +120,7 @@ def stored_settings(folder: Path, study: str) -> dict[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, those of a group beside the others."""
+    """Settings by name, those of a group among the others."""
     groups = [value for value in settings.values() if isinstance(value, dict)]
     return {
         name: value for group in (settings, *groups) for name, value in group.items() if not isinstance(value, dict)

@@ -7,18 +7,20 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.runs import whole_file
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Columns (R,) by name, over the evaluated rounds; `seconds` without evaluation."""
+    """What one run was evaluated to.
+
+    columns: (R,) by name, over the evaluated rounds; `seconds` without evaluation.
+    """
 
     columns: Mapping[str, Floats]
 

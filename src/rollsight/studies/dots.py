@@ -21,7 +21,12 @@ _WIDTH = 210  # characters of a caption's line in the picture
 
 @dataclass(frozen=True)
 class Dot:
-    """A figure with its interval. reported: the paper's, one value or the two ends of a range; empty where unknown."""
+    """A figure with its interval.
+
+    value: the figure.
+    low, high: ends of its interval.
+    reported: the paper's figure, one value or the two ends of a range; empty where unknown.
+    """
 
     value: float
     low: float
@@ -36,7 +41,13 @@ class Dot:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A measure of every arm. limits: of its axis; null: what it shows where there is nothing to show, from and to."""
+    """A measure of every arm.
+
+    title: what is measured.
+    dots: one for each arm.
+    limits: of the axis.
+    null: from and to what the measure shows where there is nothing to show; None where that is unknown.
+    """
 
     title: str
     dots: list[Dot]
@@ -46,7 +57,13 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """Arms with what is common to them as the title, their names and colours, and a dot of each in every column."""
+    """Arms, and a dot of each in every column.
+
+    title: what is common to the arms.
+    names: of the arms.
+    colours: of the arms.
+    columns: the measures.
+    """
 
     title: str
     names: list[str]

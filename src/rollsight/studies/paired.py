@@ -17,7 +17,11 @@ Measure: TypeAlias = Callable[[Curve], float]
 
 @dataclass(frozen=True)
 class Compared:
-    """A mean over seeds, and the paired difference to the standard on common seeds; None where there is none."""
+    """A mean over seeds, and its difference to the standard's.
+
+    value: mean and interval over seeds.
+    difference: paired, on common seeds; None where there is none.
+    """
 
     value: Interval
     difference: Interval | None

@@ -21,7 +21,12 @@ LanguageArm = TypeVar("LanguageArm", bound=arms.Arm)
 
 @dataclass(frozen=True, eq=False)
 class ArmCurves(Generic[AnArm]):
-    """One arm: its curves by seed, and the arm that it is compared with, None where there is none."""
+    """One arm of a study.
+
+    arm: the arm.
+    curves: by seed.
+    against: the arm that it is compared with; None where there is none.
+    """
 
     arm: AnArm
     curves: Mapping[int, Curve]

@@ -23,8 +23,12 @@ _COMPARED = 30  # rounds of a run, where nothing is said
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a study share. rounds: of training, None for the paper's; every: compare in every k-th, None for
-    about 30 comparisons; records: fresh ones each time."""
+    """What all runs of a study share.
+
+    rounds: of training; None for the paper's.
+    every: compare in every k-th round; None for about 30 comparisons.
+    records: fresh records of each comparison; more make the fresh gradient less noisy.
+    """
 
     rounds: int | None = None
     every: int | None = None
@@ -33,7 +37,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. arms: the first one trains; rounds, every, records: as in `Settings`; folder: of the study."""
+    """One run.
+
+    env: name of the environment.
+    arms: the arms that are compared; the first one trains.
+    seed: of every random stream.
+    rounds, every, records: as in `Settings`.
+    folder: of the study.
+    """
 
     env: str
     arms: tuple[Arm, ...]
@@ -62,8 +73,8 @@ class Cell:
         until then."""
         from rollsight.studies.directions.moves import Compared
         from rollsight.studies.paper.training import trainer_of
-        from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import Plan
+        from rollsight.training.compiled import environments
+        from rollsight.training.compiled.trainer import Plan
 
         made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
         fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, Purpose.FRESH_ENVIRONMENTS))

@@ -1,42 +1,44 @@
-"""Every arm's update from the same parameters and buffer, held against fresh records of the same policy."""
+"""Every arm's update from the same parameters and buffer, compared with fresh records of the same policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rollsight.arrays import Floats
 from rollsight.streams import Purpose, stream
-from rollsight.training.classic.arms import Arm as TrainingArm
-from rollsight.training.classic.arms import Update, divergence, policy_parameters
-from rollsight.training.classic.batch import Batch
-from rollsight.training.classic.collect import Collector
-from rollsight.training.classic.environments import Environments
-from rollsight.training.classic.networks import Network, Parameters, evaluate, inputs_of
-from rollsight.training.classic.ppo import normalized
-from rollsight.training.classic.round import Round
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+from rollsight.training.compiled.arms import Arm as TrainingArm
+from rollsight.training.compiled.arms import Update, divergence, policy_parameters
+from rollsight.training.compiled.batch import Batch
+from rollsight.training.compiled.collect import Collector
+from rollsight.training.compiled.environments import Environments
+from rollsight.training.compiled.networks import Network, Parameters, evaluate, inputs_of
+from rollsight.training.compiled.ppo import normalized
+from rollsight.training.compiled.round import Round
 
 
 @dataclass(frozen=True)
 class Move:
     """What an arm's update of the policy's parameters did in a round.
 
-    length:  in units of the training arm's.
-    along_own, along_fresh: cosine with the gradient of the mean of log pi x advantage on the round's own buffer, and on
-        the fresh records.
-    gain_own, gain_fresh: mean of (probability ratio - 1) x advantage after the update, in thousandths: the surrogate of
-        the return that PPO maximises, unclipped.
-    kl: of the policy before to the one after, on the buffer, in nats.
-
     Advantages are normalised over the buffer that they are of: their mean changes no expectation and adds noise.
+
+    round: number of the round.
+    arm: name of the arm.
+    length: of the update, in units of the training arm's.
+    along_own: cosine with the gradient of the mean of log pi x advantage on the round's own buffer.
+    along_fresh: the same on the fresh records.
+    gain_own: mean of (probability ratio - 1) x advantage after the update on the own buffer, in thousandths: the
+        surrogate of the return that PPO maximises, unclipped.
+    gain_fresh: the same on the fresh records.
+    kl: of the policy before to the one after, on the buffer, in nats.
     """
 
     round: int
@@ -51,7 +53,7 @@ class Move:
 
 class Compared:
     """An arm for the trainer: the first of `arms` trains, and every `every`-th round the others' updates from the same
-    round are held beside its own. `rows` holds what was found.
+    round are compared with its own. `rows` holds what was found.
 
     environments: of the fresh records, `records` of which are collected each time by the policy before the update; no
     stream of the training is touched.

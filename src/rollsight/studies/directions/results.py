@@ -40,9 +40,12 @@ _CAPTION = (
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """One environment and the arm that trained in it. means: arm -> measure -> its mean over rounds, one per seed.
+    """One environment and the arm that trained in it.
 
+    env: name of the environment.
+    trained: the arm that trained.
     against: the arm that the others are compared with.
+    means: arm -> measure -> its mean over rounds, one per seed.
     """
 
     env: str

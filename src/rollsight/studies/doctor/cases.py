@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from rollsight.errors import RollsightError
-from rollsight.studies.doctor.faults import ACROBOT, CAR, CART, ENVIRONMENTS, FAULTS, GRID, LAKE, LANDER, PENDULUM, TAXI, Plant
+from rollsight.studies.doctor.faults import (
+    ACROBOT,
+    CAR,
+    CART,
+    ENVIRONMENTS,
+    FAULTS,
+    GRID,
+    LAKE,
+    LANDER,
+    PENDULUM,
+    TAXI,
+    Plant,
+)
 
 _ROUNDS = 10
 # Steps and environments of a round, so that episodes end in nearly every buffer, and what an environment is made with.
@@ -37,7 +49,7 @@ _LEARNT = {"undone"}  # faults that need a policy that has learnt something
 
 @dataclass(frozen=True)
 class Case:
-    """One run. fault: None for a healthy one; rate: "tuned" or "untuned"; engine: "sb3" or "fast"."""
+    """One run. fault: None for a healthy one; rate: "tuned" or "untuned"; engine: "sb3" or "compiled"."""
 
     env: str
     fault: str | None
@@ -60,8 +72,8 @@ class Case:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                if self.engine == "fast":
-                    self._fast(folder)
+                if self.engine == "compiled":
+                    self._compiled(folder)
                 else:
                     self._sb3(folder)
             except (ValueError, RollsightError):  # of numbers that are not finite
@@ -81,7 +93,7 @@ class Case:
         engine: Any = self.engine
         return RunSettings(self.env, rounds=self.rounds, seed=self.seed, engine=engine, **chosen).resolved()
 
-    def _fast(self, folder: Path) -> None:
+    def _compiled(self, folder: Path) -> None:
         from rollsight.training.run import run_training
 
         run_training(self._settings(Plant()), folder)
@@ -116,7 +128,7 @@ def cases(seeds: int) -> Iterator[Case]:
     for seed in range(max(seeds, 2)):
         for env in ENVIRONMENTS:
             yield from (Case(env, None, 0, seed, rate) for rate in ("tuned", "untuned"))
-        yield from (Case(env, None, 0, seed, "tuned", "fast") for env in ENVIRONMENTS[:4])
+        yield from (Case(env, None, 0, seed, "tuned", "compiled") for env in ENVIRONMENTS[:4])
     for seed in range(seeds):
         for place in range(max(len(fault.strengths) for fault in FAULTS.values())):
             for name, fault in FAULTS.items():

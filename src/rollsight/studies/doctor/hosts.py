@@ -77,8 +77,11 @@ class StaleLogProbs(BaseCallback):
         if len(self._kept) < 2:
             return
         flat = [torch.as_tensor(c.reshape(-1, *c.shape[2:])) for c in (buffer.observations, buffer.actions)]
-        actions = flat[1].long().flatten() if model.policy.action_dist.__class__.__name__ == "CategoricalDistribution" \
+        actions = (
+            flat[1].long().flatten()
+            if model.policy.action_dist.__class__.__name__ == "CategoricalDistribution"
             else flat[1]
+        )
         model.policy.load_state_dict(self._kept[0])
         with torch.no_grad():
             _, log_probs, _ = model.policy.evaluate_actions(flat[0], actions)

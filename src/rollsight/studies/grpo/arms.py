@@ -24,7 +24,7 @@ _RANDOM = "random-"
 KINDS: Mapping[str, str] = {
     "grpo": "plain GRPO",
     **_LEFT_OUT,
-    **{f"{_RANDOM}{kind}": f"as many at random as {kind} would; scoring is not charged" for kind in _LEFT_OUT},
+    **{f"{_RANDOM}{kind}": f"the number that {kind} would, at random; scoring is not charged" for kind in _LEFT_OUT},
 }
 
 

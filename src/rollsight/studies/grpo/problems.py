@@ -24,7 +24,11 @@ END = "\n"  # ends a problem's line, and a completion
 
 @dataclass(frozen=True)
 class Problem:
-    """An expression such as "7 * 8", and its answer."""
+    """An arithmetic problem.
+
+    expression: such as "7 * 8".
+    answer: the number as text.
+    """
 
     expression: str
     answer: str
@@ -32,7 +36,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Problems:
-    """The problems of a run, no two alike: shots stand before each prompt, solved; the rest is split."""
+    """The problems of a run, no two alike.
+
+    shots: stand before each prompt, solved.
+    training: trained on.
+    held_out: of the held-out target.
+    evaluation: neither trained nor scored on.
+    """
 
     shots: Sequence[Problem]
     training: Sequence[Problem]
@@ -100,7 +110,11 @@ def solved(problems: Problems, chosen: Sequence[Problem], tokenizer: Any) -> Rec
 
 @dataclass(frozen=True)
 class Accuracy:
-    """accuracy: how likely a sampled answer is right, on average; greedy: share of right ones without sampling."""
+    """How well a model solves problems.
+
+    accuracy: how likely a sampled answer is right, on average.
+    greedy: share of right answers without sampling.
+    """
 
     accuracy: float
     greedy: float

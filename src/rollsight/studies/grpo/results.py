@@ -33,15 +33,23 @@ MEASURES: Mapping[str, Measure] = {
 
 @dataclass(frozen=True, eq=False)
 class ArmResult(ArmCurves[Arm]):
-    """One arm: each of `MEASURES` against GRPO with the same learning rate, else plain GRPO, or against a given arm."""
+    """One arm against GRPO with the same learning rate, else plain GRPO, or against a given arm.
+
+    measures: each of `MEASURES`, with the difference.
+    """
 
     measures: Mapping[str, Compared]
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The study: its arms, its settings, and accuracy and greedy accuracy before training. standard: what differences
-    are to."""
+    """The study.
+
+    arms: its arms.
+    settings: that the runs share.
+    start: accuracy and greedy accuracy before training.
+    standard: what differences are to.
+    """
 
     arms: list[ArmResult]
     settings: Settings

@@ -33,7 +33,22 @@ PHASES = ("generate", "score", "train")
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a study share. A round is one generation batch and one optimiser step on it."""
+    """What all runs of a study share. A round is one generation batch and one optimiser step on it.
+
+    model: name of the language model.
+    task: kind of arithmetic problems.
+    shots: solved problems before each prompt.
+    held_out: problems of the held-out target.
+    evaluation: problems that are neither trained nor scored on; more make accuracies less noisy.
+    rounds: of training.
+    evaluate_every: rounds from one evaluation to the next.
+    prompts: of a round.
+    generations: completions for each prompt; more make the group's baseline less noisy.
+    max_tokens: length of a completion at most.
+    lr: learning rate.
+    lora_rank: rank of the LoRA adapter; higher has more parameters.
+    lora_layers: adapted layers, the last ones of the network: the backward pass ends there.
+    """
 
     model: str = "smollm2"
     task: Task = "sums"

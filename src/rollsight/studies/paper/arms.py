@@ -12,18 +12,18 @@ from rollsight.training.options import Optimizer
 from rollsight.training.paper import EnvSettings, rates
 
 if TYPE_CHECKING:
-    from rollsight.training.classic.arms import Arm as TrainingArm
+    from rollsight.training.compiled.arms import Arm as TrainingArm
 
 # What the arms are, as help and tables say it. Where p is in the name, it follows a colon; else it is the paper's.
 KINDS = {
     "ppo": "standard PPO",
     "iif": "drop the fraction p of the negative records",
-    "random": "drop as many random records; scoring is not charged",
+    "random": "drop the same number of random records; scoring is not charged",
     "permuted": "IIF on scores whose advantages are permuted over the records",
     "crossfit": "IIF, each record scored against the half that does not hold its episode",
     "matched-norm": "standard PPO with updates of the policy as long as IIF's",
     "matched-kl": "standard PPO with updates that change the policy as much as IIF's",
-    "matched-steps": "random, with as many optimiser steps as standard PPO",
+    "matched-steps": "random, with the number of optimiser steps of standard PPO",
     "mismatch": "drop p of the records with wrong signs, largest |A_bar - A_hat| first",
     "product": "drop p of the records with wrong signs, lowest A_bar * A_hat first",
     "prioritised": "minibatches by rank of the TD error, exponent 0.6",
@@ -43,9 +43,14 @@ _FLOOR = 64  # one minibatch stays
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm. p, lr, optimizer: None stands for the paper's; max_grad_norm: infinity switches clipping off.
+    """One arm.
 
-    envs: environments side by side; the paper has one.
+    kind: a name in `KINDS`.
+    p: fraction of the negative records to leave out; None stands for the paper's.
+    optimizer: None stands for the paper's.
+    lr: learning rate; None stands for the paper's.
+    max_grad_norm: gradients longer than this are cut to it; infinity switches clipping off.
+    envs: environments in parallel; the paper has one.
     """
 
     kind: str
@@ -85,7 +90,7 @@ class Arm:
 
     def training(self, seed: int) -> TrainingArm:
         """What the engine runs; of a resolved arm."""
-        from rollsight.training.classic import arms, rankings
+        from rollsight.training.compiled import arms, rankings
 
         drop = DropNegative(self.p or 0.0, min_keep=_FLOOR)
         random = DropRandom(drop, seed)

@@ -34,7 +34,11 @@ _SECONDS = {"collect_s": "time_collect", "score_s": "time_score", "train_s": "ti
 
 @dataclass(frozen=True)
 class Evaluations:
-    """episodes of the stochastic policy after every `every`-th round."""
+    """When the policy is evaluated.
+
+    episodes: of the stochastic policy in each evaluation; more make curves less noisy.
+    every: rounds from one evaluation to the next.
+    """
 
     episodes: int
     every: int
@@ -42,7 +46,15 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. rounds: how many; folder: of the study."""
+    """One run.
+
+    env: name of the environment.
+    arm: how it trains.
+    seed: of every random stream.
+    rounds: of training.
+    evaluations: when the policy is evaluated.
+    folder: of the study.
+    """
 
     env: str
     arm: Arm
@@ -67,8 +79,8 @@ class Cell:
         Nothing is written: the machine that trains may not be the one with the folder.
         """
         from rollsight.studies.paper.training import trainer_of
-        from rollsight.training.classic import environments
-        from rollsight.training.classic.trainer import Plan
+        from rollsight.training.compiled import environments
+        from rollsight.training.compiled.trainer import Plan
 
         arm, env = self.arm.resolved(settings_for(self.env)), self.env
         episodes, every = self.evaluations.episodes, self.evaluations.every

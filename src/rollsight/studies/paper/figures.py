@@ -34,7 +34,7 @@ _CAPTION = (
     "± 2 sd."
 )
 _SAVED = {"se_ave": "SE_ave", "se_peak": "SE_peak", "rt_paper": "RT_peak"}
-# The arms that a study runs everywhere; curves show the others beside PPO in a panel of their own.
+# The arms that a study runs everywhere; curves show the others with PPO in a panel of their own.
 _MAIN = ("ppo", "iif", "random", "permuted", "matched-norm", "matched-kl")
 
 
@@ -87,7 +87,7 @@ def write(results: Sequence[EnvResult], path: Path) -> Path:
 
 
 def panels(result: EnvResult) -> Iterator[plots.Axes]:
-    """Learning curves: for each set of options the main arms, and the others beside PPO. Of a kind of arms that has the
+    """Learning curves: for each set of options the main arms, and the others with PPO. Of a kind of arms that has the
     paper's p, other values of p are left to `sweeps`: they would have its colour."""
     arms, settings = {one.arm for one in result.arms}, settings_for(result.env)
     for options, ones in _by_options(result):
@@ -127,8 +127,8 @@ def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
 
 
 def comparisons(result: EnvResult) -> Iterator[dots.Dots]:
-    """Every arm less its PPO, in final return and area, paired by seed with 95 % t-intervals; and what it saves, of the
-    mean curves with bootstrap intervals; beside the paper's figures and the null of PPO against itself. One for each
+    """Every arm minus its PPO, in final return and area, paired by seed with 95 % t-intervals; and what it saves, of
+    the mean curves with bootstrap intervals; with the paper's figures and the null of PPO against itself. One for each
     set of options that has arms to compare."""
     settings = settings_for(result.env)
     for options, ones in _by_options(result):

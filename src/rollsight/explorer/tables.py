@@ -1,0 +1,55 @@
+"""Columns of the run folder's tables as arrays, with NaN where there is nothing, and how runs are described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    """A column of numbers as (N,) floats; NaN for null, for text, and all over where there is no such column."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    values = table[name]
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return np.full(len(table), np.nan)
+    return np.asarray(values.cast(pa.float64()).fill_null(float("nan")).combine_chunks().to_numpy(zero_copy_only=False))
+
+
+def has(table: pa.Table, name: str) -> bool:
+    """Whether the table has this column with anything in it."""
+    return name in table.column_names and table[name].null_count < len(table)
+
+
+def row(table: pa.Table, index: int) -> dict[str, Any]:
+    """One row as a dict; negative indices count from the end."""
+    index = index % len(table)
+    return dict(table.slice(index, 1).to_pylist()[0])
+
+
+def performance(rounds: pa.Table) -> tuple[str, np.ndarray]:
+    """What the run was after, over its rounds: its unit ("return" of an episode, or "reward" of a completion), (R,)."""
+    if has(rounds, "return_mean") or not has(rounds, "reward_mean"):
+        return "return", column(rounds, "return_mean")
+    return "reward", column(rounds, "reward_mean")
+
+
+def is_language(metadata: Mapping[str, Any]) -> bool:
+    """Whether the records are completions."""
+    return str(metadata.get("host", "")).partition(" ")[0] in ("trl", "rollsight")
+
+
+def task_of(metadata: Mapping[str, Any]) -> str:
+    """The environment or the model."""
+    return str(metadata.get("env") or metadata.get("model") or "unknown")
+
+
+def arm_of(metadata: Mapping[str, Any]) -> str:
+    """How it was trained: the arm, or the rule that selected."""
+    rule = metadata.get("arm") or metadata.get("rule") or "scored only"
+    return str(rule)
