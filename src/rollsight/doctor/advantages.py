@@ -38,19 +38,10 @@ def dominated(seen: Evidence) -> Measured | None:
         most = max(len(order) // 100, 1)
         shares.append(float(np.sort(square)[::-1][:most].sum() / max(square.sum(), 1e-30)))
         rows.append(order[:most])
-    at = int(np.argsort(shares)[len(shares) // 2])
     value, worst = float(np.median(shares)), rows[int(np.argmax(shares))]
     figures = {"share": value, "most": max(shares)}
-    try:
-        figures["scores"] = float(np.nanmedian(seen.summary("top1pct_share")))
-    except LookupError:  # not scored
-        pass
-    if seen.has("episode"):
-        episode = tuple(dict.fromkeys(seen.column("episode")[worst[:8]].tolist()))
-    else:
-        episode = ()
-    del at
-    return Measured(value, figures, Where(episodes=episode, records=seen.places(worst)))
+    episodes = tuple(dict.fromkeys(seen.column("episode")[worst[:8]].tolist())) if seen.has("episode") else ()
+    return Measured(value, figures, Where(episodes=episodes, records=seen.places(worst)))
 
 
 def short_discount(seen: Evidence) -> Measured | None:
@@ -67,9 +58,9 @@ def short_discount(seen: Evidence) -> Measured | None:
 CHECKS = (
     Check(
         "no_signal", "advantages", no_signal, 0.9, _NEVER, "possible",
-        "Scores from two halves of a round agree {gain:.3f} above chance in {rounds:.0f} rounds: advantages say nothing "
-        "that holds for other records.",
-        ("rewards that do not depend on the actions", "no success yet, so that every advantage is an error of the values",
+        "Scores from two halves of a round agree {gain:.3f} above chance in {rounds:.0f} rounds: advantages say "
+        "nothing that holds for other records.",
+        ("rewards that do not depend on the actions", "no success yet, so that advantages are errors of the values",
          "too few records in a round for so noisy a reward"),
         ("look whether any episode had another return than the rest", "take more records a round",
          "check that the reward is that of the action it stands beside"),

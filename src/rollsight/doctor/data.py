@@ -123,14 +123,16 @@ def copies(seen: Evidence) -> Measured | None:
 
 
 def large_feature(seen: Evidence) -> Measured | None:
-    """The largest feature's size over the median one's."""
+    """The largest feature's size over the median one of the others."""
     obs = seen.observations
     if obs.dtype.kind != "f" or obs.shape[1] < 2:
         return None
     size = np.sqrt(np.mean(np.square(obs, dtype=np.float64), axis=0))
-    largest, usual = int(size.argmax()), float(np.median(size[size > 0])) if (size > 0).any() else 0.0
-    if usual == 0:
+    largest = int(size.argmax())
+    others = np.delete(size, largest)
+    if not (others > 0).any():
         return None
+    usual = float(np.median(others[others > 0]))
     value = float(size[largest] / max(usual, 1e-3)) if size[largest] > 10 else 0.0
     return Measured(value, {"feature": largest, "size": float(size[largest]), "usual": usual},
                     Where(features=(largest,)))  # fmt: skip
@@ -162,7 +164,7 @@ CHECKS = (
     ),
     Check(
         "time_limit_as_end", "data", time_limit_as_end, 0.4, 0.6, "likely",
-        "{share:.0%} of the episodes end at exactly {length:.0f} steps, and what would have followed counts as nothing.",
+        "{share:.0%} of the episodes end at exactly {length:.0f} steps, what would have followed counts as nothing.",
         ("the time limit is told as `terminated`, not as `truncated`",
          "`done` alone is handed on, without `TimeLimit.truncated`"),
         ("return truncated=True at the time limit", "wrap with gymnasium's TimeLimit",
@@ -170,7 +172,7 @@ CHECKS = (
     ),
     Check(
         "copies", "data", copies, 0.9, 0.95, "certain",
-        "Environments show the same at {share:.0%} of the steps although they acted differently: {copies:.0f} are copies.",
+        "Environments show the same at {share:.0%} of the steps but acted differently: {copies:.0f} are copies.",
         ("one environment object in the list several times", "equal seeds for all environments",
          "a wrapper that mixes up rows"),
         ("make each environment anew, with a seed of its own", "compare the observations of two environments"),
@@ -183,8 +185,8 @@ CHECKS = (
     ),
     Check(
         "no_episode_ends", "data", no_episode_ends, 0.8, _NEVER, "certain",
-        "In {share:.0%} of the rounds no episode ends: a round of {steps:.0f} steps for each environment is shorter than "
-        "they are.",
+        "In {share:.0%} of the rounds no episode ends: a round of {steps:.0f} steps for each environment is shorter "
+        "than they are.",
         ("n_steps is small compared with the episodes",),
         ("raise n_steps, and lower the number of environments", "look whether the advantages rest on the values alone"),
         records=False,

@@ -127,9 +127,9 @@ def rewards(seen: Evidence) -> Measured | None:
 def first_cause(seen: Evidence, value: Measured | None, *others: tuple[Measured | None, float]) -> Measured | None:
     """Nothing where the same environment has a cause that explains this one."""
     for other, threshold in others:
-        if value is not None and other is not None and other.value >= threshold:
-            if value.where.environments == other.where.environments:
-                return Measured(0.0, value.figures)
+        explains = value is not None and other is not None and other.value >= threshold
+        if explains and value.where.environments == other.where.environments:
+            return Measured(0.0, value.figures)
     return value
 
 
@@ -203,7 +203,7 @@ CHECKS = (
     ),
     Check(
         "odd_environment_shifted", "data", shifted_alone, 6.0, 10.0, "likely",
-        "Episodes of environment {env:.0f} begin elsewhere: feature {feature:.0f} is {away:.2g} standard deviations away.",
+        "Episodes of environment {env:.0f} begin elsewhere: feature {feature:.0f} is {away:.2g} deviations away.",
         ("an offset or another scale in its observations", "other starts", _ALIKE),
         ("compare the first observations of two environments",),
     ),

@@ -32,8 +32,9 @@ class Finding:
     """One thing that is wrong with a run.
 
     check: its name, as in the documentation; family: the page there; wrong: one sentence; value: the check's statistic,
-    larger is worse; figures: what shows it; causes, tries: likely ones, and what to try, the likeliest first; command, address: what shows
-    the place, the words of a command line and the page of the explorer; found_in: the round after which it was found.
+    larger is worse; figures: what shows it; causes, tries: likely ones, and what to try, the likeliest first; command,
+    address: what shows the place, the words of a command line and the page of the explorer; found_in: the round after
+    which it was found.
     """
 
     check: str

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -127,7 +128,7 @@ def repetition(seen: Evidence) -> Measured | None:
     last = seen.round >= np.unique(seen.round)[-max(len(seen.looked_at) // 4, 1)]
     shares = []
     for tokens in _tokens(seen, np.flatnonzero(last)):
-        pairs = list(zip(tokens, tokens[1:], strict=False))
+        pairs = list(pairwise(tokens))
         if len(pairs) >= 4:
             shares.append(1 - len(set(pairs)) / len(pairs))
     if len(shares) < 8:
@@ -210,8 +211,8 @@ def _ranks(values: Array) -> Array:
 CHECKS = (
     Check(
         "length_rewarded", "language", length_rewarded, 0.7, 0.85, "likely",
-        "Longer completions are paid more (rank correlation {correlation:.2f}); they are {grown:.2f} times as long as at "
-        "the start.",
+        "Longer completions are paid more (rank correlation {correlation:.2f}); they are {grown:.2f} times as long as "
+        "at the start.",
         ("a reward that sums over tokens", "a judge that prefers long answers"),
         ("divide by length, or subtract a penalty", "compare rewards of answers cut to one length"),
     ),
@@ -239,14 +240,14 @@ CHECKS = (
     Check(
         "no_end_of_text", "language", truncated, 0.98, 0.995, "likely",
         "Hardly any completion ends by itself ({share:.0%} reach {limit:.0f} tokens).",
-        ("the end-of-text token is not the one that the sampler waits for", "a model without a chat template that ends"),
+        ("the end-of-text token is not the one that the sampler waits for", "a chat template that does not end"),
         ("check eos_token_id of the tokenizer, the model and the sampler",),
     ),
     Check(
         "duplicates", "language", duplicates, 0.4, 0.7, "certain",
         "{share:.0%} of the completions are word for word those of another in the same round.",
         ("a temperature that is too low", "a policy that has collapsed", "equal sampling seeds"),
-        ("raise the temperature", "look at the entropy and the KL coefficient", "give each completion a seed of its own"),
+        ("raise the temperature", "look at the entropy and the KL coefficient", "give each completion its own seed"),
     ),
     Check(
         "kl_runaway", "language", kl_runaway, 0.5, 1.0, "likely",

@@ -27,8 +27,8 @@ _FIRST = 0.1  # seconds that the first look is expected to take
 class LiveDoctor:
     """Looks at the rounds of a run as they end.
 
-    metadata: of the run, as `run.json` has it; run: its folder, where it has one. A look is left out where it would take the checks beyond a hundredth of
-    the time since the start; `spent` is what all looks took, in seconds.
+    metadata: of the run, as `run.json` has it; run: its folder, where it has one. A look is left out where it would
+    take the checks beyond a hundredth of the time since the start; `spent` is what all looks took, in seconds.
     """
 
     def __init__(

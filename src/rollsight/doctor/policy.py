@@ -149,9 +149,8 @@ def undone(seen: Evidence) -> Measured | None:
         noise = float(np.hypot(error[max(0, k - 3) : k].mean(), error[k : k + 2].mean()) + np.abs(
             np.diff(mean[max(0, k - 4) : k])).mean())  # fmt: skip
         gained, lost = before - first, before - after
-        if gained > 2 * noise and lost > 2 * noise:
-            if (part := min(lost / gained, 2.0)) > best:
-                best, at = part, k
+        if gained > 2 * noise and lost > 2 * noise and (part := min(lost / gained, 2.0)) > best:
+            best, at = part, k
     figures = {"part": best, "before": float(mean[max(0, at - 1)]), "after": float(mean[at]), "round": int(rounds[at])}
     # The round whose update did it is the one before that whose episodes show it.
     return Measured(best, figures, Where(rounds=(int(rounds[max(at - 1, 0)]), int(rounds[at])) if best else ()))
