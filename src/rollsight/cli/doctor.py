@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -78,9 +79,9 @@ def _show(finding: Finding, console: Console) -> None:
     console.print(f"  more: docs/doctor/{finding.family}.md#{finding.check.replace('_', '-')}", style="dim")
 
 
-def _listed(name: str, values: tuple[object, ...]) -> str:
+def _listed(name: str, values: Sequence[Any]) -> str:
     if name == "rounds":
-        return runs.spell(values)  # type: ignore[arg-type]
+        return runs.spell(values)
     if name == "records":
-        return ", ".join(f"{record} of round {round}" for round, record in values[:4])  # type: ignore[misc]
+        return ", ".join(f"{index} of round {round}" for round, index in values[:4])
     return ", ".join(visible(str(value)) for value in values[:8])

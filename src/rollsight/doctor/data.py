@@ -92,7 +92,8 @@ def copies(seen: Evidence) -> Measured | None:
     action = action.reshape(len(action), -1)
     entropy = float(np.mean(seen.column("entropy"))) if seen.has("entropy") else 1.0
     steps = int(step.max()) + 1
-    best, pair, equal_steps = 0.0, (), 0
+    best, equal_steps = 0.0, 0
+    pair: tuple[int, ...] = ()
     together: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number in np.unique(round)[-6:]:
         rows = np.flatnonzero(round == number)

@@ -127,8 +127,9 @@ def rewards(seen: Evidence) -> Measured | None:
 def first_cause(seen: Evidence, value: Measured | None, *others: tuple[Measured | None, float]) -> Measured | None:
     """Nothing where the same environment has a cause that explains this one."""
     for other, threshold in others:
-        explains = value is not None and other is not None and other.value >= threshold
-        if explains and value.where.environments == other.where.environments:
+        if value is None or other is None or other.value < threshold:
+            continue
+        if value.where.environments == other.where.environments:
             return Measured(0.0, value.figures)
     return value
 

@@ -167,7 +167,7 @@ def read(run: Run, most: int = MOST_ROUNDS) -> Evidence:
     rounds = np.array(summaries["round"].to_pylist(), np.int64)
     columns = {name: _numbers(summaries[name]) for name in _SUMMARIES}
     spread = np.unique(np.linspace(0, len(rounds) - 1, min(most, len(rounds))).round().astype(int))
-    invalid = np.flatnonzero(columns["invalid_rows"] > 0)[:2] if len(rounds) else []
+    invalid = np.flatnonzero(columns["invalid_rows"] > 0)[:2]
     chosen = sorted({int(rounds[i]) for i in [*spread, *invalid]})
     return Evidence(run.metadata, rounds.tolist(), columns, {round: run.records(round) for round in chosen})
 

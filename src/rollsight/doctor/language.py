@@ -33,15 +33,14 @@ def length_rewarded(seen: Evidence) -> Measured | None:
 
 def groups_without_difference(seen: Evidence) -> Measured | None:
     """Share of the prompts with several completions in a round whose rewards are all the same."""
-    reward, group, episode = _rewards(seen), seen.column("group"), np.arange(len(seen.round))
-    flat, rows = [], []
+    reward, group = _rewards(seen), seen.column("group")
+    flat, rows = list[bool](), list[int]()
     for of_round in _by_round(seen):
         for number in np.unique(group[of_round]):
             members = of_round[group[of_round] == number]
             if len(members) >= 2 and np.isfinite(reward[members]).all():
                 flat.append(float(np.ptp(reward[members])) == 0)
                 rows += members[:1].tolist() if flat[-1] else []
-    del episode
     if len(flat) < 8:
         return None
     share = float(np.mean(flat))

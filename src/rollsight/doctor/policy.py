@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from rollsight.doctor.check import Check, Measured
-from rollsight.doctor.evidence import Evidence
+from rollsight.doctor.evidence import Array, Evidence
 from rollsight.doctor.finding import Where
 
 _NEVER = math.inf
@@ -59,7 +59,7 @@ def entropy_collapsed(seen: Evidence) -> Measured | None:
                     Where(rounds=(int(seen.rounds[at]),)))  # fmt: skip
 
 
-def _certainty(seen: Evidence, entropy: np.ndarray) -> np.ndarray | None:  # type: ignore[type-arg]
+def _certainty(seen: Evidence, entropy: Array) -> Array | None:
     """0 for a policy without preference, 1 for one without chance."""
     if seen.choices is not None:
         return np.asarray(1 - entropy / math.log(seen.choices)) if seen.choices > 1 else None

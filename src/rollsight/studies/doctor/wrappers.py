@@ -178,11 +178,13 @@ class CopiedEnvironments(VecEnvWrapper):
         self.source[1 : copies + 1] = 0
 
     def reset(self) -> Any:
-        return self.venv.reset()[self.source]
+        shown: Any = self.venv.reset()
+        return shown[self.source]
 
     def step_async(self, actions: Any) -> None:
         self.venv.step_async(actions)
 
     def step_wait(self) -> Any:
-        obs, rewards, dones, infos = self.venv.step_wait()
+        stepped: Any = self.venv.step_wait()
+        obs, rewards, dones, infos = stepped
         return obs[self.source], rewards[self.source], dones[self.source], [infos[i] for i in self.source]
