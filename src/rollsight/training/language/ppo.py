@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rollsight import distributed, language, objectives, targets
 from rollsight.arrays import Bools, Ints
+from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
@@ -104,6 +105,7 @@ class LanguagePPO:
         self.follow: Follow = lambda phase, done, total: None
         self._forward: Forward | None = None  # of the round's sequences, until they are scored
         self.watch = Watch()  # over what may fail without ending training
+        self.doctor: LiveDoctor | None = None  # watches the rounds, where one is asked for
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
