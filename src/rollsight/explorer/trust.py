@@ -19,8 +19,7 @@ class Trust:
     """What the trust line says of a round.
 
     Attributes:
-        verdict: "noise" where halves of the round agree no better than chance gives; "weak" where only sums of scores mean
-            something.
+        verdict: "noise" where halves of the round agree no better than by chance; "weak" where only sums say something.
         sentence: the verdict with the figures behind it.
         caution: what else a reader must know, as that dropping made the step longer; "" where there is nothing.
     """

@@ -55,7 +55,7 @@ def layout(context: Context, address: Address) -> Any:
         components.card(
             "Trust line over rounds",
             components.graph("trust-curves", figure(rounds), className="rs-tall"),
-            note="Halves: rank correlation of the scores when each half gives the target of the other. Permuted: by chance.",
+            note="Rank correlation of the scores when each half gives the target of the other; permuted: by chance.",
         ),
         dmc.SimpleGrid(
             [_meaning(context.reading.metadata(address.run), rounds), _retraining(path, rounds, context, address)],
