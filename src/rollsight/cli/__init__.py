@@ -25,6 +25,8 @@ COMMANDS = {
     "study directions": "Hold the arms' updates against fresh records: which way they go, how far, what they gain.",
     "study rlhf": "Run the language-model experiments and their controls: tables, figures, examples.",
     "study grpo": "Run a verifiable-reward task with GRPO, filtered and not: tables, figures, examples.",
+    "study doctor": "Plant faults in training runs and measure how often the doctor finds them.",
+    "doctor": "Say what is wrong with a run: the cause, the place, and what to try.",
     "view": "Look at runs in a browser: curves, rounds, records, trust.",
     "report": "Write what there is to see of a run into one HTML file.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",

@@ -6,6 +6,7 @@ runs/NAME/
   records/round-000001.parquet      every record of the round
   rounds/round-000001.parquet       the round's summary, one row; written last, so the round is complete with it
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
+  findings/round-000004.parquet     what the doctor found in the round that it had not found before
   snapshots/round-000010.pt         the frozen round
   checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   SHA256SUMS                        the digest of every file above but run.json, which holds its own
@@ -33,7 +34,7 @@ from rollsight.runs.ranking import column_as_floats, rank_records, scored_record
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
 from rollsight.runs.results import results_folder, stored_results
-from rollsight.runs.writer import RunWriter, create, resume
+from rollsight.runs.writer import RunWriter, as_table, create, resume
 
 if TYPE_CHECKING:
     from rollsight.runs.recorder import Recorder as Recorder
@@ -44,6 +45,7 @@ __all__ = [
     "Recorder",
     "Run",
     "RunWriter",
+    "as_table",
     "column_as_floats",
     "create",
     "find_runs",

@@ -102,7 +102,7 @@ class Run:
 
     def rows(
         self,
-        kind: Literal["records", "rounds", "evaluations"],
+        kind: Literal["records", "rounds", "evaluations", "findings"],
         columns: Sequence[str] | None = None,
         rounds: Collection[int] | None = None,
     ) -> pa.Table:
@@ -239,8 +239,8 @@ class Run:
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the run and return its result, already computed.
 
-        The tables are `records`, `rounds` and `evaluations` (one row per record, complete round, evaluation episode)
-        and `run` (one row: the metadata, nested entries as JSON).
+        The tables are `records`, `rounds`, `evaluations` and `findings` (one row per record, complete round, evaluation
+        episode, finding of the doctor) and `run` (one row: the metadata, nested entries as JSON).
 
         Raises:
             RollsightError: the query is wrong, asks for a table that has no rows yet, or meets a damaged file.

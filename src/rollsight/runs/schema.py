@@ -11,7 +11,7 @@ SCHEMA = 2  # `schema` in run.json; runs without it are of 1
 
 Host = Literal["sb3", "compiled", "trl", "rlhf", "own"]
 Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers"]
-Table = Literal["records", "rounds", "evaluations"]
+Table = Literal["records", "rounds", "evaluations", "findings"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,24 @@ EVALUATIONS = (
     Column("kl", "number", "nats", "log-probability minus that of the reference, summed over tokens", ("rlhf",)),
 )
 
-TABLES: Mapping[Table, tuple[Column, ...]] = {"records": RECORDS, "rounds": ROUNDS, "evaluations": EVALUATIONS}
+FINDINGS = (
+    Column("round", "integer", "", "the round after which it was found first", _ALL),
+    Column("check", "text", "", "name of the check", _ALL),
+    Column("family", "text", "", "page of the documentation that explains it", _ALL),
+    Column("severity", "text", "", "severe, warning or note", _ALL),
+    Column("sure", "text", "", "certain, likely or possible: how sure the cause is", _ALL),
+    Column("wrong", "text", "", "what is wrong, in one sentence", _ALL),
+    Column("value", "number", "", "the check's statistic, larger is worse", _ALL),
+    Column("figures", "text", "", "the figures that show it, as JSON", _ALL),
+    Column("where", "text", "", "rounds, environments, episodes, features, prompts and records, as JSON", _ALL),
+)
+
+TABLES: Mapping[Table, tuple[Column, ...]] = {
+    "records": RECORDS,
+    "rounds": ROUNDS,
+    "evaluations": EVALUATIONS,
+    "findings": FINDINGS,  # of runs that the doctor watched
+}
 
 
 def column_of(table: Table, name: str) -> Column | None:

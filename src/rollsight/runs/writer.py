@@ -153,7 +153,7 @@ class RunWriter:
         Raises:
             RollsightError: the round is written already, or the columns differ in length or hold what Parquet cannot.
         """
-        self._write_table("records", self._next(round), _table(columns))
+        self._write_table("records", self._next(round), as_table(columns))
 
     def write_round(self, round: int, summary: Mapping[str, Any]) -> None:
         """Write the round's one-row summary (scalars or None by name) and thereby complete the round.
@@ -162,7 +162,7 @@ class RunWriter:
             RollsightError: the round is not after the last complete one, or a value is not a scalar.
         """
         round = self._next(round)
-        self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))
+        self._write_table("rounds", round, as_table({"round": [round]} | {name: [v] for name, v in summary.items()}))
         self._last_round = round
 
     def write_evaluation(
@@ -181,7 +181,15 @@ class RunWriter:
             "length": np.asarray(lengths, np.int64),
             **(more or {}),
         }
-        self._write_table("evaluations", round, _table(columns))
+        self._write_table("evaluations", round, as_table(columns))
+
+    def write_findings(self, round: int, columns: Mapping[str, Column]) -> None:
+        """Write what the doctor found first in this round, one entry per finding in each column.
+
+        Raises:
+            RollsightError: the round has its findings already, or the columns differ in length.
+        """
+        self._write_table("findings", self._next(round), as_table(columns))
 
     def write_snapshot(self, round: int, write: Callable[[BinaryIO], None]) -> None:
         """Write the round's snapshot; `write` puts its bytes into the open binary file it is given.
@@ -331,7 +339,12 @@ def _remove_after(run: Path, last: int) -> None:
             temporary.unlink()
 
 
-def _table(columns: Mapping[str, Column]) -> pa.Table:
+def as_table(columns: Mapping[str, Column]) -> pa.Table:
+    """Columns of one length as the table that is written of them.
+
+    Raises:
+        RollsightError: they differ in length, or hold what Parquet cannot.
+    """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise RollsightError(f"columns of one table must have equal lengths, these have {lengths}")

@@ -20,6 +20,7 @@ from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
+from rollsight.doctor.live import LiveDoctor
 from rollsight.environments.make import make_environments
 from rollsight.errors import Diverged, RollsightError
 from rollsight.trackers import Trackers
@@ -91,6 +92,7 @@ def prepare_sb3(
                 run=out,
                 overwrite=overwrite or resume,
                 snapshots=settings.snapshots,
+                doctor=settings.doctor,
                 metadata=_described(settings),
                 evaluate=evaluate,
                 on_round=on_round,
@@ -167,6 +169,7 @@ def prepare_compiled(
         else:
             writer = opened.enter_context(runs.resume(out, after=done, episodes=note))
         trainer.writer = writer
+        trainer.doctor = LiveDoctor(described, out) if settings.doctor else None
 
         def train(on_progress: OnProgress | None) -> None:
             watch = Watch()
