@@ -59,6 +59,12 @@ def fact(name: str, value: Component, hint: str | None = None, colour: str | Non
     return dmc.Tooltip(body, label=hint, multiline=True, w=260, position="bottom") if hint else body
 
 
+def score(value: float, **options: Any) -> Component:
+    """A score in the colour of its sign."""
+    sign = "rs-hurt" if value < 0 else "rs-helped" if value > 0 else None
+    return dmc.Text(number(value), size="sm", className=sign, **options)
+
+
 def facts(*parts: Component) -> Component:
     """Numbers in a row that wraps."""
     return dmc.Group(list(parts), gap="lg", wrap="wrap")

@@ -10,7 +10,7 @@ from dash import Dash
 
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages import behaviour, files, overview, round, runs, trust
+from rollsight.explorer.pages import behaviour, files, overview, record, round, runs, trust
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ PAGES: Mapping[str, Page] = {
     "runs": Page(runs.layout, runs.register),
     "overview": Page(overview.layout, overview.register),
     "round": Page(round.layout, round.register, round.keys),
+    "record": Page(record.layout, record.register, record.keys),
     "behaviour": Page(behaviour.layout, behaviour.register),
     "trust": Page(trust.layout, trust.register),
     "files": Page(files.layout, files.register),

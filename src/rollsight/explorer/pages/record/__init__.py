@@ -34,7 +34,8 @@ def layout(context: Context, address: Address) -> Any:
         components.problems(context.reading.problems(address.run)),
         components.trust_line(trust_of(context.summary(address.run, round.number))),
         dmc.Paper(
-            components.facts(*facts.facts(round, record)), withBorder=True, radius="md", p="sm", mb="sm", id="record-facts"
+            components.facts(*facts.facts(round, record, metadata)),
+            id="record-facts", withBorder=True, radius="md", p="sm", mb="sm",
         ),
         dmc.SimpleGrid(
             [
@@ -45,7 +46,7 @@ def layout(context: Context, address: Address) -> Any:
             ],
             cols={"base": 1, "md": 2}, spacing="sm", mb="sm",
         ),
-        film.layout(context, address, round, record),
+        film.layout(round, record),
         like.layout(context, address, round, record),
     ]  # fmt: skip
 
