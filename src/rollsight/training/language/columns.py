@@ -9,11 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from rollsight.adapters.summary import distribution, explained_variance, of_speed
+from rollsight.adapters.watching import Watch
 from rollsight.training.language.ppo import Rollout, Update
 from rollsight.training.language.settings import Options
+from rollsight.training.language.token_texts import TokenTexts
 
 
-def round_columns(round: int, rollout: Rollout, update: Update, options: Options) -> dict[str, Any]:
+def round_columns(
+    round: int, rollout: Rollout, update: Update, options: Options, token_texts: TokenTexts, watch: Watch
+) -> dict[str, Any]:
     """Every sequence of the round; lists hold its valid tokens only."""
     records = rollout.records
     assert isinstance(records.actions, Tensor)
@@ -23,7 +27,8 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
         assert column is not None
         return [row[: int(n)].numpy(force=True) for row, n in zip(column, lengths, strict=True)]
 
-    advantages = of_tokens(records.advantages)
+    advantages, tokens = of_tokens(records.advantages), of_tokens(records.actions)
+    texts = watch.attempt("texts of single tokens", lambda: token_texts.of([row.tolist() for row in tokens]))
     groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(rollout.prompts))}
     columns: dict[str, Any] = {
         "round": np.full(len(records), round),
@@ -35,7 +40,8 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
         "reward": rollout.rewards,
         "kl": rollout.kl.numpy(force=True),
         "advantage": np.array([row[-1] if len(row) else 0.0 for row in advantages], np.float32),
-        "token_ids": of_tokens(records.actions),
+        "token_ids": tokens,
+        "token_texts": [None] * len(records) if texts is None else texts,
         "token_log_probs": of_tokens(records.log_probs),
         "token_values": of_tokens(records.values),
         "token_advantages": advantages,

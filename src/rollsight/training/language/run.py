@@ -22,6 +22,7 @@ from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import Follow, LanguagePPO
 from rollsight.training.language.prompts import Prompt
 from rollsight.training.language.settings import Options, RunSettings, Sampling
+from rollsight.training.language.token_texts import TokenTexts
 
 __all__ = ["Options", "RunSettings", "Sampling", "prepare", "restore", "resume", "save", "settings_of", "train"]
 
@@ -174,12 +175,12 @@ def _rounds(
         if parallel.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
-    trackers = Trackers()
+    trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)
     try:
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
-            summary = _round(trainer, settings, held_out, writer)
+            summary = _round(trainer, settings, held_out, texts, writer)
             if writer is not None:  # of several processes, the one that writes
                 trackers.log(summary)
             if on_round is not None:
@@ -205,14 +206,18 @@ def _evaluated(writer: runs.RunWriter) -> list[int]:
 
 
 def _round(
-    trainer: LanguagePPO, settings: RunSettings, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None
+    trainer: LanguagePPO,
+    settings: RunSettings,
+    held_out: tuple[Prompt, ...],
+    texts: TokenTexts,
+    writer: runs.RunWriter | None,
 ) -> dict[str, Any]:
     rollout, update = trainer.train_round()
     round, options = trainer.round, settings.options
     times = dict(trainer.times)
     started = trainer.clock()
     if writer is not None:
-        writer.write_records(round, round_columns(round, rollout, update, options))
+        writer.write_records(round, round_columns(round, rollout, update, options, texts, trainer.watch))
         writer.write_snapshot(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}
