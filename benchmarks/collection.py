@@ -1,4 +1,4 @@
-"""How long the fast engine takes to collect a round of 2048 rows, by stepper and number of environments.
+"""How long the compiled engine takes to collect a round of 2048 rows, by stepper and number of environments.
 
     python benchmarks/collection.py [--envs ENV...] [--rounds 5]
 
@@ -26,10 +26,10 @@ import torch
 from stable_baselines3 import PPO
 
 from rollsight.environments.make import make_environments, observations_of
-from rollsight.training.classic.collect import Collector
-from rollsight.training.classic.environments import POOLED, Stepper, make
-from rollsight.training.classic.networks import network_of
-from rollsight.training.classic.twin import parameters_of
+from rollsight.training.compiled.collect import Collector
+from rollsight.training.compiled.environments import POOLED, Stepper, make
+from rollsight.training.compiled.networks import network_of
+from rollsight.training.compiled.twin import parameters_of
 from rollsight.training.networks import MiniGridFeatures
 
 RECORDS = 2048

@@ -1,11 +1,11 @@
-"""Do agents learn with the fast engine as they do with Stable-Baselines3? Learning curves over seeds, and the verdict.
+"""Do agents learn with the compiled engine as with Stable-Baselines3? Learning curves over seeds, and the verdict.
 
     python benchmarks/curves.py --out DIR [--cases NAME...] [--engines NAME...] [--seeds 5]
 
 Plain PPO with SGD 5e-3, 20 evaluation episodes of the stochastic policy after each round. Finished runs in DIR stay,
 so an interrupted comparison goes on; the table is made of the finished runs. For the area under the curve
 (mean over rounds) and the final return (mean over the last tenth) it gives Welch's 95 % interval of the difference to
-Stable-Baselines3's, and for single rounds the share in which the fast engine's mean lies within Stable-Baselines3's
+Stable-Baselines3's, and for single rounds the share in which the compiled engine's mean lies within Stable-Baselines3's
 t-interval (88 % on average, were the engines the same) and in which the interval of the difference holds 0 (95 %).
 """
 
@@ -43,12 +43,12 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "CartPole": Case("CartPole-v1", 1, 30, ("sb3", "fast")),
-    "CartPole-8": Case("CartPole-v1", 8, 30, ("sb3", "fast envpool", "fast gymnasium")),
-    "Acrobot": Case("Acrobot-v1", 1, 50, ("sb3", "fast")),
-    "LunarLander": Case("LunarLander-v3", 1, 60, ("sb3", "fast")),
+    "CartPole": Case("CartPole-v1", 1, 30, ("sb3", "compiled")),
+    "CartPole-8": Case("CartPole-v1", 8, 30, ("sb3", "compiled envpool", "compiled gymnasium")),
+    "Acrobot": Case("Acrobot-v1", 1, 50, ("sb3", "compiled")),
+    "LunarLander": Case("LunarLander-v3", 1, 60, ("sb3", "compiled")),
 }
-ENGINES = ("sb3", "fast", "fast envpool", "fast gymnasium")
+ENGINES = ("sb3", "compiled", "compiled envpool", "compiled gymnasium")
 
 
 def train(case: Case, engine: str, seed: int, out: Path) -> None:
@@ -68,7 +68,7 @@ def train(case: Case, engine: str, seed: int, out: Path) -> None:
     if not stepper:
         run_training(settings, out, overwrite=True)
         return
-    from rollsight.training.classic import environments
+    from rollsight.training.compiled import environments
 
     with mock.patch.object(environments, "make", partial(environments.make, stepper=stepper)):
         run_training(settings, out, overwrite=True)

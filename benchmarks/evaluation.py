@@ -23,12 +23,12 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight.environments.make import make_environments
-from rollsight.training.classic.acting import Actor, executable
-from rollsight.training.classic.environments import Environments, make
-from rollsight.training.classic.evaluation import play, side_by_side
-from rollsight.training.classic.networks import network_of
-from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
-from rollsight.training.classic.twin import parameters_of
+from rollsight.training.compiled.acting import Actor, executable
+from rollsight.training.compiled.environments import Environments, make
+from rollsight.training.compiled.evaluation import play, side_by_side
+from rollsight.training.compiled.networks import network_of
+from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
+from rollsight.training.compiled.twin import parameters_of
 from rollsight.training.models import model_of
 from rollsight.training.paper import settings_for
 from rollsight.training.run import RunSettings
@@ -56,7 +56,7 @@ def actor_of(env: str, rounds: int) -> Actor:
     settings = RunSettings(env, optimizer="sgd", lr=5e-3, max_grad_norm=float("inf"), rounds=rounds).resolved()
     model = model_of(settings, make_environments(env, 1))
     assert isinstance(model, PPO)
-    FastTrainer(model, make(env, 1, environment_key(0)), Plan()).train(rounds)
+    CompiledTrainer(model, make(env, 1, environment_key(0)), Plan()).train(rounds)
     return Actor(network_of(model.policy), parameters_of(model.policy), model.observation_space.shape or ())
 
 

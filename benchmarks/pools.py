@@ -2,7 +2,7 @@
 
     python benchmarks/pools.py [--envs ENV...] [--episodes 400] [--json FILE]
 
-Both are stepped as the fast engine steps them. Returns, lengths and every component of the first observation:
+Both are stepped as the compiled engine steps them. Returns, lengths and every component of the first observation:
 Kolmogorov-Smirnov; the share of episodes that a time limit cuts: Fisher; every component's mean and mean square over an
 episode: Welch over episodes, as records of one episode depend on each other. The lowest p-value of a family is
 multiplied by its size (Bonferroni), and "different" is said below 0.001. The exit code is 1 where an environment that
@@ -31,7 +31,7 @@ import numpy as np
 from gymnasium.envs.box2d.lunar_lander import heuristic
 from scipy import stats
 
-from rollsight.training.classic.environments import POOLED, Environments, Stepper, make
+from rollsight.training.compiled.environments import POOLED, Environments, Stepper, make
 
 STEPPERS: tuple[Stepper, ...] = ("gymnasium", "envpool")
 COPIES, LEVEL = 8, 0.001

@@ -1,10 +1,10 @@
-"""How long a round of PPO takes in the fast engine, with IIF inside, against Stable-Baselines3's plain PPO and SBX's.
+"""How long a round takes in the compiled engine, with IIF inside, against Stable-Baselines3's plain PPO and SBX's.
 
     python benchmarks/rounds.py [--envs ENV...] [--rounds 10] [--clock wall|cpu] [--json FILE]
 
 2048 records a round, minibatches of 64, 10 epochs, 64 x 64, Adam, one thread each; with 1 and with 8 environments. All
 engines take turns, round by round, so that a neighbour's load falls on all of them alike; figures are medians after one
-round to warm up. The fast engine's round has collection, scores, selection, update and trust line in it; nothing is
+round to warm up. The compiled engine's round has collection, scores, selection, update and trust line in it; nothing is
 evaluated or written. Where an environment names targets, the exit code is 1 if one is missed. On a busy machine, judge
 by `--clock cpu`.
 """
@@ -35,20 +35,20 @@ from stable_baselines3.common.logger import Logger
 
 from rollsight.environments.make import make_environments
 from rollsight.selection import DropNegative
-from rollsight.training.classic import environments
-from rollsight.training.classic.arms import Filtered
-from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+from rollsight.training.compiled import environments
+from rollsight.training.compiled.arms import Filtered
+from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
 
 RECORDS, DROP = 2048, 0.125
 ENVS = ("LunarLander-v3", "CartPole-v1", "FrozenLake-v1")
-FAST = "fast IIF"
+COMPILED = "compiled IIF"
 PHASES = ("collect", "score", "train", "trust")
 
 # name -> (engine, other engine, at least this many times as fast), judged on LunarLander.
 TARGETS = [
-    (f"{FAST}, 8 envs", "SB3 PPO, 1 env", 12.0),
-    (f"{FAST}, 8 envs", "SB3 PPO, 8 envs", 7.0),
-    (f"{FAST}, 8 envs", "SBX PPO, 8 envs", 4.0),
+    (f"{COMPILED}, 8 envs", "SB3 PPO, 1 env", 12.0),
+    (f"{COMPILED}, 8 envs", "SB3 PPO, 8 envs", 7.0),
+    (f"{COMPILED}, 8 envs", "SBX PPO, 8 envs", 4.0),
 ]
 JUDGED, SECONDS, FIRST_SECONDS = "LunarLander-v3", 0.12, 6.0
 
@@ -70,8 +70,8 @@ def engines_of(env: str) -> dict[str, Callable[[], Row]]:
     for count in (8, 1):
         name = f"{count} env{'s' if count > 1 else ''}"
         stepped = environments.make(env, count, environment_key(0))
-        trainer = FastTrainer(model_of(PPO, env, count), stepped, Plan(Filtered(DropNegative(DROP, min_keep=64))))
-        engines[f"{FAST}, {name}"] = partial(last, trainer)
+        trainer = CompiledTrainer(model_of(PPO, env, count), stepped, Plan(Filtered(DropNegative(DROP, min_keep=64))))
+        engines[f"{COMPILED}, {name}"] = partial(last, trainer)
         engines[f"SB3 PPO, {name}"] = partial(learn, model_of(PPO, env, count))
         if (sbx := optional_sbx()) is not None:
             engines[f"SBX PPO, {name}"] = partial(learn, model_of(sbx, env, count))
@@ -87,7 +87,7 @@ def optional_sbx() -> Any:
     return SbxPPO
 
 
-def last(trainer: FastTrainer) -> Row:
+def last(trainer: CompiledTrainer) -> Row:
     """One round; its summary."""
     summaries: list[Any] = []
     trainer.train(1, summaries.append)
@@ -129,7 +129,7 @@ def verdicts(env: str, rows: list[Row]) -> list[tuple[str, bool]]:
             ratio = by_name[other]["seconds"] / by_name[name]["seconds"]
             said.append((f"{env}: {name} is {ratio:.1f}x as fast as {other} (asked: {factor:g}x)", ratio >= factor))
     if env == JUDGED:
-        row = by_name[f"{FAST}, 8 envs"]
+        row = by_name[f"{COMPILED}, 8 envs"]
         said.append((f"{env}: a round of {row['seconds']:.3f} s (asked: {SECONDS} s)", row["seconds"] <= SECONDS))
         said.append((f"{env}: a first round of {row['first']:.1f} s (asked: 6 s)", row["first"] <= FIRST_SECONDS))
     return said if env == JUDGED else [(text.replace(" (asked", " (on LunarLander asked"), True) for text, _ in said]

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import torch
 import tyro
-
 from rollsight.studies.paper.arms import arm_of
 from rollsight.studies.paper.training import trainer_of
-from rollsight.training.classic import environments
-from rollsight.training.classic.trainer import Plan
+
+from rollsight.training.compiled import environments
+from rollsight.training.compiled.trainer import Plan
 from rollsight.training.paper import settings_for
 
 COLUMNS = ("round", "evaluation_return", "return_mean", "episodes", "kept_frac", "approx_kl", "update_norm")

@@ -61,7 +61,7 @@ def envs() -> None:
 
 
 def fast() -> None:
-    import rollsight.training.classic.trainer  # noqa: F401
+    import rollsight.training.compiled.trainer  # noqa: F401
 
 
 def llm() -> None:

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rollsight import advantages as estimates
 from rollsight import cli, runs
 from rollsight.analysis.diagnosis import advantages, pages
 from rollsight.analysis.diagnosis import statistics as diagnosis
@@ -19,6 +18,7 @@ from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.environments.make import make_environment
 from rollsight.runs.digests import digest_of
 from rollsight.snapshot import Snapshot
+from rollsight.tabular import observed_returns, tabular_advantages
 from rollsight.training import run as training_run
 from rollsight.training.run import RunSettings, run_training
 
@@ -98,11 +98,11 @@ def test_harmful_mass_and_phases():
 def test_the_papers_tabular_estimate():
     episode, step = np.array([1, 1, 1, 2, 2, 3]), np.array([0, 1, 2, 0, 1, 0])
     reward = np.array([0.0, 0.0, 1.0, 0.0, 2.0, 9.0])
-    returns = estimates.observed_returns(reward, episode, step, episode < 3, 0.5)
+    returns = observed_returns(reward, episode, step, episode < 3, 0.5)
     assert returns[:5].tolist() == [0.25, 0.5, 1.0, 1.0, 2.0]
     assert np.isnan(returns[5])
     states, actions = [b"s", b"t", b"u", b"s", b"t", b"s"], [b"a", b"a", b"a", b"b", b"a", b"a"]
-    estimate = estimates.tabular_advantages(states, actions, returns)
+    estimate = tabular_advantages(states, actions, returns)
     # s was left twice with a known end: 0.25 after a and 1 after b. The last record gets the value of its pair.
     assert estimate[[0, 3, 5]].tolist() == [-0.375, 0.375, -0.375]
     assert estimate[[1, 4]].tolist() == [0.0, 0.0]

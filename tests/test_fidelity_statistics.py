@@ -1,4 +1,4 @@
-"""The statistics of fidelity, on made-up numbers: LDS, weight steps, removal, spoilt episodes."""
+"""The statistics of fidelity, on made-up numbers: LDS, weight steps, removal, corrupted episodes."""
 
 from __future__ import annotations
 
@@ -128,34 +128,27 @@ def test_gae_is_the_hosts_and_a_fault_stays_in_its_episodes(envs: int) -> None:
     rewards, values = (np.asarray(column, np.float64) for column in (records.rewards, records.values))
     np.testing.assert_allclose(buffer.advantages(rewards, values), records.advantages, rtol=1e-4, atol=1e-4)
     hit = buffer.episode == np.unique(buffer.episode)[1]
-    spoilt = buffer.spoilt(rewards - 2 * rewards * hit, values)
-    changed = (spoilt.advantages - records.advantages).abs().numpy() > 1e-3
+    corrupted = buffer.corrupted(rewards - 2 * rewards * hit, values)
+    changed = (corrupted.advantages - records.advantages).abs().numpy() > 1e-3
     assert changed[hit].any()
     assert not changed[~hit].any()
     with pytest.raises(RollsightError, match=r"not GAE\(gamma=0\.5"):
         faults.Buffer(records, 0.5, 0.95)
 
 
-def test_a_score_that_knows_the_fault_finds_every_spoilt_episode() -> None:
+def test_a_score_that_knows_the_fault_finds_every_corrupted_episode() -> None:
     records = snapshot_of(n_envs=3).records
     buffer = faults.Buffer(records, 0.99, 0.95)
     assert records.rewards is not None
-    paid, stale = np.ones(24), np.full(24, 30.0)
+    env_rewards, stale = np.ones(24), np.full(24, 30.0)
     scorers = {
-        "knows": lambda spoilt: -(spoilt.advantages - records.advantages).abs(),
-        "blind": lambda spoilt: torch.zeros(24),
+        "knows": lambda corrupted: -(corrupted.advantages - records.advantages).abs(),
+        "blind": lambda corrupted: torch.zeros(24),
     }
-    found = faults.detect(buffer, scorers, paid, stale, seed=0)
+    found = faults.detect(buffer, scorers, env_rewards, stale, seed=0)
     assert {(one.fault, one.score): one.auroc for one in found} == {
         ("reward sign flipped", "knows"): 1.0,
         ("reward sign flipped", "blind"): 0.5,
         ("stale values", "knows"): 1.0,
         ("stale values", "blind"): 0.5,
     }
-
-
-def test_auroc() -> None:
-    positive = np.array([False, True, False, True])
-    assert faults.auroc(np.array([0.0, 1.0, 0.5, 2.0]), positive) == 1.0
-    assert faults.auroc(np.array([1.0, 1.0, 1.0, 1.0]), positive) == 0.5
-    assert faults.auroc(np.array([3.0, 1.0, 0.5, 2.0]), positive) == 0.5

@@ -103,7 +103,7 @@ def test_the_arms_of_a_round(snapshot):
         for control in ("random", "permuted"):
             assert not torch.equal(arms[control], other[control])
             assert not torch.equal(arms[control], arms["selection"])
-        # Any callable is a rule; its random control leaves out as many records.
+        # Any callable is a rule; its random control leaves out the same number of records.
         mine = intervention.arms_by_rule(frozen, lambda scores: rule(scores), 0)
         assert torch.equal(mine["selection"], arms["selection"])
         assert intervention.dropped(mine["random"], records) == size
@@ -112,11 +112,11 @@ def test_the_arms_of_a_round(snapshot):
 def test_permuted_advantages_are_those_of_the_scores_only(snapshot):
     """With two equal halves of advantages swapped by the permutation or not, the scores are those of such records."""
     key = (0, snapshot.round, Purpose.INTERVENTION_PERMUTATION, 0)
-    scores = intervention._scores(snapshot, key)
+    scores = intervention.scores_of(snapshot, key)
     order = torch.from_numpy(np.random.default_rng(key).permutation(len(snapshot.records)))
     permuted = replace(snapshot, records=snapshot.records.with_advantages(snapshot.records.advantages[order]))
-    torch.testing.assert_close(scores.values, intervention._scores(permuted).values)
-    assert not torch.allclose(scores.values, intervention._scores(snapshot).values)
+    torch.testing.assert_close(scores.values, intervention.scores_of(permuted).values)
+    assert not torch.allclose(scores.values, intervention.scores_of(snapshot).values)
 
 
 def test_equal_policies_play_equal_episodes_whoever_played_before(snapshot, monkeypatch):
@@ -163,7 +163,7 @@ def test_actions_follow_their_distribution():
 @pytest.mark.parametrize("form", ["csv", "parquet", "json", "top", "lines"])
 def test_a_list_is_the_selection_of_the_same_records(run, snapshot, form, tmp_path, capsys):
     expected = run_intervention(settings(run, rounds=(2,), p=0.5, orders=1, episodes=3)) if form == "csv" else None
-    gone = (DropNegative(0.5)(intervention._scores(snapshot)).weights == 0).nonzero().flatten()
+    gone = (DropNegative(0.5)(intervention.scores_of(snapshot)).weights == 0).nonzero().flatten()
     rows = [{"round": 2, "env": e, "step": s} for e, s in torch.stack(
         [snapshot.records.ids[name][gone] for name in ("env", "step")], 1
     ).tolist()]  # fmt: skip

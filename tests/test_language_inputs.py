@@ -207,7 +207,7 @@ def test_settings_that_make_no_sense(changed, sentence):
         (["--drop", "2"], "--drop 2.0 is outside of 0 to 1"),
         (["--top-p", "0"], "--top-p 0.0 is not a probability"),
         (["--temperature", "-1"], "--temperature -1.0"),
-        (["--target", "none", "--random"], "--random drops as many sequences as scores would"),
+        (["--target", "none", "--random"], "--random drops the number of sequences that scores would"),
         (["--save-every", "2"], "--save-every 2 needs a folder"),
         (["--resume", "somewhere", "--kl", "1"], "leave out --kl"),
         (["--resume", "somewhere", "--temperature", "2", "--seed", "3"], "leave out --seed, --temperature"),

@@ -11,10 +11,10 @@ pytest.importorskip("peft", reason="language models need PEFT (pip install 'roll
 
 from language_trainer import assert_same, parameters, trainer
 
-from rollsight import language
+from rollsight import distributed, language
 from rollsight.errors import RollsightError
 from rollsight.scoring import Scores
-from rollsight.training.language import parallel, ppo, terms
+from rollsight.training.language import ppo, terms
 
 # --- the round
 
@@ -28,7 +28,7 @@ def test_a_step_is_plain_autograd_on_the_same_minibatch(lora_rank):
     records = replace(records, log_probs=log_probs, values=records.values + torch.randn_like(records.values))
     plain = copy.deepcopy(ours.policy)
     ours.optimizer, optimizer = (torch.optim.SGD(of.trainable().values(), lr=0.1) for of in (ours.policy, plain))
-    ours._step(records, torch.arange(len(records)))
+    ours.step(records, torch.arange(len(records)))
     total, tokens = 0.0, 0
     for i in range(len(records)):  # one unpadded sequence at a time, token by token
         row = records.obs["attention_mask"][i].bool()
@@ -184,7 +184,7 @@ def test_a_dropped_sequence_cannot_change_the_parameters(monkeypatch):
     for spoil in (False, True):
         ours = trainer()
         ours.round = 1
-        rollout = ours._collect()
+        rollout = ours.collect()
         records = rollout.records
         if spoil:
             changed = {
@@ -193,7 +193,7 @@ def test_a_dropped_sequence_cannot_change_the_parameters(monkeypatch):
             for column in changed.values():
                 column[gone] = 17
             records = replace(records, **changed)
-        update = ours._optimise(replace(rollout, records=records))
+        update = ours.optimise(replace(rollout, records=records))
         assert int(update.kept.sum()) == 5
         reached.append(parameters(ours))
     assert_same(*reached)
@@ -254,5 +254,5 @@ def _one_of_two(rank, folder):
     for _ in range(2):
         ours.train_round()
     torch.save(parameters(ours), f"{folder}/{rank}.pt")
-    assert parallel.size() == 2
+    assert distributed.size() == 2
     torch.distributed.destroy_process_group()

@@ -208,7 +208,7 @@ def test_the_micro_batch_changes_no_completion(name):
             torch.testing.assert_close(mine.records.log_probs, first.records.log_probs, atol=1e-4, rtol=0)
 
 
-def test_a_completion_does_not_depend_on_those_beside_it():
+def test_a_completion_does_not_depend_on_the_others_of_its_batch():
     acting = policy()
     together = acting.generate(list(PROMPTS), 8, (3, 1, 0))
     for i, prompt in enumerate(PROMPTS):

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import rollsight as rs
 from rollsight import objectives as ob
 from rollsight import targets as tg
-from rollsight.scoring import Forward, layerwise, one_pass
+from rollsight.scoring import Forward, one_pass
 from rollsight.scoring.ranks import spearman
 
 
@@ -136,7 +136,7 @@ def test_bfloat16_ranks_as_float32_does(name):
 
 def test_directions_are_summed_in_float32():
     """256 equal chunks: their bfloat16 sum would stall long before."""
-    from rollsight.scoring.directions import gradient
+    from rollsight.scoring.gradients import gradient
 
     policy = rs.Policy(nn.Linear(1, 1, bias=False).bfloat16(), lambda m, x, a: rs.Evaluation(m(x)[:, 0].float()))
     records = rs.Records(torch.ones(512, 1, dtype=torch.bfloat16), torch.zeros(512), torch.zeros(512), torch.ones(512))
@@ -148,18 +148,23 @@ def test_directions_are_summed_in_float32():
 # --- one pass
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """The number of backwards of each chunk, as they are made."""
-    made = []
+class Counted:
+    """A policy that notes the records of each forward, and how many backwards each has."""
 
-    def spied(layers, evaluation, pair, find=one_pass._common):
-        common = find(layers, evaluation, pair)
-        made.append(1 if common else 2)
-        return common
+    def __init__(self, policy):
+        self.forwards, self.backwards = [], []
+        self.policy = rs.Policy(policy.module, lambda *arguments: self._noted(policy.evaluate(*arguments)))
 
-    monkeypatch.setattr(one_pass, "_common", spied)
-    return made
+    def _noted(self, evaluation):
+        if evaluation.log_prob.requires_grad:
+            own = len(self.forwards)
+            self.forwards.append(len(evaluation.log_prob))
+            self.backwards.append(0)
+            evaluation.log_prob.register_hook(lambda _: self._pulled(own))
+        return evaluation
+
+    def _pulled(self, forward):
+        self.backwards[forward] += 1
 
 
 @pytest.mark.parametrize("chunk_size", [6, 2])
@@ -178,83 +183,71 @@ def passes(monkeypatch):
         (False, 0.0, tg.Sequence(), ob.PPO(entropy=0.1), 1),  # estimated by -log pi
     ],
 )
-def test_one_forward_gives_direction_and_scores(passes, per_token, shift, target, objective, backwards, chunk_size):
+def test_one_forward_gives_direction_and_scores(per_token, shift, target, objective, backwards, chunk_size):
     """One backward is enough where target and loss pull a sequence's tokens alike."""
     case = lz.language("llama-lora")
     records = lz.completions(case.policy, 6, 3, shift=shift, empty=False)
     records = records if per_token else records.with_advantages(torch.randn(6))
     expected = rs.score_records(case.policy, records, target, objective, backend="oracle").values
-    forwards = []
-
-    def evaluate(*arguments):
-        forwards.append(len(arguments[2]))
-        return case.policy.evaluate(*arguments)
-
-    policy = rs.Policy(case.policy.module, evaluate)
-    layerwise._covered.pop(case.policy.module, None)
-    for _ in range(2):  # the first call looks at the module, with one record
-        forwards.clear()
-        scores = rs.score_records(policy, records, target, objective, backend="layerwise", chunk_size=chunk_size)
-    assert forwards == [chunk_size] * (6 // chunk_size)
-    assert set(passes) == {backwards}
+    rs.score_records(case.policy, records, target, objective)  # the first call looks at the module, with one record
+    counted = Counted(case.policy)
+    scores = rs.score_records(counted.policy, records, target, objective, backend="layerwise", chunk_size=chunk_size)
+    assert counted.forwards == [chunk_size] * (6 // chunk_size)
+    assert counted.backwards == [backwards] * (6 // chunk_size)
     assert zoo.relative_error(scores.values, expected) < 1e-5
 
 
-def test_rows_without_a_pull_on_the_target_are_scored_in_one_pass(passes):
+def test_rows_without_a_pull_on_the_target_are_scored_in_one_pass():
     """A sequence of advantage 0: normalisation makes it another one in the loss."""
     case = lz.language("llama-lora")
     advantages = torch.randn(6)
     advantages[1] = 0
     records = lz.completions(case.policy, 6, 3, shift=0.0, empty=False).with_advantages(advantages)
     expected = rs.score_records(case.policy, records, tg.Sequence(), backend="oracle").values
+    rs.score_records(case.policy, records)  # the first call looks at the module, with one record
     for chunk_size in (6, 2):
-        scores = rs.score_records(case.policy, records, tg.Sequence(), backend="layerwise", chunk_size=chunk_size)
+        counted = Counted(case.policy)
+        scores = rs.score_records(counted.policy, records, tg.Sequence(), backend="layerwise", chunk_size=chunk_size)
         assert zoo.relative_error(scores.values, expected) < 1e-5
-    assert set(passes) == {1}
+        assert counted.backwards == [1] * (6 // chunk_size)
     assert abs(float(expected[1])) > 1e-3 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_sequences_of_another_length_need_no_second_look(passes, chunk_size):
+@pytest.mark.parametrize("chunk_size", [6, 2])
+def test_sequences_of_another_length_need_no_second_look(chunk_size):
     case = lz.language("llama-lora")
     rs.score_records(case.policy, case.records)
+    longer = case.records.take(case.records.valid_rows.nonzero().flatten())
     shorter = rs.Records(
-        {name: column[:, 1:] for name, column in case.records.obs.items()},
-        case.records.actions,
-        case.records.log_probs,
-        case.records.advantages,
-        valid=case.records.valid,
+        {name: column[:, 1:] for name, column in longer.obs.items()},
+        longer.actions,
+        longer.log_probs,
+        longer.advantages,
+        valid=longer.valid,
     )
-    probe, calls = layerwise._probe, []
-    layerwise._probe = lambda *arguments: calls.append(arguments)
-    try:
-        rs.score_records(case.policy, shorter, chunk_size=chunk_size)
-    finally:
-        layerwise._probe = probe
-    assert not calls
+    expected = rs.score_records(case.policy, shorter, backend="oracle").values
+    counted = Counted(case.policy)
+    scores = rs.score_records(counted.policy, shorter, backend="layerwise", chunk_size=chunk_size)
+    assert counted.forwards == [len(part) for part in torch.arange(len(shorter)).split(chunk_size)]
+    assert zoo.relative_error(scores.values, expected) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [[6], [2, 4]])
 @pytest.mark.parametrize("per_token", [False, True])
-def test_a_forward_that_is_there_is_not_made_again(passes, per_token, sizes):
+def test_a_forward_that_is_there_is_not_made_again(per_token, sizes):
     case = lz.language("llama-lora")
     records = lz.completions(case.policy, 6, 3, shift=0.0, empty=False)
     records = records if per_token else records.with_advantages(torch.randn(6))
     expected = rs.score_records(case.policy, records, tg.Sequence(), backend="oracle").values
     rs.score_records(case.policy, records)  # the first call looks at the module, with one record
-    forwards = []
-
-    def evaluate(*arguments):
-        forwards.append(len(arguments[2]))
-        return case.policy.evaluate(*arguments)
-
-    policy = rs.Policy(case.policy.module, evaluate)
+    counted = Counted(case.policy)
+    policy = counted.policy
     forward = Forward(policy)
     parts = [forward.extend(records.take(rows)) for rows in torch.arange(6).split(sizes)]
     assert torch.equal(torch.cat([part.log_prob for part in parts]), records.log_probs)
     assert not any(part.log_prob.requires_grad for part in parts)
     scores = rs.score_records(policy, records, tg.Sequence(), forward=forward)
-    assert forwards == sizes
+    assert counted.forwards == sizes
     assert zoo.relative_error(scores.values, expected) < 1e-5
     with pytest.raises(rs.RollsightError, match="used up"):
         rs.score_records(policy, records, tg.Sequence(), forward=forward)
@@ -292,9 +285,12 @@ def test_where_the_gradients_do_not_fit_two_passes_give_the_same(name, monkeypat
     case = lz.language(name)
     records = case.records.with_advantages(torch.randn(6))
     expected = rs.score_records(case.policy, records, tg.Sequence(), backend="oracle").values
-    monkeypatch.setattr(one_pass, "_MATERIALISED", 1)
-    monkeypatch.setattr(one_pass, "_Materialised", None)
-    scores = rs.score_records(case.policy, records, tg.Sequence(), backend="layerwise", chunk_size=2)
+    rs.score_records(case.policy, records)  # the first call looks at the module, with one record
+    monkeypatch.setattr(one_pass, "MOST_GRADIENTS", 1)
+    counted = Counted(case.policy)
+    scores = rs.score_records(counted.policy, records, tg.Sequence(), backend="layerwise", chunk_size=2)
+    chunks = [len(part) for part in torch.arange(int(records.valid_rows.sum())).split(2)]
+    assert counted.forwards == 2 * chunks
     assert zoo.relative_error(scores.values, expected) < 1e-5
 
 
@@ -324,7 +320,7 @@ def test_second_moments_divide_the_direction(kind, per_token):
 
 
 def test_the_default_chunk_counts_the_prompts():
-    from rollsight.scoring.score import default_chunk_size
+    from rollsight.scoring.problem import default_chunk_size
 
     records = lz.language("llama").records
     assert default_chunk_size(records) == 1024 // (lz.PROMPT + lz.COMPLETION)

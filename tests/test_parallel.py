@@ -12,7 +12,7 @@ from zoo import KINDS
 import rollsight as rs
 from rollsight import objectives as ob
 from rollsight import targets as tg
-from rollsight.parallel import most_steps, select_across
+from rollsight.distributed import most_steps, select_across
 
 KIND, SPLIT, SHORT = KINDS["transformer"], 5, zoo.STEPS - 1
 

@@ -91,7 +91,7 @@ WRONG = {
     "infinite log-probability": (columns(log_probs=[0.0, 0.0, 0.0, -INF]), "`log_probs` is -inf in 1 .*index 3"),
     "NaN return": (columns(returns=[NAN, 0.0, 0.0, 0.0]), "`returns` is nan in 1 .*index 0"),
     "NaN value": (columns(values=[NAN, 0.0, 0.0, 0.0]), "`values` is nan in 1 .*index 0"),
-    "infinite token beside a NaN that is padding": (
+    "infinite token next to a NaN that is padding": (
         columns(
             1,
             log_probs=[[NAN, INF]],

@@ -35,7 +35,7 @@ def of_compiled(folder, monkeypatch):
     from rollsight.training import run
 
     monkeypatch.setattr(run, "RECORDS_PER_ROUND", 256)
-    settings = run.RunSettings("CartPole-v1", engine="fast", rounds=2, eval_episodes=2, selection="negative:0.5")
+    settings = run.RunSettings("CartPole-v1", engine="compiled", rounds=2, eval_episodes=2, selection="negative:0.5")
     run.run_training(settings, folder / "run")
     yield folder / "run"
 

@@ -115,7 +115,7 @@ def test_nothing_dropped_is_bit_identical_to_the_host(settings: Settings, tmp_pa
     assert fingerprint(trained(settings, busy)) == stock
 
 
-def test_parity_beside_other_callbacks() -> None:
+def test_parity_with_other_callbacks() -> None:
     def neighbours() -> list[BaseCallback]:
         return [DrawsNumbers(), EvalCallback(make_env(), eval_freq=10, n_eval_episodes=2, verbose=0)]
 

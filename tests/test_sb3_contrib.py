@@ -14,7 +14,7 @@ from test_sb3 import Settings, batches_of, cases, keeping, noisy_evaluation, tra
 
 from rollsight import RollsightError, score_records, targets
 from rollsight.adapters.sb3 import InfluenceCallback, translate
-from rollsight.adapters.sb3.columns import _entropy
+from rollsight.adapters.sb3.columns import entropy_of
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 
@@ -216,7 +216,7 @@ def test_scores_of_a_recurrent_policy_equal_a_loop_over_steps(obs: str) -> None:
     scores = translated.per_step(
         score_records(translated.policy, translated.scored, targets.Return(), translated.objective, "jvp")
     )
-    torch.testing.assert_close(_entropy(translated), torch.tensor(entropies), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(entropy_of(translated), torch.tensor(entropies), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores.values, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""Watching never stops training: whatever fails beside it, training ends in the bits of a training without it."""
+"""Watching never stops training: whatever else fails, training ends in the bits of a training without it."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_numbers_in_the_hosts_logger() -> None:
 
 
 def test_an_action_can_be_explained(tmp_path: Path) -> None:
-    """A target of one's own, beside the first, which decides the selection."""
+    """A target of one's own, next to the first, which decides the selection."""
     why = targets.Action(torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([2]), name="why")
     influence = InfluenceCallback(drop=0.9, target=["return", why], run=tmp_path / "run")
     trained({}, influence, rounds=1)

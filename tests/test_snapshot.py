@@ -27,7 +27,7 @@ N = 50  # three minibatches of 16 and one of 2
 
 
 def noisy() -> nn.Module:
-    """Dropout at work, beside a BatchNorm that is frozen on purpose."""
+    """Dropout at work, next to a BatchNorm that is frozen on purpose."""
     trunk = nn.Sequential(nn.Linear(zoo.OBS, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Tanh())
     trunk[1].running_mean += 0.3
     module = zoo.ActorCritic(trunk, 6).train()

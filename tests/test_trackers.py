@@ -44,7 +44,7 @@ def test_the_numbers_have_the_loggers_names() -> None:
     assert scalars({"a": float("nan"), "b": float("inf"), "c": 1}) == {"influence/c": 1.0}
 
 
-@pytest.mark.parametrize("engine", ["sb3", "fast"])
+@pytest.mark.parametrize("engine", ["sb3", "compiled"])
 def test_tensorboard_from_the_command_line(engine: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     words = ["--rounds", "2", "--n-steps", "64", "--batch-size", "16", "--epochs", "1", "--eval-episodes", "1"]
@@ -77,7 +77,7 @@ def mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
         yield run
 
 
-@pytest.mark.parametrize("engine", ["sb3", "fast"])
+@pytest.mark.parametrize("engine", ["sb3", "compiled"])
 def test_mlflow_gets_each_round_once(engine: str, mlflow_run: Any, tmp_path: Path) -> None:
     import mlflow
 

@@ -69,10 +69,10 @@ def test_defaults_are_the_hosts_and_the_papers() -> None:
     assert model(algo="a2c").gae_lambda == A2C("MlpPolicy", "CartPole-v1", device="cpu").gae_lambda
 
 
-@pytest.mark.parametrize("engine", ["sb3", "fast"])
+@pytest.mark.parametrize("engine", ["sb3", "compiled"])
 def test_the_command_line_keeps_them_in_the_run(engine: str, tmp_path: Path) -> None:
-    if engine == "fast":
-        pytest.importorskip("jax", reason="the fast engine needs JAX")
+    if engine == "compiled":
+        pytest.importorskip("jax", reason="the compiled engine needs JAX")
     out = tmp_path / "run"
     options = {"steps": "200", "n-steps": "64", "batch-size": "16", "epochs": "2", "gamma": "0.9", "gae-lambda": "0.8"}
     options |= {"clip": "0.1", "ent-coef": "0.01", "vf-coef": "0.7", "max-grad-norm": "inf", "net": "8,4"}
@@ -147,8 +147,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no JSON": (["--env-kwargs", "{no}"], "--env-kwargs {no} is not JSON"),
     "no object": (["--env-kwargs", "[1]"], "--env-kwargs [1] is not a JSON object"),
     "unknown keyword": (["--env-kwargs", '{"gravity_": 1}'], "gravity_"),
-    "a2c fast": (["--algo", "a2c", "--engine", "fast"], "--algo a2c is not covered by the compiled engine"),
-    "normalize fast": (["--normalize", "--engine", "fast"], "--normalize is not covered"),
+    "a2c compiled": (["--algo", "a2c", "--engine", "compiled"], "--algo a2c is not covered by the compiled engine"),
+    "normalize compiled": (["--normalize", "--engine", "compiled"], "--normalize is not covered"),
     "a2c clip": (["--algo", "a2c", "--clip", "0.1"], "--clip 0.1 is PPO's"),
     "taken": (["--out", "taken"], "--out taken is not empty and not a run"),
     "file": (["--out", "file"], "--out file is a file"),
@@ -190,7 +190,7 @@ def test_python_names_the_argument() -> None:
     with pytest.raises(OptionError, match=r"^eval_episodes=-1 is not a whole number"):
         RunSettings("CartPole-v1", eval_episodes=-1).resolved()
     with pytest.raises(RollsightError, match=r"engine='sb3'"):
-        RunSettings("CartPole-v1", normalize=True, engine="fast").resolved()
+        RunSettings("CartPole-v1", normalize=True, engine="compiled").resolved()
 
 
 def test_the_last_line_pastes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

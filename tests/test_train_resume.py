@@ -36,10 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
         "batch_size": None,
         "epochs": None,
     },
-    "fast, a pool of one": {"engine": "fast", "selection": "negative:0.5", "optimizer": "adam"},
-    "fast, a pool": {"engine": "fast", "envs": 4, "env": "Acrobot-v1"},
-    "fast, gymnasium": {"engine": "fast", "env": "Pendulum-v1", "envs": 2, "optimizer": "adam"},
-    "fast, keywords": {"engine": "fast", "env": "FrozenLake-v1", "env_kwargs": {"is_slippery": False}},
+    "compiled, a pool of one": {"engine": "compiled", "selection": "negative:0.5", "optimizer": "adam"},
+    "compiled, a pool": {"engine": "compiled", "envs": 4, "env": "Acrobot-v1"},
+    "compiled, gymnasium": {"engine": "compiled", "env": "Pendulum-v1", "envs": 2, "optimizer": "adam"},
+    "compiled, keywords": {"engine": "compiled", "env": "FrozenLake-v1", "env_kwargs": {"is_slippery": False}},
 }
 
 
@@ -56,8 +56,8 @@ gym.register("Unrepeatable-v0", Unrepeatable, max_episode_steps=500)
 
 def settings_of(case: Mapping[str, Any]) -> RunSettings:
     given = {"env": "CartPole-v1", **SHORT, **case}
-    if given["engine"] == "fast":
-        pytest.importorskip("jax", reason="the fast engine needs JAX")
+    if given["engine"] == "compiled":
+        pytest.importorskip("jax", reason="the compiled engine needs JAX")
     return RunSettings(**given)
 
 
@@ -116,7 +116,7 @@ def test_a_run_goes_on_beyond_its_end(tmp_path: Path, capsys: pytest.CaptureFixt
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("engine", ["sb3", "fast"])
+@pytest.mark.parametrize("engine", ["sb3", "compiled"])
 def test_episodes_that_cannot_be_restored_begin_anew_and_the_run_says_so(engine: str, tmp_path: Path) -> None:
     settings = settings_of({"engine": engine, "env": "Unrepeatable-v0"})
     interrupt(settings, tmp_path / "cut", 2)
@@ -206,6 +206,9 @@ def test_only_a_run_of_train_is_resumed_and_with_its_own_settings(
             pass
         with pytest.raises(RollsightError, match="holds settings that no run has"):
             RunSettings.of_run(tmp_path / name)
+    with runs.create(tmp_path / "older", {"run_settings": {"env": "CartPole-v1", "engine": "fast"}}):
+        pass
+    assert RunSettings.of_run(tmp_path / "older").engine == "compiled"  # under its former name
     assert cli.main(["train", "--resume", str(tmp_path / "nothing")]) == 1
     assert cli.main(["train", "--resume", str(tmp_path / "other"), "--lr", "0.1", "--random"]) == 1
     assert "leave out --random, --lr" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from trl_zoo import digits, dropping, generation, lora, parameters, shifted, tra
 
 import rollsight as rs  # noqa: E402
 from rollsight import runs  # noqa: E402
-from rollsight.adapters.trl import attach, seams  # noqa: E402
+from rollsight.adapters.trl import attach, private_api  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -258,13 +258,13 @@ def test_the_parts_of_trl_it_stands_on_are_those_it_was_written_for(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails with another TRL: then compare the sources, adapt the adapter, and pin the new fingerprints."""
-    for algorithm, methods in seams.PINNED.items():
+    for algorithm, methods in private_api.PINNED.items():
         for method, pinned in methods.items():
-            assert seams.fingerprint(algorithm, method) == pinned, f"TRL {trl.__version__}: {algorithm} {method}"
+            assert private_api.fingerprint(algorithm, method) == pinned, f"TRL {trl.__version__}: {algorithm} {method}"
     trained = trainer(tmp_path)
     monkeypatch.setattr(trl, "__version__", "1.17.0")
     attach(trained).detach()
-    monkeypatch.setitem(seams.PINNED["grpo"], "_compute_loss", "of another source")
+    monkeypatch.setitem(private_api.PINNED["grpo"], "_compute_loss", "of another source")
     with pytest.raises(
         rs.RollsightError,
         match=r"TRL 1\.17\.0 has another GRPOTrainer\._compute_loss than TRL 1\.16\.0, .*pip install trl==1\.16\.0",

@@ -25,23 +25,28 @@ from rollsight.records import Records
 class Completions:
     """`evaluate` for `Policy`: the log-probabilities (N, T) of completions under a causal language model.
 
-    obs:     {"input_ids": (N, P + T), "attention_mask": (N, P + T)}, prompts padded on the left, completions on the
-             right (see `completion_records`); actions: (N, T), the completions' tokens. `support` in obs, as
-             `pack_support` packs it, (N, T, W): the tokens that each one was sampled from, where top-p or top-k left
-             some out; probabilities are then those among them, of any policy.
-    temperature: the logits are divided by it, as in sampling.
+    It is called with obs = {"input_ids": (N, P + T), "attention_mask": (N, P + T)}, prompts padded on the left and
+    completions on the right (see `completion_records`), and actions (N, T), the completions' tokens. Where top-p or
+    top-k left some tokens out, `obs["support"]` (N, T, W), as `pack_support` packs it, holds the tokens that each one
+    was sampled from. Probabilities are then those among them, of any policy.
+
+    temperature: the logits are divided by it, as in sampling: above 1 the distribution is flatter, below 1 sharper.
     entropy: also give the entropy (N, T) of each token's distribution.
+    count_padding: positions count the padding on the left too, as where a model is called without any (TRL's trainers).
     """
 
     temperature: float = 1.0
     entropy: bool = False
+    count_padding: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise RollsightError(f"Completions: temperature is {self.temperature}; give a number above 0.")
 
     def __call__(self, module: nn.Module, obs: Mapping[str, Tensor], actions: Tensor) -> Evaluation:
-        logits = completion_logits(module, obs["input_ids"], obs["attention_mask"], actions.shape[1])
+        logits = completion_logits(
+            module, obs["input_ids"], obs["attention_mask"], actions.shape[1], count_padding=self.count_padding
+        )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.temperature == 1 else logits / self.temperature
         if "support" in obs:
@@ -49,8 +54,12 @@ class Completions:
         return Evaluation(token_log_probs(logits, actions), token_entropies(logits) if self.entropy else None)
 
 
-def completion_logits(module: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
+def completion_logits(
+    module: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, *, count_padding: bool = False
+) -> Tensor:
     """(N, length, V): the logits of each row's last `length` tokens, by the model's own forward.
+
+    count_padding: leave the positions to the model, which counts the padding on the left too.
 
     Raises `RollsightError` for sequences longer than the model's context, for encoder-decoders, and for prompt-learning
     adapters, whose virtual tokens move the positions.
@@ -68,12 +77,13 @@ def completion_logits(module: nn.Module, input_ids: Tensor, attention_mask: Tens
         raise RollsightError("Adapters that learn virtual prompt tokens are not covered; use LoRA, or no adapter.")
     # Positions as a tensor: the head then gets a copy. The strided slice that a number makes doubles its cost in bf16.
     kept = torch.arange(total - length - 1, total - 1, device=input_ids.device)
+    positions = {} if count_padding else {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
     logits: Tensor = module(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(1) - 1).clamp_min(0),
         logits_to_keep=kept,
         use_cache=False,
+        **positions,
     ).logits
     return logits
 

@@ -41,11 +41,12 @@ class PPO:
 
         l_i = min(r_i A_i, clip(r_i, 1 - c, 1 + c) A_i) + entropy * H_i - value * (R_i - V_i)^2
 
-    advantage:  "raw"; "buffer", (A - mean) / (std with n - 1 + 1e-8) over the valid records; "chunk:64", the same over
-                consecutive chunks of 64 records (what the paper's released code did).
-    clip_range: c. At the behaviour policy the ratio r is 1 and the clip is inactive.
-    entropy, value: coefficients of the entropy bonus and the value error; 0 leaves the clipped policy term, as in the
-    paper.
+    advantage: "raw"; "buffer", (A - mean) / (std with n - 1 + 1e-8) over the valid records; "chunk:64", the same over
+        consecutive chunks of 64 records (what the paper's released code did).
+    clip_range: c; higher lets the policy move further. At the behaviour policy the ratio r is 1 and the clip is
+        inactive.
+    entropy: coefficient of the entropy bonus; 0 leaves it out, as in the paper.
+    value: coefficient of the value error; 0 leaves the policy term alone, as in the paper.
     """
 
     advantage: str = "buffer"
@@ -77,10 +78,13 @@ class PPO:
 
 @dataclass(frozen=True)
 class A2C:
-    """Advantage actor-critic (Mnih et al. 2016): l_i = A_i log pi(a_i given s_i) + entropy * H_i - value * (R_i -
-    V_i)^2.
+    """Advantage actor-critic (Mnih et al. 2016), to be maximised:
 
-    `advantage` as in `PPO`; the default is "raw", as Stable-Baselines3's A2C has it.
+        l_i = A_i log pi(a_i given s_i) + entropy * H_i - value * (R_i - V_i)^2
+
+    advantage: as in `PPO`; the default is "raw", as Stable-Baselines3's A2C has it.
+    entropy: coefficient of the entropy bonus.
+    value: coefficient of the value error.
     """
 
     advantage: str = "raw"
@@ -109,17 +113,20 @@ class GRPO:
 
         l_it = w_i min(r_it A_i, clip(r_it, 1 - c_low, 1 + c_high) A_i)
 
-    loss:       "grpo": w_i = 1 / |o_i|, the mean over the sequence's tokens; "dapo", "bnpo", "luspo": w_i = 1;
-                "dr_grpo": w_i = 1 / max_length; "cispo": w_i = 1 and l_it = min(r_it, c_high) A_i log pi_it, where
-                the ratio has no gradient. A sequence's term is the sum over its tokens. What the batch as a whole is
-                divided by (its sequences, or its tokens for "dapo", "bnpo" and "cispo") is left out, as 1/N is.
-    clip_low, clip_high: c_low and c_high; "cispo" wants a c_high above 1 (5, say), below it scales all alike.
+    A sequence's term is the sum over its tokens. What the batch as a whole is divided by (its sequences, or its tokens
+    for "dapo", "bnpo" and "cispo") is left out, as 1/N is. Advantages are used as they stand in the records: the
+    group's baseline is the trainer's.
+
+    loss: "grpo": w_i = 1 / |o_i|, the mean over the sequence's tokens; "dapo", "bnpo", "luspo": w_i = 1; "dr_grpo": w_i
+        = 1 / max_length; "cispo": w_i = 1 and l_it = min(r_it, c_high) A_i log pi_it, where the ratio has no gradient.
+    clip_low: c_low; higher lets probabilities fall further in one round.
+    clip_high: c_high; higher lets probabilities rise further. "cispo" wants one above 1 (5, say), below it scales all
+        alike.
     importance: "token", a ratio r_it for each token, or "sequence", the exponential of their mean log-ratio (GSPO).
     max_length: the longest completion allowed; "dr_grpo" needs it.
-    on_policy:  the present policy made the batch, so its own log-probabilities are the old ones, and the records' are
-                not read. The gradient is then w_i A_i grad log pi_it in every variant ("cispo": times min(1, c_high)).
-
-    Advantages are used as they stand in the records: the group's baseline is the trainer's.
+    on_policy: the present policy made the batch, so its own log-probabilities are the old ones, and the records' are
+        not read. The gradient is then w_i A_i grad log pi_it in every variant ("cispo": times min(1, c_high)).
+    normalisation: always "raw".
     """
 
     loss: Literal["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "luspo"] = "grpo"
@@ -164,7 +171,12 @@ class RLOO:
         l_i = min(r_i A_i, clip(r_i, 1 - c_low, 1 + c_high) A_i),  r_i = exp(sum_t log pi_it - log pi_old_it)
 
     Records of shape (N, T) with one advantage per sequence, used as it stands; the terms are (N,). The KL penalty is
-    in the reward. `on_policy` as in `GRPO`.
+    in the reward.
+
+    clip_low: c_low; higher lets probabilities fall further in one round.
+    clip_high: c_high; higher lets probabilities rise further.
+    on_policy: as in `GRPO`.
+    normalisation: always "raw".
     """
 
     clip_low: float = 0.2

@@ -16,7 +16,9 @@ from rollsight.records import Records
 class Evaluation(NamedTuple):
     """What a policy says of given actions in given observations.
 
-    log_prob: (N,), or (N, T) for sequences; entropy and value: the same shape, or None where the policy has none.
+    log_prob: (N,), or (N, T) for sequences.
+    entropy: the same shape; None where the policy has none.
+    value: the same shape; None where the policy has no value function.
     """
 
     log_prob: Tensor
@@ -26,10 +28,12 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """A module and `evaluate(module, obs, actions) -> Evaluation`, differentiable in the module's parameters.
+    """A module and how it evaluates records.
 
-    `obs` and `actions` reach `evaluate` as they stand in the records: a tensor or a dict of tensors with leading N.
-    `evaluate` must treat the rows independently of one another (that is what makes a record's own gradient exist).
+    module: the policy's network; its trainable parameters are what gradients are taken of.
+    evaluate: `evaluate(module, obs, actions) -> Evaluation`, differentiable in the module's parameters. `obs` and
+        `actions` reach it as they stand in the records: a tensor or a dict of tensors with leading N. It must treat the
+        rows independently of one another (that is what makes a record's own gradient exist).
     """
 
     module: nn.Module

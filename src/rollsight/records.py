@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 
 ID_NAMES = ("round", "env", "step", "episode", "group")
 
-TensorLike: TypeAlias = Tensor | np.ndarray[Any, Any] | list[Any]
+TensorLike: TypeAlias = Tensor | Array | list[Any]
 Rows: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
@@ -35,18 +36,20 @@ def take_rows(rows: Rows, index: Tensor | slice) -> Rows:
 class Records:
     """The columns of one rollout buffer: N records, or N sequences of T tokens.
 
-    obs, actions: a tensor or a dict of tensors with leading N. Action masks, LSTM states and attention masks are
-                  entries of `obs`.
-    log_probs:    (N,) or (N, T), of the behaviour policy.
-    advantages:   (N,) or (N, T), as the host computed them, *not* normalised: the objective does that.
-    returns, values, rewards: (N,) or (N, T), optional.
-    ids:          name -> (N,) integers, any of `round`, `env`, `step`, `episode`, `group`. A number names one unit of
-                  the whole buffer: two environments must not share an episode number.
-    valid:        (N,) or (N, T) booleans. Invalid rows (autoreset rows, padding) score 0, weigh 0 and are never
-                  counted; what is not finite in their number columns is set to 0, because 0 * NaN is NaN.
-
     NumPy arrays and lists are converted. Raises `RollsightError` on empty or unequal columns and on values that are not
     finite in valid rows.
+
+    obs: a tensor or a dict of tensors with leading N. Action masks, LSTM states and attention masks are entries of it.
+    actions: a tensor or a dict of tensors with leading N.
+    log_probs: (N,) or (N, T), of the behaviour policy.
+    advantages: (N,) or (N, T), as the host computed them, *not* normalised: the objective does that.
+    returns: (N,) or (N, T), optional: what the value function is trained towards.
+    values: (N,) or (N, T), optional: the value function's estimates.
+    rewards: (N,) or (N, T), optional.
+    ids: name -> (N,) integers, any of `round`, `env`, `step`, `episode`, `group`. A number names one unit of the whole
+        buffer: two environments must not share an episode number.
+    valid: (N,) or (N, T) booleans. Invalid rows (autoreset rows, padding) score 0, weigh 0 and are never counted; what
+        is not finite in their number columns is set to 0, because 0 * NaN is NaN.
     """
 
     obs: Rows

@@ -18,10 +18,11 @@ from rollsight.streams import Purpose, stream
 class Selection:
     """Weights for the records of one round.
 
-    weights:   (N,) floats, 0 for dropped and invalid records, 1 for kept ones.
-    dropped:   indices of the dropped records, in the order in which they were dropped.
-    requested: number of units the rule asked to drop; `reached` of them were.
-    message:   empty, or one sentence where fewer were dropped than asked.
+    weights: (N,) floats, 0 for dropped and invalid records, 1 for kept ones.
+    dropped: indices of the dropped records, in the order in which they were dropped.
+    requested: number of units that the rule asked to drop.
+    reached: number of units that were dropped.
+    message: empty, or one sentence where fewer were dropped than asked.
     """
 
     weights: Tensor
@@ -43,7 +44,8 @@ class Rule(Protocol):
 class DropNegative:
     """Drop the fraction p of the *negative* valid units: exactly floor(p * n_negative), lowest first, ties by index.
 
-    unit:     "record", "episode" or another identity; a unit's score is the sum of its records'.
+    p: from 0 (drop nothing) to 1 (drop every negative unit).
+    unit: "record", "episode" or another identity; a unit's score is the sum of its records'.
     min_keep: at least this many valid records stay; where that stops the rule early, the selection's message says so.
     """
 
@@ -77,10 +79,13 @@ class DropHarm(DropNegative):
 
 @dataclass(frozen=True)
 class DropRandom:
-    """Drop as many random valid units as the rule `like` would drop on the same scores: the control of every
+    """Drop random valid units, in the number that the rule `like` would drop on the same scores: the control of every
     comparison.
 
     Its generator is keyed by (seed, round) and touches no other random stream.
+
+    like: the rule whose number of units is dropped.
+    seed: of the draw; another one drops other units.
     """
 
     like: DropNegative
@@ -97,7 +102,7 @@ class DropRandom:
 
 
 def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
-    """A rule from plain text: "negative:0.5" drops half of the negative units, "random:0.5" as many random ones."""
+    """A rule from text: "negative:0.5" drops half of the negative units, "random:0.5" the same number at random."""
     kind, _, fraction = text.partition(":")
     try:
         rule = DropNegative(float(fraction), unit=unit, min_keep=min_keep)

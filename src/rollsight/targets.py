@@ -62,7 +62,10 @@ def checked(target: Target) -> Target:
 class Return:
     """`f_return` = E[log pi(a given s) * A(s, a)] with raw advantages (Hu et al. 2025, section 3).
 
-    Over sequences it is the mean over tokens. records: measure it on other records than the training ones.
+    Over sequences it is the mean over tokens.
+
+    records: other records than the training ones to measure it on; None for the training ones.
+    name: of the target in columns and logs.
     """
 
     records: Records | None = None
@@ -83,7 +86,11 @@ class Return:
 @dataclass(frozen=True)
 class Sequence:
     """`f_seq` = E[log pi(y given x) * A_last(x, y)]: the sequence's log-probability times the advantage at its last
-    valid token (Hu et al. 2025, section 3). Needs records of shape (N, T)."""
+    valid token (Hu et al. 2025, section 3). Needs records of shape (N, T).
+
+    records: other records than the training ones to measure it on; None for the training ones.
+    name: of the target in columns and logs.
+    """
 
     records: Records | None = None
     name: str = "sequence"
@@ -116,7 +123,10 @@ class Reward:
     """`f_reward` = E[z log pi(y given x)], z = (R - mean) / (std with n - 1 + 1e-8) over the valid records that it is
     measured on (Dr. Post-Training, arXiv 2605.07063): which records make well rewarded sequences likelier?
 
-    Needs `Records.rewards`: (N,), or (N, T), which are summed over valid tokens. records: held-out prompts, say.
+    Needs `Records.rewards`: (N,), or (N, T), which are summed over valid tokens.
+
+    records: other records to measure it on, such as held-out prompts; None for the training ones.
+    name: of the target in columns and logs.
     """
 
     records: Records | None = None
@@ -164,6 +174,8 @@ class Objective:
     """The training objective itself, as its mean over valid records: which records pull the way the whole update goes?
 
     objective: None means PPO with its defaults; give the trainer's own.
+    records: other records than the training ones to measure it on; None for the training ones.
+    name: of the target in columns and logs.
     """
 
     objective: objectives.Objective | None = None

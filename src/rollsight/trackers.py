@@ -42,13 +42,13 @@ class Trackers:
         self._writer: Any = None if tensorboard is None else _tensorboard(tensorboard)
         self._warned = set[str]()
 
-    def log(self, summary: Mapping[str, Any], beside: Any = None) -> None:
+    def log(self, summary: Mapping[str, Any], host_logger: Any = None) -> None:
         """Send a round's summary, with its `round`.
 
-        beside: the logger of Stable-Baselines3 that shows the same numbers already; a tracker that it writes to gets
-            them from there.
+        host_logger: the logger of Stable-Baselines3 that shows the same numbers already; a tracker that it writes to
+            gets them from there.
         """
-        if not (active := _active(beside)) and self._writer is None:
+        if not (active := _active(host_logger)) and self._writer is None:
             return
         values = scalars(summary)
         step = int(summary.get("timesteps") or summary["round"])

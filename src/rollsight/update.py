@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,23 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rollsight import objectives
+from rollsight.arrays import Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 
 DropMode: TypeAlias = Literal["repack", "mask"]
-Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class UpdateRule:
     """The hyper-parameters of one update, with schedules already evaluated for its round.
 
-    algorithm:  "ppo" (clipped surrogate) or "a2c" (one step on A log pi).
-    batch_size: records per minibatch; None takes all at once.
-    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8); `normalize_single` also where the minibatch has one
-    record.
-    clip_range_vf, target_kl: None switches them off.
+    algorithm: "ppo" (clipped surrogate) or "a2c" (one step on A log pi).
+    n_epochs: passes over the records; more learn faster and go further from the policy that collected them.
+    batch_size: records per minibatch; None takes all at once. Lower takes more and noisier steps.
+    clip_range: of the probability ratio; higher lets the policy move further.
+    clip_range_vf: of the value function's change; None does not clip it.
+    normalize_advantage: per minibatch, (A - mean) / (std + 1e-8).
+    normalize_single: also where the minibatch has one record.
+    ent_coef: weight of the entropy bonus; higher explores more.
+    vf_coef: weight of the value loss.
+    max_grad_norm: gradients longer than this are cut to it.
+    target_kl: stop the update where the approximate KL exceeds 1.5 times this; None never does.
     """
 
     algorithm: Literal["ppo", "a2c"]
@@ -63,19 +69,23 @@ class UpdateRule:
 class Step:
     """One optimiser step about to be taken; the policy is still at its parameters.
 
-    index: (B,) rows of the records; minibatch: those records with the advantages this step uses; weights: (B,) or None.
-    clip:  factor that gradient clipping put on the gradient (1: none); learning_rate: of the first parameter group.
+    epoch: number of the epoch.
+    index: (B,) rows of the records.
+    minibatch: those records with the advantages that this step uses.
+    weights: (B,), or None where all are 1.
+    clip: factor that gradient clipping put on the gradient (1: none).
+    learning_rate: of the first parameter group.
     """
 
     epoch: int
-    index: Indices
+    index: Ints
     minibatch: Records
     weights: Tensor | None
     clip: float
     learning_rate: float
 
 
-def repack(order: Indices, batch_size: int | None) -> list[Indices]:
+def repack(order: Ints, batch_size: int | None) -> list[Ints]:
     """Minibatches from an order of surviving records. A last one smaller than half of the batch size, or of a single
     record, is left out when at least one full one exists: its advantage statistics would be noise."""
     size = batch_size or len(order)
@@ -122,7 +132,7 @@ def run_update(
             optimizer.step()
 
 
-def full_minibatches(n: int, rule: UpdateRule, rng: np.random.RandomState) -> list[Indices]:
+def full_minibatches(n: int, rule: UpdateRule, rng: np.random.RandomState) -> list[Ints]:
     """One epoch's minibatches of a full buffer of n records, as the host draws them."""
     order = rng.permutation(n)
     size = rule.batch_size or n
@@ -137,13 +147,13 @@ def with_normalized_advantages(minibatch: Records, rule: UpdateRule) -> Records:
     return minibatch.with_advantages(advantages)
 
 
-def _kept(weights: Tensor) -> Indices:
+def _kept(weights: Tensor) -> Ints:
     if not bool(((weights == 0) | (weights == 1)).all()):
         raise RollsightError(
             "semantic='repack' takes weights of 0 and 1 only, because it leaves records out; use semantic='mask' for "
             "others."
         )
-    kept: Indices = weights.cpu().numpy().nonzero()[0]
+    kept: Ints = weights.cpu().numpy().nonzero()[0]
     if len(kept) == 0:
         raise RollsightError("Every record has weight 0, so there is nothing to train on; keep at least one.")
     return kept
@@ -155,7 +165,7 @@ def _step(
     records: Records,
     rule: UpdateRule,
     epoch: int,
-    index: Indices,
+    index: Ints,
     weights: Tensor | None,
 ) -> Step | None:
     """Gradients of one minibatch, clipped; None where target_kl ends the update."""

@@ -8,48 +8,32 @@ Intervals are 95 % Student t-intervals over seeds.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 from rollsight.analysis.drawing import new_figure, save_figure
+from rollsight.analysis.intervals import Interval, band, t_interval
+from rollsight.arrays import Floats, Ints
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_label
 from rollsight.runs import Run, column_as_floats, spell
 
 Measure = Literal["evaluation return", "training return"]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over `n` values and its 95 % t-interval, mean ± half_width; no width can be given for one value."""
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    @property
-    def low(self) -> float:
-        """The lower end; nan without a width."""
-        return self.mean - (np.nan if self.half_width is None else self.half_width)
-
-    @property
-    def high(self) -> float:
-        """The upper end; nan without a width."""
-        return self.mean + (np.nan if self.half_width is None else self.half_width)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's learning curve: mean return (R,) after each of the rounds (R,)."""
+    """One run's learning curve.
 
-    rounds: IntArray
-    returns: FloatArray
+    rounds: (R,) numbers of the rounds.
+    returns: (R,) mean return after each.
+    """
 
-    def at(self, rounds: Sequence[int]) -> FloatArray:
+    rounds: Ints
+    returns: Floats
+
+    def at(self, rounds: Sequence[int]) -> Floats:
         """The returns (len(rounds),) after these rounds, which the curve must have."""
         return self.returns[np.searchsorted(self.rounds, rounds)]
 
@@ -58,8 +42,14 @@ class Curve:
 class Arm:
     """One way of training: its runs over seeds, and its paired difference to the baseline on common seeds.
 
-    `mean` and `half_width` (R,) are the learning curve over the comparison's rounds; half-widths are NaN for one
-    seed. The differences are None for the baseline and where there is no common seed.
+    name: as the tables show it.
+    runs: number of runs.
+    final: return at the end of training.
+    area: mean return over all rounds.
+    final_difference: to the baseline's final return; None for the baseline and where there is no common seed.
+    area_difference: to the baseline's area; None likewise.
+    mean: (R,) the mean learning curve over the comparison's rounds.
+    half_width: (R,) of its 95 % interval; NaN for one seed.
     """
 
     name: str
@@ -68,36 +58,28 @@ class Arm:
     area: Interval
     final_difference: Interval | None
     area_difference: Interval | None
-    mean: FloatArray
-    half_width: FloatArray
+    mean: Floats
+    half_width: Floats
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of one environment over the rounds (R,) that all their runs have; notes say what a reader must know."""
+    """The arms of one environment.
+
+    env: name of the environment.
+    measure: what the curves show.
+    rounds: (R,) rounds that all runs have.
+    baseline: name of the arm that the others are compared with.
+    arms: the arms, the baseline among them.
+    notes: sentences that a reader must know.
+    """
 
     env: str
     measure: Measure
-    rounds: IntArray
+    rounds: Ints
     baseline: str
     arms: list[Arm]
     notes: list[str]
-
-
-def t_interval(values: Sequence[float] | FloatArray) -> Interval:
-    """The mean of the values (n,) and its 95 % t-interval; n at least 1."""
-    sample = np.asarray(values, np.float64)
-    n = len(sample)
-    if n > 1 and np.ptp(sample) == 0:  # the mean of equal values is rounded, and they would deviate from it
-        return Interval(float(sample[0]), 0.0, n)
-    half_width = float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    return Interval(float(sample.mean()), half_width, n)
-
-
-def band(curves: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """Mean and half-width (R,) of the 95 % t-interval over curves of R points each; one curve has half-widths NaN."""
-    intervals = [t_interval(column) for column in np.stack(curves).T]
-    return np.array([one.mean for one in intervals]), np.array([one.high - one.mean for one in intervals])
 
 
 def evaluation_curve(run: Run) -> Curve | None:
@@ -128,7 +110,7 @@ def training_curve(run: Run) -> Curve | None:
     return Curve(np.array(rows["round"].to_pylist())[first:], np.array(returns, np.float64))
 
 
-def final_return(rounds: IntArray, returns: FloatArray) -> float:
+def final_return(rounds: Ints, returns: Floats) -> float:
     """Mean of the returns (R,) over the last tenth of the rounds (R,), at least the last one."""
     window = max(1, int(rounds[-1]) // 10)
     return float(returns[rounds > rounds[-1] - window].mean())
@@ -165,11 +147,11 @@ def _seed(run: Run) -> str:
 
 def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
     notes: list[str] = []
-    curves, measure = _curves(env, runs, notes)
+    curves, measure = _curves(runs, notes)
     rounds = _common_rounds(env, curves, notes)
     counted = rounds[rounds > 0]
 
-    seeds: dict[str, dict[str, FloatArray]] = {}  # arm -> seed -> returns (R,), the mean over runs of the same seed
+    seeds: dict[str, dict[str, Floats]] = {}  # arm -> seed -> returns (R,), the mean over runs of the same seed
     sizes: dict[str, int] = {}
     for arm in dict.fromkeys(_arm(run) for run in runs):
         members = [
@@ -199,7 +181,7 @@ def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
 def _summarise(
     name: str,
     runs: int,
-    returns: dict[str, FloatArray],
+    returns: dict[str, Floats],
     scores: dict[str, tuple[float, float]],
     reference: dict[str, tuple[float, float]] | None,
 ) -> Arm:
@@ -223,7 +205,7 @@ def _summarise(
     )
 
 
-def _curves(env: str, runs: list[Run], notes: list[str]) -> tuple[list[Curve], Measure]:
+def _curves(runs: list[Run], notes: list[str]) -> tuple[list[Curve], Measure]:
     """The evaluation curves of the runs, or, where one has none, the training curves of all: never one of each."""
     evaluated = [evaluation_curve(run) for run in runs]
     without = [run.name for run, curve in zip(runs, evaluated, strict=True) if curve is None]
@@ -238,7 +220,7 @@ def _curves(env: str, runs: list[Run], notes: list[str]) -> tuple[list[Curve], M
     return [curve for curve in trained if curve is not None], "training return"
 
 
-def _common_rounds(env: str, curves: list[Curve], notes: list[str]) -> IntArray:
+def _common_rounds(env: str, curves: list[Curve], notes: list[str]) -> Ints:
     sets = [set(curve.rounds.tolist()) for curve in curves]
     common, counted = set.intersection(*sets), set.union(*sets) - {0}
     shared = common - {0}

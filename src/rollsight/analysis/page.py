@@ -35,7 +35,13 @@ p {{ margin: 0 0 8px; color: #555; max-width: 85ch }}
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One figure of a page. name: unique on the page, of letters; caption: what is to be seen, in a sentence or two."""
+    """One figure of a page.
+
+    name: unique on the page, of letters.
+    heading: title above the figure.
+    caption: what is to be seen, in a sentence or two.
+    figure: the interactive figure.
+    """
 
     name: str
     heading: str

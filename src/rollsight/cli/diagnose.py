@@ -56,7 +56,7 @@ def diagnose(
         run: The run folder.
         round: The round to look at.
         records: Records to branch: a quarter the lowest, a quarter the highest, half random.
-        branches: Episodes per record for Q_bar, and as many for V_bar.
+        branches: Episodes per record for Q_bar, and the same number for V_bar.
         seconds: Stop after this time, with what is done by then.
         seed: Seed of the choice of records and of the branches.
         processes: Processes side by side, one thread each.

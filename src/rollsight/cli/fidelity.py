@@ -46,7 +46,7 @@ def fidelity(
     - Measured on a fresh buffer from the policy that started the round, which decides,
       and on the training buffer.
     - Also: small steps of the weights against first-order predictions, removal of the
-      lowest and highest scores against random removal, and spoilt episodes.
+      lowest and highest scores against random removal, and corrupted episodes.
 
     Example: rollsight fidelity runs/lander --round 10
 
@@ -70,7 +70,7 @@ def fidelity(
     """
     trust_run(run, trust)
     from rollsight.analysis.fidelity import FidelitySettings, measure_fidelity
-    from rollsight.analysis.fidelity.figures import draw
+    from rollsight.analysis.fidelity.draw import draw
     from rollsight.environments.trained import function_named
 
     if masks < 4 or seed < 0:
@@ -145,7 +145,7 @@ def show(name: str, result: Fidelity, console: Console) -> None:
     _show_removal(result, console)
     if result.faults:
         first = result.faults[0]
-        title = f"\n{first.spoilt} of {first.episodes} episodes spoilt: AUROC of low episode scores"
+        title = f"\n{first.corrupted} of {first.episodes} episodes corrupted: AUROC of low episode scores"
         kinds = list(dict.fromkeys(one.fault for one in result.faults))
         found = {(one.fault, one.score): f"{one.auroc:.2f} ± {one.error:.2f}" for one in result.faults}
         names = dict.fromkeys(one.score for one in result.faults)

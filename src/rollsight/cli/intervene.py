@@ -78,7 +78,7 @@ def intervene(
     """
     trust_run(run, trust)
     from rollsight.analysis.intervention import InterventionSettings, run_intervention
-    from rollsight.analysis.intervention.figures import draw
+    from rollsight.analysis.intervention.draw import draw
     from rollsight.environments.trained import function_named
 
     processes = cores() if processes is None else processes

@@ -32,7 +32,7 @@ def study(
     ] = None,
     lr: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: the paper's)")] = None,
     eval_episodes: int = 20,
-    engine: Literal["auto", "fast", "sb3"] = "auto",
+    engine: Literal["auto", "compiled", "sb3"] = "auto",
     snapshots: Annotated[str, tyro.conf.arg(metavar="every:K|all|none")] = "every:10",
     minutes: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: no limit)")] = None,
     processes: int = 2,
@@ -43,8 +43,8 @@ def study(
 ) -> None:
     """Train the same environment several ways with the same seeds, and compare final return and area under the curve.
 
-    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop as many random
-    ones).
+    Arms: ppo (plain), iif (drop part of the negative-score records before each update), random (drop the same number
+    at random).
 
     Args:
         env: A gymnasium environment, such as FrozenLake-v1.
@@ -57,8 +57,8 @@ def study(
         optimizer: The optimiser.
         lr: Learning rate; with another optimiser than the environment's, 3e-4 for Adam and 5e-3 for SGD.
         eval_episodes: Episodes of the stochastic policy after each round.
-        engine: What trains: Stable-Baselines3, or fast, the compiled engine, which makes the same update several times
-            faster; auto takes it where it is installed.
+        engine: What trains: Stable-Baselines3 (sb3), or the compiled engine (compiled), which makes the same update
+            several times faster; auto takes compiled where it is installed.
         snapshots: Rounds frozen for replay.
         minutes: Stop adding seeds when the next would not end within this time.
         processes: Runs side by side, one thread each.
@@ -94,7 +94,7 @@ def study(
     jobs = runs_of(base, arms, p, range(first_seed, first_seed + seeds), folder)
     settings = jobs[0].settings
     console = output.console(stderr=json)
-    limit = "" if minutes is None else f", as many as end within {minutes:g} minutes"
+    limit = "" if minutes is None else f", those that end within {minutes:g} minutes"
     console.print(
         f"{env}: {', '.join(arms)} with p = {p:g}; {settings.rounds} rounds of 2048 records, {settings.optimizer} at "
         f"{settings.lr:g}, {envs} environment{'s' if envs > 1 else ''}, engine {settings.engine}, "

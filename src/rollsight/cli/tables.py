@@ -74,8 +74,14 @@ def _spell(value: Any, digits: int = 4) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. expendable: 0 for one that is always shown; of the others the highest is left out first.
-    readable: characters that a text or list keeps at least where it is cut; tail: the share of a text's end in them."""
+    """A column of a table.
+
+    heading: its title.
+    values: one for each row.
+    expendable: 0 for a column that is always shown; of the others the highest is left out first.
+    readable: characters that a text or list keeps at least where it is cut.
+    tail: the share of a text's end in them.
+    """
 
     heading: str
     values: Sequence[Any]
@@ -111,7 +117,12 @@ def _is_figure(value: Any) -> bool:
 @dataclass(frozen=True)
 class Grid:
     """A table as rich prints it, fitted to the width it is given. Where even the columns that must be there do not fit,
-    one row stands below the other. left_out: said with the names of columns that were left out."""
+    one row stands below the other.
+
+    columns: the columns, left to right.
+    title: above the table; None for none.
+    left_out: text before the names of columns that were left out.
+    """
 
     columns: Sequence[Column]
     title: str | None = None

@@ -7,13 +7,12 @@ import numpy as np
 import tyro
 
 from rollsight import runs
+from rollsight.arrays import Floats
 from rollsight.cli import output, shown_records
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
 from rollsight.runs import Run
-
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def top(
@@ -160,7 +159,7 @@ def find_record(records: Any, round: int, env: int, step: int) -> dict[str, Any]
     return row
 
 
-def action_scores(run: Run, round: int, env: int, step: int) -> FloatArray:
+def action_scores(run: Run, round: int, env: int, step: int) -> Floats:
     """How much each record of the round (N,) made the policy likelier to act as it did in that step.
 
     Computed from the round's snapshot, in the order of the stored records.

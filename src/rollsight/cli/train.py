@@ -49,7 +49,7 @@ def train(
     Args:
         env: A gymnasium environment, such as FrozenLake-v1; a resumed run has its own.
         drop: Fraction of the negative-score records to leave out of each update, lowest first; 0 only scores.
-        random: Drop as many random records instead: the control.
+        random: Drop the same number of random records instead: the control.
         env_kwargs: Keywords for the environment, such as '{"is_slippery": false}'.
         out: The run folder.
         overwrite: Replace the run folder if it is there.

@@ -37,9 +37,12 @@ _INSTEAD = "name a function that makes it (--env MODULE:FUNCTION, in Python make
 class TrainedEnvironment:
     """How to make a run's environment again, in plain values for worker processes.
 
-    name: its id, or what made it. base: `id`, `kwargs`, `entry_point` and `wrappers`, or in runs of earlier versions no
-    more than `id`, `kwargs` and the time `limit`; None where `make` is given, the user's function.
-    vector: the vector wrappers, the innermost first; statistics: of each `VecNormalize` among them.
+    name: its id, or what made it.
+    base: `id`, `kwargs`, `entry_point` and `wrappers`; in runs of earlier versions no more than `id`, `kwargs` and the
+        time `limit`. None where `make` is given.
+    vector: the vector wrappers, the innermost first.
+    statistics: of each `VecNormalize` among them.
+    make: the user's function that makes the environment; None where `base` says it.
     """
 
     name: str

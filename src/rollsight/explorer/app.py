@@ -7,6 +7,7 @@ from typing import Any
 
 import dash_mantine_components as dmc
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash.exceptions import DependencyException
 
 from rollsight import __version__
 from rollsight.errors import RollsightError
@@ -43,6 +44,7 @@ def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = 
     for page in pages.PAGES.values():
         if page.register is not None:
             page.register(app, context)
+    app.server.register_error_handler(DependencyException, lambda _: ("There is no such file.", 404))
     security.protect(app.server, app.csp_hashes(), hosts=hosts, token=token)
     return app
 

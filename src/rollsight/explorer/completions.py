@@ -1,4 +1,4 @@
-"""A round of completions: which hurt, which were cut off, which groups teach nothing, and in what order to read them."""
+"""A round of completions: which hurt, which were cut off, which groups teach nothing, in what order to read them."""
 
 from __future__ import annotations
 

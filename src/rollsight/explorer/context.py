@@ -9,7 +9,8 @@ from typing import Any, Literal
 from rollsight import runs
 from rollsight.explorer.addresses import Address, address_of, path_of
 from rollsight.explorer.reading import Reading
-from rollsight.explorer.tables import row
+from rollsight.explorer.tables import column, row
+from rollsight.explorer.trust import Trust, trust_of
 
 State = Literal["running", "ended", "stopped"]
 
@@ -55,3 +56,7 @@ class Context:
             return {}
         numbers = rounds["round"].to_pylist()
         return row(rounds, numbers.index(round)) if round in numbers else {}
+
+    def trust(self, name: str, round: int) -> Trust:
+        """Whether the round's scores can be believed."""
+        return trust_of(self.summary(name, round), column(self.reading.rounds(name), "trust_split_half_permuted"))

@@ -88,7 +88,7 @@ class Reading:
         Raises:
             RollsightError: no such run is served, or its run.json cannot be read.
         """
-        return runs.open(self._path(name))
+        return runs.open(self.path(name))
 
     def metadata(self, name: str) -> dict[str, Any]:
         """What run.json says.
@@ -100,7 +100,7 @@ class Reading:
 
     def token(self, name: str) -> str:
         """What changes whenever rows of the run do. Cheap: two looks at the file system."""
-        path = self._path(name)
+        path = self.path(name)
         seen = []
         for part in (path / "rounds", path / "SHA256SUMS", path / "run.json"):
             try:
@@ -149,6 +149,12 @@ class Reading:
             while len(self._records) > 1 and sum(kept.nbytes for kept in self._records.values()) > _RECORDS_KEPT:
                 self._records.popitem(last=False)
         return table
+
+    def record_counts(self, name: str) -> dict[int, int]:
+        """Round -> how many records its file has, from the ends of the files; damaged ones are left out."""
+        shown = self._open(name)
+        with shown.lock:
+            return shown.run.record_counts()
 
     def targets(self, name: str, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order."""
@@ -211,7 +217,12 @@ class Reading:
                 self._shown[name] = _Shown(self.run(name))
             return self._shown[name]
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The run's folder.
+
+        Raises:
+            RollsightError: no such run is served.
+        """
         if name not in self._paths and name not in self.names():
             raise RollsightError(f"no run called {name!r} is shown here: start from the list of runs")
         return self._paths[name]

@@ -11,11 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from rollsight.adapters.sb3.translate import evaluate_actions
+from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Rows
-
-Array = np.ndarray[Any, Any]
 
 
 class Actor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,13 +13,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, distributions, nn
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.playing.spaces import check_spaces
 from rollsight.streams import Purpose, seed_from, stream
 
 _AT_ONCE = 32
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class CommonEpisodes:

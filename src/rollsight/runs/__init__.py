@@ -30,6 +30,7 @@ from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
+from rollsight.runs.results import results_folder, stored_results
 from rollsight.runs.writer import RunWriter, create, resume
 
 __all__ = [
@@ -43,8 +44,10 @@ __all__ = [
     "jsonable",
     "open",
     "rank_records",
+    "results_folder",
     "resume",
     "scored_records",
     "spell",
+    "stored_results",
     "whole_file",
 ]

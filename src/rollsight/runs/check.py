@@ -32,7 +32,13 @@ from rollsight.runs.verified import OTHER_DIGEST, VerifiedFiles
 class Checked:
     """What `check_run` found: names relative to the run folder, with the reason where there is one to give.
 
-    verified: files that are as they were written. unverifiable: of a version that kept no digests, and readable.
+    run: the run folder.
+    verified: files that are as they were written.
+    damaged: files that differ from what was written.
+    missing: files that were written and are gone.
+    unreadable: files that cannot be read.
+    foreign: files that training did not write.
+    unverifiable: readable files of a version that kept no digests.
     """
 
     run: Path

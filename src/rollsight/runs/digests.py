@@ -38,9 +38,11 @@ def digest_of_metadata(metadata: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """The list's content. files: name -> digest, of those that the writer has not removed.
+    """The content of the list of digests.
 
-    written: those of them of which the writer has said that they are there; removed: names of those it has removed.
+    files: name -> digest, of the files that the writer has not removed.
+    written: those of them of which the writer has said that they are there.
+    removed: names of the files that the writer has removed.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)

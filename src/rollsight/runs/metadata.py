@@ -57,7 +57,7 @@ _TYPES: dict[tuple[str, ...], type | tuple[type, ...]] = {
 
 
 def describe_run(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a run made here and now: what every run says about its making, and the given entries beside it.
+    """The metadata of a run made here and now: what every run says about its making, and the given entries.
 
     Raises:
         RollsightError: a given entry has a name that is taken.

@@ -5,13 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rollsight.arrays import Bools, Floats
 from rollsight.errors import RollsightError
 
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
-
-def column_as_floats(table: pa.Table, name: str) -> FloatArray:
+def column_as_floats(table: pa.Table, name: str) -> Floats:
     """A numeric column as (N,) floats, null as NaN.
 
     Raises:
@@ -25,13 +23,13 @@ def column_as_floats(table: pa.Table, name: str) -> FloatArray:
         raise RollsightError(f"the table has no column {name!r} of numbers: its file is not of this run") from error
 
 
-def scored_records(records: pa.Table, scores: FloatArray) -> BoolArray:
+def scored_records(records: pa.Table, scores: Floats) -> Bools:
     """Which records (N,) are valid and have a score."""
     valid = records["valid"].to_numpy(zero_copy_only=False) if "valid" in records.column_names else True
     return np.isfinite(scores) & np.asarray(valid, dtype=np.bool_)
 
 
-def rank_records(records: pa.Table, scores: FloatArray, n: int, *, lowest: bool = False) -> list[dict[str, Any]]:
+def rank_records(records: pa.Table, scores: Floats, n: int, *, lowest: bool = False) -> list[dict[str, Any]]:
     """The `n` valid records with the highest (or lowest) of the scores (N,), best first, ties in buffer order.
 
     Each is a row of the table as a dict, with its `rank` (from 1) in front and its `score` at the end.

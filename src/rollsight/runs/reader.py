@@ -139,6 +139,14 @@ class Run:
                 found[round] = (file.st_mtime_ns, file.st_size)
         return found
 
+    def record_counts(self) -> dict[int, int]:
+        """Complete round -> how many rows its records file has, as the end of the file says; without damaged files."""
+        counts = {}
+        for round in self._complete("records"):
+            with contextlib.suppress(OSError, pa.ArrowInvalid):
+                counts[round] = pq.read_metadata(round_path(self.path, "records", round)).num_rows
+        return counts
+
     def targets(self, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order; empty where the round was not scored."""
         path, content = self._existing("records", round), self._content(round)
@@ -198,9 +206,8 @@ class Run:
             self._database.execute(f"create or replace view run as {_select_metadata(self.path, self.metadata)}")
             relation: Any = self._database.sql(query)
             if relation is not None:
-                # Computed here, so that every error of the query is met here. DuckDB before 2.0 has execute instead.
-                computed = relation.materialize() if hasattr(relation, "materialize") else relation.execute()
-                return cast("duckdb.DuckDBPyRelation", computed)
+                # Computed here, so that every error of the query is met here.
+                return cast("duckdb.DuckDBPyRelation", relation.materialize())
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")

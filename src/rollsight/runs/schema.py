@@ -16,11 +16,15 @@ Table = Literal["records", "rounds", "evaluations"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column. A name with `*` stands for all columns that it matches.
+    """One column.
 
+    name: a `*` in it stands for any text.
     type: "array" is a number or a nested list of them; "integers", "numbers" and "texts" are lists. Every column may be
-    null. unit: "" where there is none. hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight
-    train`'s compiled engine ("compiled"), TRL's trainers ("trl"), `rollsight rlhf` ("rlhf").
+        null.
+    unit: empty where there is none.
+    meaning: one sentence for the reader of a table.
+    hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s compiled engine ("compiled"),
+        TRL's trainers ("trl"), `rollsight rlhf` ("rlhf").
     """
 
     name: str
@@ -51,7 +55,7 @@ RECORDS = (
     Column("length", "integer", "tokens", "tokens of the completion that are trained on", _TEXTS),
     Column("reward", "number", "reward", "reward as the environment or the reward function gave it", _ALL),
     Column("reward_*", "number", "reward", "of one reward function", ("trl",)),
-    Column("kl", "number", "nats", "log-probability less that of the reference, summed over tokens", ("rlhf",)),
+    Column("kl", "number", "nats", "log-probability minus that of the reference, summed over tokens", ("rlhf",)),
     Column("value", "number", "return", "value estimate before the update", _STEPS),
     Column("advantage", "number", "return", "advantage; of completions as it is trained on, at the last token", _ALL),
     Column("return", "number", "return", "what the value function is trained on", _STEPS),
@@ -125,7 +129,7 @@ ROUNDS = (
     Column("records_per_second", "number", "1 / second", "records by the seconds of the round", _OWN_UPDATE),
     Column("evaluation_return", "number", "reward", "mean return of the evaluation after the round", _OWN_UPDATE),
     Column("vec_normalize", "text", "", "what VecNormalize has seen by now, as JSON, with a snapshot", ("sb3",)),
-    Column("warnings", "text", "", "what failed beside training", _ALL),
+    Column("warnings", "text", "", "what failed next to training", _ALL),
 )
 
 EVALUATIONS = (
@@ -135,7 +139,7 @@ EVALUATIONS = (
     Column("length", "integer", "steps or tokens", "length of the episode", _OWN_UPDATE),
     Column("prompt", "text", "", "prompt", ("rlhf",)),
     Column("completion", "text", "", "completion", ("rlhf",)),
-    Column("kl", "number", "nats", "log-probability less that of the reference, summed over tokens", ("rlhf",)),
+    Column("kl", "number", "nats", "log-probability minus that of the reference, summed over tokens", ("rlhf",)),
 )
 
 TABLES: Mapping[Table, tuple[Column, ...]] = {"records": RECORDS, "rounds": ROUNDS, "evaluations": EVALUATIONS}

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rollsight.arrays import Array
 from rollsight.errors import OptionError, RollsightError
 from rollsight.runs.digests import DigestList, digest_of, go_on_with_digests, write_digests
 from rollsight.runs.layout import (
@@ -32,7 +33,7 @@ from rollsight.runs.layout import (
 )
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
-Column = np.ndarray[Any, np.dtype[Any]] | Sequence[Any]
+Column = Array | Sequence[Any]
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
@@ -41,9 +42,9 @@ _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDic
 def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = False) -> "RunWriter":
     """Start a new run folder and hold it for writing.
 
-    `metadata` is kept in `run.json` beside what the run folder says about itself (format, created, command, versions,
-    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is no
-    run, never a file that rollsight did not write.
+    `metadata` is kept in `run.json` next to what the run folder says about itself (format, created, command, versions,
+    machine). `overwrite` removes the files of a run that is there already, and only those: never a folder that is not
+    a run, never a file that rollsight did not write.
 
     Raises:
         RollsightError: the folder exists and is not empty, or another process writes to it. An open writer of this

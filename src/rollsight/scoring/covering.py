@@ -28,7 +28,7 @@ class NoBackend(RollsightError):
 def first_that_covers(ways: Mapping[str, Callable[[], Result]]) -> tuple[Result, str, str]:
     """What the first backend that covers the policy gives, its name, and why those before it do not ("" for the first).
 
-    ways: by backend, in order. Raises `NoBackend` where all fail; what the first raises beside `NotCovered` is the
+    ways: by backend, in order. Raises `NoBackend` where all fail; what the first raises other than `NotCovered` is the
     policy's own error and passes, as does a lack of memory.
     """
     failures: list[str] = []

@@ -1,68 +1,97 @@
-"""Directions in parameter space: the gradient of a target, and its preconditioning by an optimiser."""
+"""The directions that records are scored along: gradients of the target, preconditioned where asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rollsight.distributed import all_reduced
 from rollsight.errors import RollsightError
-from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
-
-Direction: TypeAlias = dict[str, Tensor]  # by parameter, in float32 at least
-
-
-def in_float32(x: Tensor) -> Tensor:
-    """The same numbers in float32 at least; half precision would lose sums over records. Dense (`sparse=True` makes
-    an embedding's gradient sparse)."""
-    x = x.to_dense() if x.is_sparse else x
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from rollsight.scoring.gradients import Direction, gradient, in_float32
+from rollsight.scoring.halves import split_halves
+from rollsight.scoring.problem import Problem
 
 
-def gradient(
-    policy: Policy, records: Records, term: Callable[[Evaluation, Records], Tensor], count: int, chunk_size: int
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Options:
+    """What is made of the target's gradient.
+
+    optimizer:         whose second moments precondition it; None leaves it as it is.
+    training_gradient: what those moments take in first; None computes the objective's mean gradient.
+    cross_fit:         score each half of the records along the other half's gradient.
+    seed:              draws the halves.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
+    training_gradient: Direction | None = None
+    cross_fit: bool = False
+    seed: int = 0
+
+
+def directions(problem: Problem, options: Options) -> Iterator[tuple[Tensor | None, Direction]]:
+    """Which records are scored along which direction: (n,) booleans, or None for all of them.
+
+    One direction for all; with `cross_fit` one for each half, from the other half; with a target of `each` measured
+    record one for each of these.
+    """
+    objective_gradient = cache(lambda: _gradient_of_objective(problem))
+
+    def of(measured: Records, count: int) -> Direction:
+        direction = gradient(problem.policy, measured, problem.target.terms, count, problem.chunk_size)
+        return finished(problem, options, direction, objective_gradient)
+
+    def at(rows: Tensor) -> Direction:
+        measured = problem.measured.take(rows)
+        return of(measured, max(problem.target.count(measured), 1))
+
+    if options.cross_fit:
+        first = split_halves(problem.prepared, options.seed)
+        yield first, at(~first)
+        yield ~first, at(first)
+    elif problem.target.each:
+        yield from ((None, at(row[None])) for row in torch.arange(len(problem.measured)))
+    else:
+        yield None, of(problem.measured, problem.count)
+
+
+def finished(
+    problem: Problem, options: Options, direction: Direction, objective_gradient: Callable[[], Direction]
 ) -> Direction:
-    """Gradient of sum(term) / count over the records, in chunks; zero for parameters the term does not reach."""
-    parameters = policy.trainable()
-    total: Direction = {} if len(records) else {name: in_float32(torch.zeros_like(p)) for name, p in parameters.items()}
-    for start in range(0, len(records), chunk_size):
-        part = records.take(slice(start, start + chunk_size))
-        grads = gradient_of(term(policy(part), part).sum() / count, parameters)
-        total = {name: total[name] + g for name, g in grads.items()} if total else grads
-    return total
+    """A gradient of the target over all processes and parameters, preconditioned where asked for.
+
+    objective_gradient: of the sum of the objective's terms; called where the optimiser's moments take it in.
+    """
+    computed = options.optimizer is not None and options.training_gradient is None
+    summed = [_over_all_parameters(problem, direction)]
+    if computed:
+        mean = {name: g / problem.tokens for name, g in objective_gradient().items()}
+        summed.append(_over_all_parameters(problem, mean))
+    if problem.group is not None:
+        summed = all_reduced(summed, problem.group)
+    if options.optimizer is None:
+        return summed[0]
+    training = summed[1] if computed else options.training_gradient or {}
+    return precondition(summed[0], training, options.optimizer, problem.policy.trainable())
 
 
-def gradient_of(value: Tensor, parameters: Mapping[str, nn.Parameter], keep_graph: bool = False) -> Direction:
-    """Gradient of a value computed from the policy; zero for parameters that it does not depend on."""
-    check_attached(value)
-    grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=keep_graph)
+def _gradient_of_objective(problem: Problem) -> Direction:
+    return gradient(problem.policy, problem.prepared, problem.objective.terms, 1, problem.chunk_size)
+
+
+def _over_all_parameters(problem: Problem, direction: Direction) -> Direction:
+    """Zeros where a pass did not reach a parameter."""
+    parameters = problem.policy.trainable()
     return {
-        name: in_float32(torch.zeros_like(p) if g is None else g)
-        for (name, p), g in zip(parameters.items(), grads, strict=True)
+        name: direction[name] if name in direction else in_float32(torch.zeros_like(p))
+        for name, p in parameters.items()
     }
-
-
-def check_attached(value: Tensor) -> None:
-    """`RollsightError` where a value computed from the policy has lost its graph."""
-    if not value.requires_grad:
-        raise RollsightError(
-            "The policy's log-probabilities do not depend on its trainable parameters; "
-            "`evaluate` must compute them with gradients enabled and without detaching."
-        )
-
-
-def inner(a: Mapping[str, Tensor | None], b: Mapping[str, Tensor]) -> float:
-    """<a, b> over all parameters; None counts as zero."""
-    return sum(float(torch.dot(g.reshape(-1), b[name].reshape(-1))) for name, g in a.items() if g is not None)
-
-
-def norm(direction: Direction) -> float:
-    """Euclidean length."""
-    return math.sqrt(inner(direction, direction))
 
 
 def precondition(

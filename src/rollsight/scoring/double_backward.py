@@ -17,7 +17,7 @@ from rollsight.objectives import Objective
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring.covering import NotCovered
-from rollsight.scoring.directions import Direction, check_attached, gradient_of, in_float32
+from rollsight.scoring.gradients import Direction, check_attached, gradient_of, in_float32
 from rollsight.scoring.layers import EVERY, Rows
 
 

@@ -11,7 +11,7 @@ from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.layers import Call, Layers
-from rollsight.scoring.modes import untouched
+from rollsight.scoring.modes import scoring_mode
 
 Evaluated: TypeAlias = tuple[Evaluation, list[Call]]
 Chunk: TypeAlias = tuple[slice, Callable[[], Evaluated]]
@@ -36,7 +36,7 @@ class Forward:
         Raises:
             RollsightError: as `score_records` for the policy's modes and the evaluation's shapes.
         """
-        with untouched(self._policy.module):
+        with scoring_mode(self._policy.module):
             evaluation, calls = self._layers.forward(records)
         self._parts[len(self._rows) - 1] = evaluation, calls
         self._rows.append(self._rows[-1] + len(records))
@@ -46,10 +46,10 @@ class Forward:
         """The parts' rows, and what gives each part once.
 
         Raises:
-            RollsightError: it is not of this policy at its present parameters, or not of as many records, or used up.
+            RollsightError: it is of another policy, other parameters or another number of records, or used up.
         """
         if not self._parts:
-            raise RollsightError("forward=: it is used up, its graph is gone with the scores; make a new Forward.")
+            raise RollsightError("forward= was used already and its graph is gone; make a new Forward.")
         if policy.module is not self._policy.module or self._now() != self._versions:
             raise RollsightError("forward=: the policy is another one, or was trained since; make a new Forward.")
         if self._rows[-1] != records:

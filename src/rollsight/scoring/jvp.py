@@ -3,10 +3,9 @@ mode and autograd agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.as_autograd import AsAutograd, check_hooks
-from rollsight.scoring.directions import Direction, gradient_of
+from rollsight.scoring.functional import with_parameters
+from rollsight.scoring.gradients import Direction, gradient_of
 from rollsight.scoring.layers import EVERY, Rows
 
 
@@ -36,18 +36,9 @@ def _along(policy: Policy, records: Records, objective: Objective, direction: Di
         moved = {name: direction[name].to(p.dtype) for name, p in fixed.items() if bool(direction[name].any())}
         duals = {name: forward_ad.make_dual(fixed[name], v) for name, v in moved.items()}
         with AsAutograd():
-            terms = objective.terms(substituted(policy, fixed | duals)(records), _constants(records))
+            terms = objective.terms(with_parameters(policy, fixed | duals)(records), _constants(records))
         primal, tangent = forward_ad.unpack_dual(terms)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
-
-
-def substituted(policy: Policy, parameters: Mapping[str, Tensor]) -> Policy:
-    """The policy with other tensors in place of these trainable parameters, for forward mode and `torch.func`."""
-    swap = {f"module.{place}": parameters[name] for place, name in _places(policy).items() if name in parameters}
-    return Policy(
-        _Call(policy),
-        lambda call, obs, actions: torch.func.functional_call(call, swap, (obs, actions), tie_weights=False),
-    )
 
 
 def _constants(records: Records) -> Records:
@@ -58,33 +49,6 @@ def _constants(records: Records) -> Records:
     part = copy(records)
     part.__dict__.update({k: forward_ad.make_dual(c, torch.zeros_like(c)) for k, c in columns.items()})
     return part
-
-
-def _places(policy: Policy) -> dict[str, str]:
-    """Every place of a trainable parameter in the module, each once, and the name that `trainable` gives the parameter.
-
-    `functional_call`'s own `tie_weights` takes a submodule with two names (Stable-Baselines3's shared features
-    extractor) for two places, and leaves the swapped tensors in the module.
-    """
-    names = {id(p): name for name, p in policy.trainable().items()}
-    return {
-        f"{prefix}.{own}" if prefix else own: names[id(p)]
-        for prefix, part in policy.module.named_modules()
-        for own, p in part._parameters.items()
-        if id(p) in names
-    }
-
-
-class _Call(nn.Module):
-    """`functional_call` reaches `forward` only; this makes `evaluate` one."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        self.module = policy.module
-        self._evaluate = policy.evaluate
-
-    def forward(self, obs: Any, actions: Any) -> Evaluation:
-        return self._evaluate(self.module, obs, actions)
 
 
 @contextmanager

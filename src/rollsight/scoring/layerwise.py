@@ -16,7 +16,7 @@ from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.covering import NotCovered
-from rollsight.scoring.directions import Direction, in_float32, inner
+from rollsight.scoring.gradients import Direction, in_float32, inner
 from rollsight.scoring.graph import check_uses
 from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 

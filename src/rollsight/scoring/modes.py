@@ -13,7 +13,7 @@ from rollsight.errors import RollsightError
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
+def scoring_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients on; modes and random states afterwards as before."""
     modules = list(module.modules())
     for part in modules:

@@ -4,7 +4,6 @@ forward, and from one backward where both pull each record's log-probabilities t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -15,12 +14,12 @@ from rollsight.objectives import Objective
 from rollsight.policy import Evaluation
 from rollsight.records import Records
 from rollsight.scoring import layerwise
-from rollsight.scoring.directions import Direction, gradient_of, in_float32
 from rollsight.scoring.forward import Chunk, Evaluated, Forward
+from rollsight.scoring.gradients import Direction, gradient_of, in_float32
 from rollsight.scoring.layers import Call, Layers
-from rollsight.targets import Target
+from rollsight.scoring.problem import Problem
 
-_MATERIALISED = 2**29  # numbers: 2 GiB in float32
+MOST_GRADIENTS = 2**29  # numbers that the records' own gradients may have: 2 GiB in float32
 
 
 class OnePass(Protocol):
@@ -37,63 +36,43 @@ class OnePass(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """A target (its sum over `measured`, divided by `count`) and an objective of the same records."""
-
-    target: Target
-    measured: Records
-    count: int
-    objective: Objective
-    prepared: Records
-
-    def value(self, evaluation: Evaluation) -> Tensor:
-        return self.target.terms(evaluation, self.measured).sum() / self.count
-
-    def terms(self, evaluation: Evaluation) -> Tensor:
-        return self.objective.terms(evaluation, self.prepared)
-
-    def take(self, rows: slice) -> Pair:
-        return Pair(self.target, self.measured.take(rows), self.count, self.objective, self.prepared.take(rows))
-
-
-def one_pass(layers: Layers, pair: Pair, chunk_size: int, forward: Forward | None) -> OnePass | None:
+def one_pass(layers: Layers, problem: Problem, forward: Forward | None) -> OnePass | None:
     """The pass, or None where it would take more than its chunks' memory: then records of several chunks are covered
     only as sequences whose own gradients fit (those of an adapter do). forward: of these records, if there is one."""
-    chunks = _chunks(layers, pair, chunk_size, forward)
+    chunks = _chunks(layers, problem, forward)
     if len(chunks) == 1:
-        return _chunk_pass(layers, pair, chunks[0][1]())
-    if pair.prepared.log_probs.dim() == 2 and _own_gradients_fit(layers, pair):
-        return _Materialised(layers, pair, chunks)
+        return _chunk_pass(layers, problem, chunks[0][1]())
+    if problem.prepared.log_probs.dim() == 2 and _own_gradients_fit(layers, problem):
+        return _Materialised(layers, problem, chunks)
     return None
 
 
-def along_others(layers: Layers, pair: Pair, chunk_size: int) -> Tensor | None:
+def scores_without_self(layers: Layers, problem: Problem) -> Tensor | None:
     """(n,) <grad l_i, grad f> less <grad l_i, grad f_i>, f_i being record i's own part of the target; None where the
     records' own gradients do not fit, or target and objective pull a record's log-probabilities different ways."""
-    if not _own_gradients_fit(layers, pair):
+    if not _own_gradients_fit(layers, problem):
         return None
-    found = _Materialised(layers, pair, _chunks(layers, pair, chunk_size, None))
-    own = found.own_parts()
-    return None if own is None else found.along(found.target_gradient) - own
+    gradients = _Materialised(layers, problem, _chunks(layers, problem, None))
+    own = gradients.own_parts()
+    return None if own is None else gradients.along(gradients.target_gradient) - own
 
 
-def _own_gradients_fit(layers: Layers, pair: Pair) -> bool:
-    size = len(pair.prepared) * sum(p.numel() for p in layers.parameters.values())
-    return size <= _MATERIALISED and all(issubclass(kind, nn.Linear) for kind in layers.kinds)
+def _own_gradients_fit(layers: Layers, problem: Problem) -> bool:
+    size = len(problem.prepared) * sum(p.numel() for p in layers.parameters.values())
+    return size <= MOST_GRADIENTS and all(issubclass(kind, nn.Linear) for kind in layers.kinds)
 
 
-def _chunks(layers: Layers, pair: Pair, chunk_size: int, forward: Forward | None) -> list[Chunk]:
+def _chunks(layers: Layers, problem: Problem, forward: Forward | None) -> list[Chunk]:
     """The records' rows, and what evaluates each part."""
     if forward is not None:
         return [
-            (rows, partial(_checked, layers, pair.prepared.take(rows), pair.objective, evaluated))
-            for rows, evaluated in forward.chunks(layers.policy, len(pair.prepared))
+            (rows, partial(_checked, layers, problem.prepared.take(rows), problem.objective, evaluated))
+            for rows, evaluated in forward.chunks(layers.policy, len(problem.prepared))
         ]
-    starts = range(0, len(pair.prepared), chunk_size)
+    starts = range(0, len(problem.prepared), problem.chunk_size)
     return [
-        (rows, partial(layerwise.forward, layers, pair.prepared.take(rows), pair.objective))
-        for rows in (slice(start, start + chunk_size) for start in starts)
+        (rows, partial(layerwise.forward, layers, problem.prepared.take(rows), problem.objective))
+        for rows in (slice(start, start + problem.chunk_size) for start in starts)
     ]
 
 
@@ -103,12 +82,12 @@ def _checked(layers: Layers, part: Records, objective: Objective, evaluated: Cal
     return evaluation, calls
 
 
-def _chunk_pass(layers: Layers, pair: Pair, evaluated: Evaluated) -> OnePass:
+def _chunk_pass(layers: Layers, problem: Problem, evaluated: Evaluated) -> OnePass:
     evaluation, calls = evaluated
-    common = _common(layers, evaluation, pair)
-    return (
-        _OneBackward(layers, evaluation, calls, *common) if common else _TwoBackwards(layers, evaluation, calls, pair)
-    )
+    shared = _shared_log_prob_weights(layers, evaluation, problem)
+    if shared is None:
+        return _TwoBackwards(layers, evaluation, calls, problem)
+    return _OneBackward(layers, evaluation, calls, *shared)
 
 
 class _OneBackward:
@@ -131,9 +110,9 @@ class _OneBackward:
 class _TwoBackwards:
     """Any target and objective of the same forward."""
 
-    def __init__(self, layers: Layers, evaluation: Evaluation, calls: list[Call], pair: Pair) -> None:
-        self.target_gradient = gradient_of(pair.value(evaluation), layers.parameters, keep_graph=True)
-        self._backward = layerwise.Backward(layers, calls, pair.terms(evaluation))
+    def __init__(self, layers: Layers, evaluation: Evaluation, calls: list[Call], problem: Problem) -> None:
+        self.target_gradient = gradient_of(problem.target_value(evaluation), layers.parameters, keep_graph=True)
+        self._backward = layerwise.Backward(layers, calls, problem.objective_terms(evaluation))
         self.along = self._backward.along
 
     def objective_gradient(self) -> Direction:
@@ -145,28 +124,28 @@ class _Materialised:
     """Every record's own gradient (of y as above, or of its loss), chunk by chunk: G, (n, P). The target's gradient is
     G^T a, the scores b * (G v)."""
 
-    def __init__(self, layers: Layers, pair: Pair, chunks: list[Chunk]) -> None:
-        n = len(pair.prepared)
+    def __init__(self, layers: Layers, problem: Problem, chunks: list[Chunk]) -> None:
+        n = len(problem.prepared)
         self._parameters = layers.parameters
         self._rows: dict[str, Tensor] = {}
         self.target_gradient = {name: in_float32(torch.zeros_like(p)) for name, p in layers.parameters.items()}
         self._a: list[Tensor] | None = []  # None once a chunk has none
-        self._b = torch.cat([self._take_in(layers, pair.take(rows), rows, n, given) for rows, given in chunks])
+        self._b = torch.cat([self._take_in(layers, problem.take(rows), rows, n, given) for rows, given in chunks])
 
-    def _take_in(self, layers: Layers, part: Pair, rows: slice, n: int, evaluate: Callable[[], Evaluated]) -> Tensor:
+    def _take_in(self, layers: Layers, part: Problem, rows: slice, n: int, evaluate: Callable[[], Evaluated]) -> Tensor:
         """A chunk's gradients; its b. (A method, so that one chunk's graph is gone before the next.)"""
         evaluation, calls = evaluate()
-        common = _common(layers, evaluation, part)
-        if common:
-            y, a, b = common
+        shared = _shared_log_prob_weights(layers, evaluation, part)
+        if shared:
+            y, a, b = shared
             self._fill(rows, n, layerwise.Backward(layers, calls, y))
             gradient = self._pullback(a, rows)
             if self._a is not None:
                 self._a.append(a.detach())
         else:
             self._a = None
-            gradient = gradient_of(part.value(evaluation), layers.parameters, keep_graph=True)
-            terms = part.terms(evaluation)
+            gradient = gradient_of(part.target_value(evaluation), layers.parameters, keep_graph=True)
+            terms = part.objective_terms(evaluation)
             self._fill(rows, n, layerwise.Backward(layers, calls, terms))
             b = terms.new_ones(len(terms))
         for name, g in gradient.items():
@@ -198,14 +177,16 @@ class _Materialised:
         return self._b * torch.stack(products).sum(0)
 
 
-def _common(layers: Layers, evaluation: Evaluation, pair: Pair) -> tuple[Tensor, Tensor, Tensor] | None:
+def _shared_log_prob_weights(
+    layers: Layers, evaluation: Evaluation, problem: Problem
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """y, a and b, each (n,), such that the target's slope in the log-probabilities is that of sum_i a_i y_i and the
     objective's that of sum_i b_i y_i; None where there are none.
 
     A plain record's y is its log-probability; a sequence's is a weighted sum over its tokens, the same for target and
     loss where one's slopes are a multiple of the other's (one advantage for the sequence, on the policy, say).
     """
-    slopes = _log_prob_slopes(evaluation, pair.value, pair.terms)
+    slopes = _log_prob_slopes(evaluation, problem.target_value, problem.objective_terms)
     if slopes is None:
         return None
     w, c = slopes
@@ -216,8 +197,8 @@ def _common(layers: Layers, evaluation: Evaluation, pair: Pair) -> tuple[Tensor,
     pulled = (largest != 0).squeeze(1)
     factor = torch.where(largest != 0, c.gather(1, pivot) / largest, 0.0)
     eps = max(torch.finfo(p.dtype).eps for p in layers.policy.module.parameters() if p.is_floating_point())
-    beside = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
-    if bool((pulled & (beside > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
+    deviation = (c - factor * w).abs().amax(1)  # what rounding adds to ratios of 1 is not another slope
+    if bool((pulled & (deviation > min(100 * eps, 1e-2) * c.abs().amax(1))).any()):
         return None
     seeds = torch.where(pulled[:, None], w, c)
     scale = seeds.abs().amax(1)

@@ -11,7 +11,7 @@ from rollsight.objectives import Objective
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring.covering import NotCovered
-from rollsight.scoring.directions import Direction, gradient_of, inner, norm
+from rollsight.scoring.gradients import Direction, gradient_of, inner, norm
 
 _agreed: WeakKeyDictionary[nn.Module, set[tuple[str, ...]]] = WeakKeyDictionary()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-_Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+from rollsight.arrays import Floats
 
 
 def spearman(one: Any, other: Any) -> float:
@@ -21,7 +21,7 @@ def spearman(one: Any, other: Any) -> float:
     return float(a @ b) / scale if scale else float("nan")
 
 
-def _centred_ranks(values: _Floats) -> _Floats:
+def _centred_ranks(values: Floats) -> Floats:
     order = values.argsort()
     ordered = values[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))

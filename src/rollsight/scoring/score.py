@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rollsight import objectives, targets
+from rollsight.distributed import Group
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise, oracle
 from rollsight.scoring.covering import first_that_covers
-from rollsight.scoring.directions import Direction, gradient, in_float32, precondition
+from rollsight.scoring.directions import Options, directions, finished
 from rollsight.scoring.forward import Forward
-from rollsight.scoring.halves import split_halves
+from rollsight.scoring.gradients import Direction
 from rollsight.scoring.layers import Layers
-from rollsight.scoring.modes import untouched
-from rollsight.scoring.one_pass import Pair, along_others, one_pass
-from rollsight.scoring.parallel import Group, all_reduced, measured_across, prepared_across
+from rollsight.scoring.modes import scoring_mode
+from rollsight.scoring.one_pass import one_pass, scores_without_self
+from rollsight.scoring.problem import Problem, default_chunk_size, only_valid
 from rollsight.scoring.recorded import Compared
 from rollsight.scoring.scores import Scores
 
@@ -97,19 +99,21 @@ def score_records(
     objective = objectives.PPO() if objective is None else objective
     if backend not in ("auto", *_BACKENDS):
         raise RollsightError(f"backend={backend!r} is unknown; give auto, {', '.join(_BACKENDS)}.")
-    with untouched(policy.module):
+    options = Options(optimizer=optimizer, training_gradient=training_gradient, cross_fit=cross_fit, seed=seed)
+    with scoring_mode(policy.module):
         valid = records.valid_rows
         part = only_valid(records) if group is None else records.take(valid.nonzero().flatten())
         chunk_size = chunk_size or default_chunk_size(records)
-        if part is not records:
-            forward = None  # it has rows that are not scored
         read = on_policy and not getattr(objective, "on_policy", False)
         noting = Compared(objective) if read else None
-        loss = noting or objective
-        job = _Job(
-            policy, part, target, loss, optimizer, training_gradient, cross_fit, seed, chunk_size, forward, group
-        )
-        values, used, reason = job.run_without_self(backend) if leave_self_out else job.run(backend, tokens)
+        make = Problem.local if group is None else partial(Problem.across, group)
+        problem = make(policy, part, target, noting or objective, chunk_size=chunk_size)
+        _check(problem, options)
+        if leave_self_out:
+            values, used, reason = _without_self(problem, options, backend)
+        else:
+            whole = forward if part is records else None  # else it has rows that are not scored
+            values, used, reason = _by_first(problem, options, backend, tokens, whole)
         if noting is not None:
             noting.warn(policy.module)
         if part is not records:
@@ -136,166 +140,93 @@ def score_records(
     return scores
 
 
-class _Job:
-    """One call of `score_records` on valid records only."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        records: Records,
-        target: targets.Target,
-        objective: objectives.Objective,
-        optimizer: torch.optim.Optimizer | None,
-        training_gradient: Direction | None,
-        cross_fit: bool,
-        seed: int,
-        chunk_size: int,
-        forward: Forward | None,
-        group: Group | None,
-    ) -> None:
-        self.policy, self.records, self.target, self.objective = policy, records, target, objective
-        self.optimizer, self.training_gradient = optimizer, training_gradient
-        self.cross_fit, self.seed, self.chunk_size = cross_fit, seed, chunk_size
-        self.forward, self.group = forward, group
-        self.whole: Direction | None = None  # the one direction, once it is known: its all-reduce happens once
-        if group is None:
-            self.prepared, self.measured = objective.prepare(records), target.measured_on(records)
-        else:
-            self.prepared, self.tokens = prepared_across(objective, records, group)
-            self.measured, self.count = measured_across(target, records, group)
-        self.own_records = self.measured.obs is records.obs
-        if group is None:
-            self.measured = self.measured if self.own_records else only_valid(self.measured)
-            self.tokens, self.count = int(self.prepared.valid.sum()), target.count(self.measured)
-        self.count = max(self.count, 1)
-        if cross_fit and not self.own_records:
-            raise RollsightError(
-                f"cross_fit=True needs a target measured on the training records, but {target.name!r} has its own; "
-                f"use one of both."
-            )
-        if group is not None and (cross_fit or target.each):
-            raise RollsightError("group= gives every record one direction; leave out cross_fit=True and each=True.")
-
-    def run(self, backend: Backend, tokens: bool) -> tuple[Tensor, str, str]:
-        """(n, M) or (n, T, M) values, the backend used, and why."""
-        if backend != "auto":
-            return self.by(backend), backend, "asked for"
-        names = ["layerwise", "jvp", "double_backward"][1 if tokens else 0 :]
-        values, used, why = first_that_covers({name: partial(self.by, name) for name in names})
-        if tokens:
-            return values, used, why or "the first that scores every token"
-        return values, used, why or "every trainable parameter is in a layer linear in its parameters"
-
-    def run_without_self(self, backend: str) -> tuple[Tensor, str, str]:
-        """(n, 1) values without the records' own parts, the backend used, and why."""
-        unlike = {
-            "cross_fit=True": self.cross_fit,
-            "optimizer=": self.optimizer is not None,
-            "group=": self.group is not None,
-            f"backend={backend!r}": backend not in ("auto", "layerwise"),
-            f"the target {self.target.name!r}, which is measured on records of its own": not self.own_records,
-        }
-        if found := next((name for name, given in unlike.items() if given), None):
-            raise RollsightError(f"leave_self_out=True does not go with {found}; use one of both.")
-        layers = Layers(self.policy)
-        layerwise.check_coverage(layers, self.prepared, self.objective)
-        pair = Pair(self.target, self.measured, self.count, self.objective, self.prepared)
-        values = along_others(layers, pair, self.chunk_size)
-        if values is None:
-            raise RollsightError(
-                f"leave_self_out=True needs every record's own gradient, which these {len(self.prepared)} records have "
-                "where all trainable layers are nn.Linear, as a LoRA adapter's are, few enough for the memory, and the "
-                f"target {self.target.name!r} depends on the log-probabilities that the loss has; use cross_fit=True."
-            )
-        return values[:, None], "layerwise", "every record's own gradient"
-
-    def by(self, backend: str) -> Tensor:
-        if backend == "layerwise" and len(self.prepared):
-            layers = Layers(self.policy)
-            layerwise.check_coverage(layers, self.prepared, self.objective)
-            if self.own_records and not self.cross_fit:
-                pair = Pair(self.target, self.measured, self.count, self.objective, self.prepared)
-                found = one_pass(layers, pair, self.chunk_size, self.forward)
-                if found is not None:
-                    self.whole = self.finished(found.target_gradient, found.objective_gradient)
-                    return found.along(self.whole)[:, None]
-        if self.cross_fit:
-            first = split_halves(self.records, self.seed)
-            columns = self.along(backend, [self.direction_on(~first), self.direction_on(first)])
-            return torch.where(first.view(-1, *[1] * (columns.dim() - 2)), columns[..., 0], columns[..., 1])[..., None]
-        if not self.target.each:
-            if self.whole is None:
-                self.whole = self.direction_on(None)
-            return self.along(backend, [self.whole])
-        blocks = torch.arange(len(self.measured)).split(_DIRECTIONS_AT_ONCE)
-        return torch.cat([self.along(backend, [self.direction_on(m[None]) for m in block]) for block in blocks], -1)
-
-    def along(self, backend: str, directions: list[Direction]) -> Tensor:
-        if not len(self.prepared):  # a rank without a valid record
-            shape = self.prepared.log_probs.shape[: 1 if backend == "layerwise" else 2]
-            return self.prepared.log_probs.new_zeros(*shape, len(directions))
-        columns = []
-        for start in range(0, len(self.prepared), self.chunk_size):
-            part = self.prepared.take(slice(start, start + self.chunk_size))
-            columns.append(_BACKENDS[backend](self.policy, part, self.objective, directions))
-            if backend in ("jvp", "double_backward"):
-                oracle.check_first(backend, self.policy, part, self.objective, directions, columns[-1])
-        return torch.cat(columns)
-
-    def direction_on(self, index: Tensor | None) -> Direction:
-        """Gradient of the target's mean over the measured records at `index`, preconditioned where asked for."""
-        measured = self.measured if index is None else self.measured.take(index)
-        count = self.count if index is None else max(self.target.count(measured), 1)
-        direction = gradient(self.policy, measured, self.target.terms, count, self.chunk_size)
-        return self.finished(direction, self.objective_gradient)
-
-    def objective_gradient(self) -> Direction:
-        return gradient(self.policy, self.prepared, self.objective.terms, 1, self.chunk_size)
-
-    def finished(self, direction: Direction, objective_gradient: Callable[[], Direction]) -> Direction:
-        """The direction over all ranks and parameters, preconditioned where asked for; `objective_gradient`: of the
-        summed terms."""
-        direction = self.over_all_parameters(direction)
-        taken_in = self.optimizer is not None and self.training_gradient is None
-        if taken_in:
-            training = self.over_all_parameters({k: g / self.tokens for k, g in objective_gradient().items()})
-        else:
-            training = self.training_gradient or {}
-        if self.group is not None:
-            direction, *rest = all_reduced([direction, training] if taken_in else [direction], self.group)
-            training = rest[0] if taken_in else training
-        if self.optimizer is None:
-            return direction
-        return precondition(direction, training, self.optimizer, self.policy.trainable())
-
-    def over_all_parameters(self, direction: Direction) -> Direction:
-        """Zeros where a pass did not reach a parameter."""
-        parameters = self.policy.trainable()
-        return {
-            name: direction[name] if name in direction else in_float32(torch.zeros_like(p))
-            for name, p in parameters.items()
-        }
+def score(problem: Problem, directions: list[Direction], backend: str) -> Tensor:
+    """(n, M), or (n, T, M) where the backend has a score for each token: <grad l_i, v_m>, chunk by chunk."""
+    policy, objective = problem.policy, problem.objective
+    if not len(problem.prepared):  # a process without a valid record
+        shape = problem.prepared.log_probs.shape[: 1 if backend == "layerwise" else 2]
+        return problem.prepared.log_probs.new_zeros(*shape, len(directions))
+    chunks = []
+    for start in range(0, len(problem.prepared), problem.chunk_size):
+        part = problem.prepared.take(slice(start, start + problem.chunk_size))
+        chunks.append(_BACKENDS[backend](policy, part, objective, directions))
+        if backend in ("jvp", "double_backward"):
+            oracle.check_first(backend, policy, part, objective, directions, chunks[-1])
+    return torch.cat(chunks)
 
 
-def only_valid(records: Records) -> Records:
-    """The records with a valid token; the same object where that is all of them."""
-    valid = records.valid_rows
-    if bool(valid.all()):
-        return records
-    if not bool(valid.any()):
+def _check(problem: Problem, options: Options) -> None:
+    """`RollsightError` for options that do not go with the target or the group."""
+    if options.cross_fit and not problem.same_records:
         raise RollsightError(
-            f"None of the {len(records)} records is valid; score a buffer with at least one valid record."
+            f"cross_fit=True needs a target measured on the training records, but {problem.target.name!r} has its own; "
+            f"use one of both."
         )
-    return records.take(valid.nonzero().flatten())
+    if problem.group is not None and (options.cross_fit or problem.target.each):
+        raise RollsightError("group= gives every record one direction; leave out cross_fit=True and each=True.")
 
 
-def default_chunk_size(records: Records) -> int:
-    """Rows evaluated at once: 4096, fewer where observations are large (images); of sequences about 1024 tokens,
-    prompts included."""
-    entries = [records.obs] if isinstance(records.obs, Tensor) else list(records.obs.values())
-    numbers = sum(entry[0].numel() for entry in entries)
-    rows = 4096
-    if records.log_probs.dim() == 2:
-        words = [entry.shape[1] for entry in entries if entry.dim() == 2 and not entry.is_floating_point()]
-        rows = 1024 // max(records.log_probs.shape[1], *words, 1)
-    return max(1, min(rows, 2**23 // max(numbers, 1)))
+def _by_first(
+    problem: Problem, options: Options, backend: Backend, tokens: bool, forward: Forward | None
+) -> tuple[Tensor, str, str]:
+    """(n, M) or (n, T, M) values, the backend used (the first that covers the policy, for "auto"), and why."""
+    single = not options.cross_fit and not problem.target.each
+    known: list[tuple[Tensor | None, Direction]] = []  # of a single direction: processes add it up once
+
+    def by(name: str) -> Tensor:
+        if name == "layerwise" and len(problem.prepared):
+            layers = Layers(problem.policy)
+            layerwise.check_coverage(layers, problem.prepared, problem.objective)
+            passed = one_pass(layers, problem, forward) if single and problem.same_records else None
+            if passed is not None:
+                known.append((None, finished(problem, options, passed.target_gradient, passed.objective_gradient)))
+                return passed.along(known[0][1])[:, None]
+        if single and not known:
+            known.extend(directions(problem, options))
+        return _assembled(problem, known or directions(problem, options), name)
+
+    if backend != "auto":
+        return by(backend), backend, "asked for"
+    names = ["layerwise", "jvp", "double_backward"][1 if tokens else 0 :]
+    values, used, why = first_that_covers({name: partial(by, name) for name in names})
+    if tokens:
+        return values, used, why or "the first that scores every token"
+    return values, used, why or "every trainable parameter is in a layer linear in its parameters"
+
+
+def _assembled(problem: Problem, along: Iterable[tuple[Tensor | None, Direction]], backend: str) -> Tensor:
+    """(n, M) or (n, T, M): a column for each direction of all records; one column for those of the two halves."""
+    rows: list[Tensor | None] = []
+    columns: list[Tensor] = []
+    remaining = iter(along)
+    while block := list(islice(remaining, _DIRECTIONS_AT_ONCE)):
+        columns.append(score(problem, [direction for _, direction in block], backend))
+        rows += [of for of, _ in block]
+    values = torch.cat(columns, -1)
+    if rows[0] is None:
+        return values
+    first = rows[0].view(-1, *[1] * (values.dim() - 2))
+    return torch.where(first, values[..., 0], values[..., 1])[..., None]
+
+
+def _without_self(problem: Problem, options: Options, backend: str) -> tuple[Tensor, str, str]:
+    """(n, 1) values without the records' own parts, the backend used, and why."""
+    unlike = {
+        "cross_fit=True": options.cross_fit,
+        "optimizer=": options.optimizer is not None,
+        "group=": problem.group is not None,
+        f"backend={backend!r}": backend not in ("auto", "layerwise"),
+        f"the target {problem.target.name!r}, which is measured on records of its own": not problem.same_records,
+    }
+    if excluded := next((name for name, given in unlike.items() if given), None):
+        raise RollsightError(f"leave_self_out=True does not go with {excluded}; use one of both.")
+    layers = Layers(problem.policy)
+    layerwise.check_coverage(layers, problem.prepared, problem.objective)
+    values = scores_without_self(layers, problem)
+    if values is None:
+        raise RollsightError(
+            f"leave_self_out=True needs every record's own gradient, which these {len(problem.prepared)} records have "
+            "where all trainable layers are nn.Linear, as a LoRA adapter's are, few enough for the memory, and the "
+            f"target {problem.target.name!r} depends on the log-probabilities that the loss has; use cross_fit=True."
+        )
+    return values[:, None], "layerwise", "every record's own gradient"

@@ -16,10 +16,14 @@ class Scores:
     """Influence of each record on a target. Positive: the record pushed the target up (helped); negative: it hurt.
 
     values: (N,), or (N, M) for `targets.Action(..., each=True)`; in units of the target per unit of the record's
-    weight.
+        weight.
     tokens: (N, T) where the backend gives them, else None; they add up to `values`.
-    ids, valid: as in the records; invalid records score 0.
-    target, normalisation, backend, reason: what was computed, and why with this backend.
+    ids: identities, as in the records.
+    valid: (N,) as in the records; invalid records score 0.
+    target: name of the target.
+    normalisation: how advantages were normalised.
+    backend: how the scores were computed.
+    reason: why with this backend: what the ones before it do not cover.
     """
 
     values: Tensor
@@ -44,13 +48,9 @@ class Scores:
     def __len__(self) -> int:
         return len(self.values)
 
-    def unit_ids(self, unit: str) -> Tensor:
-        """(U,) the numbers of the units (`"episode"`, `"env"`, ...) that have a valid record, ascending."""
-        units: Tensor = self.unit_column(unit)[self.valid].unique()
-        return units
-
     def sum_by(self, unit: str) -> Tensor:
-        """(U,) or (U, M): totals per unit, in ascending order of `unit_column(unit)`."""
+        """(U,) or (U, M): totals per unit (`"episode"`, `"env"`, ...) that has a valid record, in ascending order of
+        `unit_column(unit)`."""
         units, position = self.unit_column(unit)[self.valid].unique(return_inverse=True)
         totals = self.values.new_zeros((len(units), *self.values.shape[1:]))
         return totals.index_add_(0, position, self.values[self.valid])

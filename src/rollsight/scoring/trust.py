@@ -18,12 +18,12 @@ from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import double_backward, jvp, layerwise
 from rollsight.scoring.covering import first_that_covers
-from rollsight.scoring.directions import Direction, norm
+from rollsight.scoring.gradients import Direction, norm
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.layers import Layers
-from rollsight.scoring.modes import untouched
+from rollsight.scoring.modes import scoring_mode
+from rollsight.scoring.problem import default_chunk_size, only_valid
 from rollsight.scoring.ranks import spearman
-from rollsight.scoring.score import default_chunk_size, only_valid
 from rollsight.streams import stream
 
 
@@ -65,33 +65,34 @@ def trust_line(
         NoBackend: no backend covers the policy (a `RollsightError`). A trainer logs no trust line then, and goes on.
     """
     objective = objectives.PPO() if objective is None else objective
-    with untouched(policy.module):
-        part = only_valid(records)
-        weights = None if weights is None else weights[records.valid_rows].to(part.log_probs)
+    with scoring_mode(policy.module):
         rng = stream(seed)
-        limit = default_chunk_size(records)
-        if len(part) > limit:
-            rows = torch.from_numpy(np.sort(rng.permutation(len(part))[:limit])).to(part.log_probs.device)
-            part, weights = part.take(rows), None if weights is None else weights[rows]
+        part, weights = _at_most_a_chunk(records, weights, rng)
+        in_first = split_halves(part, seed)
+        # One half after the other, so that each is a slice. Normalisation comes before: its chunks go by the buffer.
+        order = torch.cat([in_first.nonzero(), (~in_first).nonzero()]).flatten()
+        size = int(in_first.sum())
+        halves = slice(0, size), slice(size, len(part))
         permuted = part.with_advantages(_permuted(part, rng))
-        first = split_halves(part, seed)
-        # One half after the other, so that each is a slice; normalisation comes before, because chunks go by order.
-        order = torch.cat([first.nonzero(), (~first).nonzero()]).flatten()
-        columns = [r.advantages for r in (part, permuted, objective.prepare(part), objective.prepare(permuted))]
-        one, other = slice(0, int(first.sum())), slice(int(first.sum()), len(part))
-        part, weights = part.take(order), None if weights is None else weights[order]
-        part, permuted, *losing = (part.with_advantages(column[order]) for column in columns)
-        pull, shuffled_pull = _return_weights(part), _return_weights(permuted)
+        sorted_part = part.take(order)
+
+        def in_order(version: Records) -> Records:
+            return sorted_part.with_advantages(version.advantages[order])
+
+        weights = None if weights is None else weights[order]
+        prepared = [in_order(objective.prepare(version)) for version in (part, permuted)]
+        pull, permuted_pull = (_return_weights(in_order(version)) for version in (part, permuted))
+        part = sorted_part
 
         def line(jacobian: _Jacobian) -> TrustLine:
-            slopes, permuted_slopes = _slopes(jacobian.evaluation, objective, losing)
+            slopes, permuted_slopes = _slopes(jacobian.evaluation, objective, prepared)
             whole = jacobian.seed_gradient
-            own = jacobian.pullback(pull, one)
-            halves = own, {name: g - own[name] for name, g in whole.items()}
-            shuffled = [jacobian.pullback(shuffled_pull, half) for half in (one, other)]
+            first = jacobian.pullback(pull, halves[0])
+            second = {name: g - first[name] for name, g in whole.items()}
+            by_chance = [jacobian.pullback(permuted_pull, half) for half in halves]
             return TrustLine(
-                _agreement(jacobian, slopes, part.valid, halves),
-                _agreement(jacobian, permuted_slopes, part.valid, shuffled),
+                _agreement(jacobian, slopes, part.valid, (first, second)),
+                _agreement(jacobian, permuted_slopes, part.valid, by_chance),
                 1.0 if weights is None else _gradient_ratio(jacobian, slopes, part.valid, weights),
                 norm(whole),
             )
@@ -112,6 +113,19 @@ def trust_line(
 
 
 _Jacobian: TypeAlias = layerwise.LogProbJacobian | jvp.LogProbJacobian | double_backward.LogProbJacobian
+
+
+def _at_most_a_chunk(
+    records: Records, weights: Tensor | None, rng: np.random.Generator
+) -> tuple[Records, Tensor | None]:
+    """The valid records and their weights; of more than a chunk of them a random part of that size, in their order."""
+    part = only_valid(records)
+    weights = None if weights is None else weights[records.valid_rows].to(part.log_probs)
+    size = default_chunk_size(records)
+    if len(part) <= size:
+        return part, weights
+    rows = torch.from_numpy(np.sort(rng.permutation(len(part))[:size])).to(part.log_probs.device)
+    return part.take(rows), None if weights is None else weights[rows]
 
 
 def _return_weights(records: Records) -> Tensor:

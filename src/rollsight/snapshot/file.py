@@ -22,7 +22,13 @@ _BLANK = "0" * 64
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a file holds. state: as JSON; signature: "" where there is none."""
+    """What a file holds.
+
+    state: as JSON.
+    tensors: by name.
+    digest: SHA-256 of the file.
+    signature: empty where there is none.
+    """
 
     state: Any
     tensors: Mapping[str, Tensor]

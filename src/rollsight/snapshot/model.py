@@ -38,6 +38,8 @@ class Model:
     """A frozen policy with its optimiser.
 
     described: as JSON, with its tensors; None where only a pickle can hold them.
+    tensors: parameters and optimiser state by name.
+    pickled: policy and optimiser where `described` is None.
     """
 
     described: dict[str, Any] | None

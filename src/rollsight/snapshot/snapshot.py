@@ -38,8 +38,11 @@ _PICKLES = 1  # the format of earlier versions, which is a pickle as a whole
 class Replay:
     """What a replayed round ended in.
 
-    policy: trained, a copy of the snapshot's; steps: optimiser steps taken; semantic: "repack" or "mask".
+    policy: trained, a copy of the snapshot's.
+    optimizer: its optimiser after the last step.
+    steps: optimiser steps taken.
     step_size: the sum of learning rate x clip factor over the steps.
+    semantic: how records were left out, "repack" or "mask".
     counterfactual: always "replay": the buffer, its advantages and its returns stayed as they were.
     """
 
@@ -60,11 +63,15 @@ class Replay:
 class Snapshot:
     """One round, frozen at the start of its update.
 
-    model:    the policy and its optimiser, together, so that the optimiser still holds the policy's parameters.
-    records:  the full buffer, with raw advantages; rule: the update's hyper-parameters, schedules evaluated.
-    weights:  (N,) what the round's selection gave the records; None where nothing was selected.
-    numpy_state, torch_state: the global random states at the start of the update.
-    threads, versions: of the process that took it; the same bits need the same build and thread count.
+    round: its number.
+    model: the policy and its optimiser, together, so that the optimiser still holds the policy's parameters.
+    records: the full buffer, with raw advantages.
+    rule: the update's hyper-parameters, schedules evaluated.
+    weights: (N,) what the round's selection gave the records; None where nothing was selected.
+    numpy_state: NumPy's global random state at the start of the update.
+    torch_state: PyTorch's, likewise.
+    threads: PyTorch threads of the process that took it; the same bits need the same number.
+    versions: of the packages in that process; the same bits need the same build.
     """
 
     round: int

@@ -16,7 +16,12 @@ Arm: TypeAlias = Literal["ppo", "iif", "random"]
 
 @dataclass(frozen=True)
 class Run:
-    """One of them: its name, settings and folder."""
+    """One run of a comparison.
+
+    name: as the tables show it.
+    settings: what is trained.
+    out: its run folder.
+    """
 
     name: str
     settings: RunSettings

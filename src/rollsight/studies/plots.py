@@ -12,17 +12,25 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rollsight.analysis.drawing import new_figure, save_figure
-from rollsight.analysis.learning_curves import band
+from rollsight.analysis.intervals import band
 from rollsight.analysis.page import Panel, dress, write_page
+from rollsight.arrays import Floats
 from rollsight.escaping import plain_html, plain_label
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
 
 _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hide it, twice to see it alone."
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """An arm's mean over seeds and the half-width of its 95 % band, (n,) each, over x; 0 for one seed."""
+    """An arm's mean over seeds.
+
+    name: in the legend.
+    colour: of line and band.
+    x: (n,) places on the axis.
+    mean: (n,) the line.
+    half: (n,) half-width of the 95 % band; 0 for one seed.
+    """
 
     name: str
     colour: str
@@ -33,7 +41,14 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """One plot: what its axes show, and its lines. log: x by its logarithm, each point and its value marked."""
+    """One plot.
+
+    x: what the horizontal axis shows.
+    y: what the vertical axis shows.
+    lines: the curves.
+    title: above the plot.
+    log: x by its logarithm, each point and its value marked.
+    """
 
     x: str
     y: str

@@ -50,10 +50,12 @@ AJob = TypeVar("AJob", bound=Job)
 class Progress(Generic[AJob]):
     """A job has come this far.
 
-    rounds:   done so far, a fraction inside a round.
-    summary:  of a round that just ended.
-    finished: whether the job has ended, and its `result`.
-    lost:     whether it has ended without a result, because its process was killed twice.
+    job: the job.
+    rounds: done so far, a fraction inside a round.
+    summary: of a round that just ended; None in between.
+    finished: whether the job has ended.
+    result: of a job that has ended.
+    lost: whether it has ended without a result, because its process was killed twice.
     """
 
     job: AJob

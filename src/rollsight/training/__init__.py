@@ -1,1 +1,1 @@
-"""Our own two trainers: classic PPO (`classic`) and PPO for language models (`language`)."""
+"""Our own two trainers: PPO in compiled code (`compiled`) and PPO for language models (`language`)."""

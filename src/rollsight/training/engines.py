@@ -41,8 +41,11 @@ _NEW = "new episodes begin, so that the run is not the one that it would have be
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A run that is ready. done: rounds that an earlier process finished; train: trains the others, once.
+    """A run that is ready.
 
+    settings: what is trained.
+    done: rounds that an earlier process finished.
+    train: trains the others, once.
     note: empty, or what becomes of the episodes that a resumed run was in.
     """
 
@@ -115,14 +118,14 @@ def prepare_sb3(
 
 
 @contextmanager
-def prepare_fast(
+def prepare_compiled(
     settings: RunSettings, out: Path, *, overwrite: bool, trackers: Trackers, resume: bool
 ) -> Iterator[Prepared]:
     """The compiled engine, with the model that Stable-Baselines3 would start from."""
     try:  # here: JAX is an extra
-        from rollsight.training.classic import environments
-        from rollsight.training.classic.arms import Filtered
-        from rollsight.training.classic.trainer import FastTrainer, Plan, environment_key
+        from rollsight.training.compiled import environments
+        from rollsight.training.compiled.arms import Filtered
+        from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
     except ImportError as error:
         raise RollsightError(str(error)) from error
     with ExitStack() as opened:
@@ -142,7 +145,7 @@ def prepare_fast(
             evaluation=make if settings.eval_episodes else None,
             episodes=settings.eval_episodes,
         )
-        trainer = FastTrainer(model, training, plan)
+        trainer = CompiledTrainer(model, training, plan)
         note = ""
         if state is not None:
             collection = state["collection"]
@@ -152,13 +155,13 @@ def prepare_fast(
                 after = state["round"]
                 training.close()
                 training = make(settings.envs, environment_key(settings.seed, after))
-                trainer = FastTrainer(model, training, plan)
+                trainer = CompiledTrainer(model, training, plan)
                 trainer.restore(state, None)
         done = 0 if state is None else state["round"]
         described = describe(
             model, rule=settings.selection, unit=settings.unit, targets=["return"], every=settings.every
         )
-        described |= {"engine": "fast", "stepper": type(training).__name__} | _described(settings)
+        described |= {"engine": "compiled", "stepper": type(training).__name__} | _described(settings)
         if state is None:
             writer = opened.enter_context(runs.create(out, described, overwrite=overwrite or resume))
         else:

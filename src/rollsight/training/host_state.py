@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from rollsight import runs
 from rollsight.adapters.sb3.episodes import EpisodeTracker
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import START
 from rollsight.streams import Purpose, seed_from
 from rollsight.training.restoring import History
@@ -105,7 +106,7 @@ def _restore_environments(model: OnPolicyAlgorithm, state: Mapping[str, Any], ru
     return True
 
 
-def _shown(steps: DummyVecEnv) -> np.ndarray[Any, Any]:
+def _shown(steps: DummyVecEnv) -> Array:
     """(E, ...) what the environments show; observations that are not dictionaries have no key."""
     columns: Any = steps.buf_obs
     return columns[None]  # type: ignore[no-any-return]

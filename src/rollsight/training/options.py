@@ -9,7 +9,7 @@ from tyro.conf import arg
 
 Algorithm: TypeAlias = Literal["ppo", "a2c"]
 Optimizer: TypeAlias = Literal["sgd", "adam", "rmsprop"]
-Engine: TypeAlias = Literal["auto", "sb3", "fast"]
+Engine: TypeAlias = Literal["auto", "sb3", "compiled"]
 Unit: TypeAlias = Literal["record", "episode"]
 
 
@@ -86,8 +86,8 @@ class TrainingOptions:
     """Episodes of the stochastic policy after each round, apart from training; 0 for none."""
 
     engine: Engine = "auto"
-    """What trains: Stable-Baselines3 (sb3), or the compiled engine (fast), which makes the same update several times
-    faster; auto takes fast where it is installed (rollsight[fast]) for PPO on all but Atari."""
+    """What trains: Stable-Baselines3 (sb3), or the compiled engine (compiled), which makes the same update several
+    times faster; auto takes compiled where it is installed (rollsight[fast]) for PPO on all but Atari."""
 
     snapshots: Annotated[str, arg(metavar="every:K|all|none")] = "every:10"
     """Rounds frozen for replay."""

@@ -18,9 +18,15 @@ A2C_LR = 7e-4  # Stable-Baselines3's
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """rounds: of 2048 records; drop: the paper's p, 0 where it has none; optimizer and lr: PPO's.
+    """How an environment is trained in the paper's study.
 
-    episodes, every: a full study's evaluations. reported: the paper's results by optimiser, as `paper.toml` has them.
+    rounds: of 2048 records.
+    drop: the paper's p, 0 where it has none.
+    optimizer: PPO's.
+    lr: PPO's learning rate.
+    episodes: of a full study's evaluations.
+    every: rounds from one of its evaluations to the next.
+    reported: the paper's results by optimiser, as `paper.toml` has them.
     by_default: whether a study that names no environments runs it.
     """
 

@@ -12,17 +12,19 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rollsight import runs
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import restart
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class History:
     """What environments went through to the end of a round.
 
-    starts: how each environment's episode under way started (`environments.episode_start`), None where that was
-        not noted; begins: whether no step of it was made yet.
+    run: the run folder.
+    round: number of the round.
+    starts: how each environment's episode under way started (`environments.episode_start`), None where that was not
+        noted.
+    begins: whether no step of it was made yet.
     after: the round after which their random streams were keyed, 0 in a run that was never interrupted.
     """
 

@@ -16,7 +16,7 @@ from rollsight.adapters import options
 from rollsight.environments.make import check_environment, make_environment, observations_of
 from rollsight.errors import OptionError, RollsightError
 from rollsight.trackers import Trackers
-from rollsight.training.engines import OnProgress, Prepared, prepare_fast, prepare_sb3
+from rollsight.training.engines import OnProgress, Prepared, prepare_compiled, prepare_sb3
 from rollsight.training.options import Engine, TrainingOptions
 from rollsight.training.paper import A2C_LR, RECORDS_PER_ROUND, EnvSettings, settings_for
 
@@ -27,9 +27,10 @@ _PPO = {"batch_size": 64, "epochs": 10, "clip": 0.2}  # Stable-Baselines3's, whi
 class RunSettings(TrainingOptions):
     """What one run is: the options, and what they are applied to.
 
-    env: a gymnasium environment's name; env_kwargs: keywords that `gymnasium.make` gets with it.
-    selection: "negative:P" (IIF), "random:P" (as many random records), or None for plain training.
+    env: a gymnasium environment's name.
+    selection: "negative:P" (IIF), "random:P" (the same number of random records), or None for plain training.
     arm: the run's name in comparisons; None names it after the selection.
+    env_kwargs: keywords that `gymnasium.make` gets with the name.
     """
 
     env: str
@@ -51,7 +52,9 @@ class RunSettings(TrainingOptions):
         try:
             # JSON has no infinity.
             norm = {"max_grad_norm": float(stored["max_grad_norm"])} if "max_grad_norm" in stored else {}
-            return cls(**{**stored, **norm}).resolved()
+            # What the compiled engine was called in older runs.
+            engine = {"engine": "compiled"} if stored.get("engine") == "fast" else {}
+            return cls(**{**stored, **norm, **engine}).resolved()
         except RollsightError:
             raise
         except (TypeError, ValueError, AttributeError) as error:  # values of other kinds
@@ -148,7 +151,7 @@ def prepared(
         raise OptionError(
             f"the run {out} has its {done} rounds: give more of them with {{rounds}}", rounds=done + settings.rounds
         )
-    prepare = prepare_fast if settings.engine == "fast" else prepare_sb3
+    prepare = prepare_compiled if settings.engine == "compiled" else prepare_sb3
     with (
         closing(Trackers(tensorboard)) as trackers,
         prepare(settings, out, overwrite=overwrite, trackers=trackers, resume=resume) as training,
@@ -225,7 +228,7 @@ def _check_together(settings: RunSettings) -> None:
             "nothing could be dropped: give a smaller one",
             batch_size=settings.batch_size,
         )
-    if settings.engine == "fast" and (left := _not_compiled(settings)) is not None:
+    if settings.engine == "compiled" and (left := _not_compiled(settings)) is not None:
         raise OptionError(
             f"{{{left}}} is not covered by the compiled engine: use {{engine}}",
             **{left: getattr(settings, left), "engine": "sb3"},
@@ -254,7 +257,7 @@ def _rounds(settings: RunSettings, usual: int) -> int:
 
 def _engine(settings: RunSettings) -> Engine:
     covered = _not_compiled(settings) is None and observations_of(settings.env) != "atari"
-    return "fast" if covered and find_spec("jax") is not None else "sb3"
+    return "compiled" if covered and find_spec("jax") is not None else "sb3"
 
 
 def _arm(settings: RunSettings) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch.utils.hooks import RemovableHandle
 
+from rollsight.arrays import Bools
 from rollsight.update import repack
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class SelectingMixin(_Base):
     handles:  the hooks of the optimiser that leave with this class.
     """
 
-    keep: np.ndarray[Any, np.dtype[np.bool_]] | None
+    keep: Bools | None
     on_train: list[Callable[[], None]]
     handles: list[RemovableHandle]
 

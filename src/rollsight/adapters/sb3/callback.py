@@ -335,7 +335,7 @@ class InfluenceCallback(BaseCallback):
         self._watch.attempt("evaluation", self._evaluate)
         self._store_round()
         finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
-        self._watch.attempt("scalars for trackers", self.trackers.log, finished, beside=self.logger)
+        self._watch.attempt("scalars for trackers", self.trackers.log, finished, host_logger=self.logger)
         if self.on_round is not None:
             self._watch.attempt("call of on_round", self._show, finished)
         self._summary = self._update = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rollsight.adapters.sb3.episodes import RoundEpisodes
 from rollsight.adapters.sb3.translate import Translated, evaluate_masked
+from rollsight.arrays import Array
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 from rollsight.streams import Purpose, stream
@@ -45,7 +46,7 @@ def round_columns(
         "advantage": _numpy(records.advantages),
         "return": _numpy(records.returns),
         "log_prob": _numpy(records.log_probs),
-        "entropy": _numpy(_entropy(translated)),
+        "entropy": _numpy(entropy_of(translated)),
     }
     columns |= {f"score_{name}": _numpy(score.values) for name, score in scores.items()}
     columns |= {
@@ -71,7 +72,7 @@ def _env_major(column: Any) -> Any:
     return column.T.reshape(-1)
 
 
-def _entropy(translated: Translated) -> Tensor:
+def entropy_of(translated: Translated) -> Tensor:
     """Policy entropy per step at the start of the round; one sample of it, -log pi, where there is no closed form."""
     with torch.no_grad():
         evaluation = translated.policy(translated.scored)
@@ -79,12 +80,12 @@ def _entropy(translated: Translated) -> Tensor:
     return entropy if translated.position is None else entropy.reshape(-1)[translated.position]
 
 
-def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: int) -> Columns:
+def _observations(translated: Translated, ranking: Array, round: int) -> Columns:
     records = translated.records
     if isinstance(records.obs, Tensor):
         obs = {"obs": records.obs}
     elif translated.policy.evaluate is evaluate_masked:
-        obs = dict(records.obs)  # named there already, beside the masks
+        obs = dict(records.obs)  # named there already, with the masks
     else:
         obs = {f"obs.{name}": column for name, column in records.obs.items()}
     columns: Columns = {}
@@ -103,7 +104,7 @@ def _observations(translated: Translated, ranking: np.ndarray[Any, Any], round: 
     return columns
 
 
-def _narrow(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _narrow(values: Array) -> Array:
     """(N, 1) as (N,): a state number or a one-dimensional action reads better as a number."""
     return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 

@@ -25,8 +25,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A run to write to. round: the last that is done; evaluated: whether there is an evaluation from before training;
-    first_episode: the first number that no episode of the run has."""
+    """A run to write to.
+
+    writer: writes the run folder; holds its lock.
+    round: the last round that is done, 0 in a new run.
+    evaluated: whether the run has an evaluation from before training.
+    first_episode: the first number that no episode of the run has.
+    """
 
     writer: runs.RunWriter
     round: int

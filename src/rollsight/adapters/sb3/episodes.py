@@ -1,19 +1,17 @@
-"""Which episode each step belongs to, what the environment really paid, and how each episode started."""
+"""Which episode each step belongs to, the environment's own rewards, and how each episode started."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import START
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
-Ints: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +28,12 @@ class RoundEpisodes:
     terminated, truncated: how many episodes ended in this round, and how; truncated by a time limit and not otherwise.
     """
 
-    episode: Ints
-    episode_step: Ints
-    reward: Floats
-    episode_return: Floats
+    episode: Array
+    episode_step: Array
+    reward: Array
+    episode_return: Array
     start: np.ndarray[Any, np.dtype[np.object_]]
-    finished_returns: Floats
+    finished_returns: Array
     terminated: int
     truncated: int
 
@@ -62,9 +60,9 @@ class EpisodeTracker:
 
     def __init__(self, first_episode: int = 0) -> None:
         self._next = first_episode
-        self._episode: Ints | None = None
-        self._age: Ints = np.empty(0, dtype=np.int64)
-        self._total: Floats = np.empty(0)
+        self._episode: Array | None = None
+        self._age: Array = np.empty(0, dtype=np.int64)
+        self._total: Array = np.empty(0)
         self._rewards: list[Any] = []
         self._truncated = 0
         self._starts: list[tuple[int, int, Any]] = []
@@ -126,7 +124,7 @@ class EpisodeTracker:
         return columns
 
     def of_round(
-        self, begins: Any, last_dones: Any, reward: Floats, starts: Iterable[tuple[int, int, Any]], truncated: int
+        self, begins: Any, last_dones: Any, reward: Array, starts: Iterable[tuple[int, int, Any]], truncated: int
     ) -> RoundEpisodes:
         """Columns of a round whose steps were noted elsewhere.
 
@@ -144,7 +142,7 @@ class EpisodeTracker:
         age = np.where(last >= 0, clock - last, self._age + 1 + clock)
 
         units, position = np.unique(episode.ravel(), return_inverse=True)
-        totals: Floats = np.bincount(position, weights=reward.ravel()).astype(np.float64)
+        totals: Array = np.bincount(position, weights=reward.ravel()).astype(np.float64)
         for number, total in zip(self._episode, self._total, strict=True):
             totals[units == number] += total
         open_at_end = episode[-1][~np.asarray(last_dones, dtype=bool)]

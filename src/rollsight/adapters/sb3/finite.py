@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rollsight.adapters.sb3.episodes import RoundEpisodes
-
-Grid: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+from rollsight.arrays import Array
 
 
 @dataclass(frozen=True, eq=False)
 class NotFinite:
-    """text: the first such number, as a sentence; finite: (n_steps, n_envs) the steps that have none."""
+    """Numbers of a rollout that are NaN or infinite.
+
+    text: the first such number, as a sentence.
+    finite: (n_steps, n_envs) the steps that have none.
+    """
 
     text: str
-    finite: Grid
+    finite: Array
 
 
 def not_finite(buffer: Any, episodes: RoundEpisodes) -> NotFinite | None:

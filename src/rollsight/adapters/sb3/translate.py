@@ -14,21 +14,25 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
 from rollsight import objectives
+from rollsight.arrays import Array, Bools, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import Scores
 from rollsight.update import UpdateRule
 
-Ids = Mapping[str, np.ndarray[Any, np.dtype[np.int64]]]
+Ids = Mapping[str, Ints]
 
 
 @dataclass(frozen=True, eq=False)
 class Translated:
     """One round in Rollsight's terms.
 
+    policy: the host's policy, with its `evaluate`.
     records: one row per step, env-major as the host flattens them: row = env * n_steps + step.
-    scored:  what is scored: the same records, or for recurrent policies one row per sequence.
+    scored: what is scored: the same records, or for recurrent policies one row per sequence.
+    objective: the host's policy loss as an objective to be maximised.
+    rule: the hyper-parameters of the round's update; None where the update cannot be replayed.
     position: (N,) for recurrent policies, where each step's score stands among the flattened tokens; else None.
     """
 
@@ -69,11 +73,11 @@ def translate(
     model: OnPolicyAlgorithm,
     ids: Ids | None = None,
     objective: objectives.Objective | None = None,
-    valid: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    valid: Bools | None = None,
 ) -> Translated:
     """Translate a model whose rollout buffer is full and not yet flattened (as in a callback's `_on_rollout_end`).
 
-    ids: name -> (n_steps, n_envs) integers beside `env` and `step`, which are filled in.
+    ids: name -> (n_steps, n_envs) integers in addition to `env` and `step`, which are filled in.
     objective: None follows the host: the clipped policy term, or A2C's, with advantages normalised as the host does
     (its per-minibatch normalisation is represented by the whole buffer's).
     valid: (n_steps, n_envs) which records can be scored; None for all, which must then be finite.
@@ -108,7 +112,7 @@ def evaluate_masked(module: nn.Module, obs: Any, actions: Any) -> Evaluation:
     return Evaluation(log_prob, entropy, values.flatten())
 
 
-def flat(buffer: Any, column: np.ndarray[Any, Any]) -> Tensor:
+def flat(buffer: Any, column: Array) -> Tensor:
     """A (n_steps, n_envs, ...) column in the host's flat order, as the tensor the host would train on."""
     if column.ndim < 3:
         column = column.reshape(*column.shape, 1)
@@ -116,11 +120,11 @@ def flat(buffer: Any, column: np.ndarray[Any, Any]) -> Tensor:
     return tensor
 
 
-def _records(model: OnPolicyAlgorithm, ids: Ids, valid: np.ndarray[Any, np.dtype[np.bool_]] | None) -> Records:
+def _records(model: OnPolicyAlgorithm, ids: Ids, valid: Bools | None) -> Records:
     buffer = model.rollout_buffer
     steps, envs = buffer.buffer_size, buffer.n_envs
 
-    def one(column: np.ndarray[Any, Any]) -> Tensor:
+    def one(column: Array) -> Tensor:
         return flat(buffer, column).flatten()
 
     obs: Any

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from rollsight import runs, targets
+from rollsight import distributed, runs, targets
 from rollsight.adapters import options
 from rollsight.adapters.trl import start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
 from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
-from rollsight.adapters.trl.scoring import Scoring, ranks_of, selected
-from rollsight.adapters.trl.seams import algorithm_of
+from rollsight.adapters.trl.private_api import algorithm_of
+from rollsight.adapters.trl.scoring import Scoring, selected
 from rollsight.adapters.watching import Watch
-from rollsight.scoring import Scores, parallel
+from rollsight.scoring import Scores
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 
@@ -241,7 +240,7 @@ class Attachment:
         makes the call, and it fails in all of them where it does in one."""
 
         def by_all() -> Result:
-            with parallel.together(ranks_of(self._trainer)):
+            with distributed.together(distributed.everyone()):
                 return call()
 
         return self._watch.attempt(part, by_all if together else call)
@@ -257,10 +256,9 @@ class Attachment:
         rule, leading = self._rule, self._leading
         if rule is None or leading is None:
             return None
-        choose = partial(selected, rule, leading) if trainer.accelerator.is_main_process else lambda: None
-        chosen = [self._attempt(f"selection{_SO_KEPT}", choose, together=True)]
-        broadcast_object_list(chosen)  # not chosen by each process: a rule may draw random numbers
-        return chosen[0]
+        # Not chosen by each process: a rule may draw random numbers.
+        choose = partial(distributed.from_first, partial(selected, rule, leading), distributed.everyone())
+        return self._attempt(f"selection{_SO_KEPT}", choose, together=True)
 
     @property
     def _leading(self) -> Scores | None:

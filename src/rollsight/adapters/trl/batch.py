@@ -16,11 +16,16 @@ from rollsight.records import Records
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Completions of one process as records, and n completions of all processes, of which `own` are this one's.
+    """Completions of one process as records, and what is known of the n completions of all processes.
 
-    rewards: (n, F) by reward function, NaN where it gave none; total: (n,), NaN where none gave one. valid: (n,) with
-    something to score; tokens: (n,) of the loss. pulls: some valid completion has an advantage; differ: their rewards
-    are not all the same.
+    records: this process's completions.
+    own: which of the n completions are this process's.
+    rewards: (n, F) by reward function, NaN where it gave none.
+    total: (n,) weighted sum of the rewards, NaN where no function gave one.
+    valid: (n,) completions with something to score.
+    tokens: (n,) number of tokens in the loss.
+    pulls: whether some valid completion has an advantage other than 0.
+    differ: whether the rewards of the completions are not all the same.
     """
 
     records: Records

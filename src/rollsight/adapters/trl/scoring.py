@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rollsight import targets
 from rollsight.adapters import options
 from rollsight.adapters.trl.batch import Seen
 from rollsight.adapters.trl.translate import objective_of, policy_of
+from rollsight.distributed import everyone, gathered_scores
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
-from rollsight.scoring.parallel import Group, gathered_scores
 from rollsight.selection import Rule, Selection
 from rollsight.targets import Target
 
@@ -25,7 +24,10 @@ from rollsight.targets import Target
 class Scoring:
     """How completions are scored.
 
-    options: further ones of `score_records`; precondition: by the trainer's optimiser.
+    algorithm: "grpo" or "rloo"; decides the objective.
+    targets: what is explained; the first one decides a selection.
+    options: further options of `score_records`.
+    precondition: whether to divide by the second moments of the trainer's optimiser.
     """
 
     algorithm: str
@@ -41,7 +43,7 @@ class Scoring:
     def of(self, trainer: Any, seen: Seen, target: Target, round: int) -> Scores:
         """The scores of all processes' completions. Where nothing pulls (no advantage, or the same reward for all),
         they are 0, without computing."""
-        group = ranks_of(trainer)
+        group = everyone()
         silent = not seen.pulls or (isinstance(target, targets.Reward) and not seen.differ)
         found = _zeros(seen.records, target) if silent else self._computed(trainer, seen.records, target, round)
         return found if group is None else gathered_scores(found, group)[0]
@@ -58,14 +60,9 @@ class Scoring:
             objective,
             optimizer=optimizer,
             seed=round,
-            group=ranks_of(trainer),
+            group=everyone(),
             **self.options,
         )
-
-
-def ranks_of(trainer: Any) -> Group | None:
-    """All processes of the training; None where there is one."""
-    return dist.group.WORLD if trainer.accelerator.num_processes > 1 else None
 
 
 def selected(rule: Rule, scores: Scores) -> Selection:

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollsight import objectives
 from rollsight.adapters.trl.loss import Batch, loss_mask
 from rollsight.errors import RollsightError
-from rollsight.language import completion_records, token_log_probs
-from rollsight.policy import Evaluation, Policy
+from rollsight.language import Completions, completion_records
+from rollsight.policy import Policy
 from rollsight.records import Records
 
 _COLUMNS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
 
 
-class _Completions:
-    """`evaluate` for `Policy` with the positions of TRL's own forward, which count the padding on the left."""
-
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
-
-    def __call__(self, module: nn.Module, obs: Mapping[str, Tensor], actions: Tensor) -> Evaluation:
-        total = obs["input_ids"].shape[1]
-        # As a tensor: the head then gets a copy. The strided slice that a number makes doubles its cost in bf16.
-        kept = torch.arange(total - actions.shape[1] - 1, total - 1, device=actions.device)
-        logits = module(**obs, logits_to_keep=kept, use_cache=False).logits
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
-        return Evaluation(token_log_probs(logits, actions))
-
-
 def policy_of(trainer: Any) -> Policy:
-    """The model in training, called without TRL's fused head, through which no hook and no forward derivative goes."""
-    return Policy(trainer.model, _Completions(trainer.temperature))
+    """The model in training, called without TRL's fused head, through which no hook and no forward derivative goes, and
+    with the positions of TRL's own forward."""
+    return Policy(trainer.model, Completions(trainer.temperature, count_padding=True))
 
 
 def objective_of(trainer: Any, algorithm: str) -> objectives.Objective:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rollsight.analysis.diagnosis.branching import EXACT, Brancher, BranchPoint, Env, Method
+from rollsight.arrays import Array, Bools, Floats
 from rollsight.environments.trained import TrainedEnvironment
 from rollsight.playing.actor import Actor
 from rollsight.processes import no_interrupts_inherited, start_worker, terminate
@@ -24,17 +25,16 @@ from rollsight.streams import Purpose, sequence
 _ROUNDING = 1e-12  # of the returns: a smaller difference between their means is none
 NEGLIGIBLE = 1e-5  # a branch ends where rewards are discounted by more than this
 
-Array = np.ndarray[Any, Any]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """Monte-Carlo estimates of one record. steps: of its branches, all together.
+    """Monte-Carlo estimates of one record.
 
-    q: mean discounted return after the record's action; advantage: q less that after a sampled action, and error: its
-    standard error.
+    row: the record's row in the round's buffer.
+    q: mean discounted return after the record's action.
+    advantage: q minus the mean discounted return after a sampled action.
+    error: standard error of the advantage.
+    steps: environment steps of all its branches together.
     """
 
     row: int
@@ -48,8 +48,15 @@ class Estimate:
 class Experiment:
     """What the branches of a round have in common, for worker processes to set up: paths and plain values.
 
+    snapshot: the round's snapshot file.
+    environment: how to make the environment.
+    method: how a branch gets to the record's state: set it, or replay the episode.
+    branches: branches per record and kind of action; more make the estimates less noisy, in proportion to the time.
+    gamma: discount factor of the returns.
     seed: of every random stream, keyed by (seed, round, purpose, record): no result depends on the number of processes.
-    deadline: in `time.time()`; a record that is not done by then is given up. tolerance: of `branching.replay`.
+    round: the round's number.
+    deadline: in `time.time()`; a record that is not done by then is given up. None: no limit.
+    tolerance: of `branching.replay`: how far a replayed observation may be from the recorded one.
     """
 
     snapshot: Path

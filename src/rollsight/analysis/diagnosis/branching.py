@@ -30,10 +30,10 @@ from gymnasium.wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor
 
+from rollsight.arrays import Array
 from rollsight.environments.episode_start import EpisodeStart, restart
 from rollsight.errors import RollsightError
 
-Array = np.ndarray[Any, Any]
 Env: TypeAlias = gym.Env[Any, Any]
 Method: TypeAlias = Literal["set", "copy", "replay"]
 
@@ -52,10 +52,12 @@ _PROBE_STEPS = 16  # steps for which a copy must do what its original does
 class BranchPoint:
     """Where a record stands in its episode.
 
-    row: in the round's buffer. step: steps since the episode began. obs: flat, as the policy saw it.
+    row: in the round's buffer.
+    step: steps since the episode began.
+    obs: flat, as the policy saw it.
     action: the record's, as the environment takes it.
-    start: the `episode_start` of its episode; prefix: (step, ...) the actions before it, as the environment takes them;
-           both None where the run does not hold them.
+    start: the `episode_start` of its episode; None where the run does not hold it.
+    prefix: (step, ...) the actions before it, as the environment takes them; None where the run does not hold them.
     """
 
     row: int

@@ -13,19 +13,35 @@ from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Estimate, Experiment, estimate_all
 from rollsight.analysis.diagnosis.branching import EXPLAINED, Method, can_be_set, choose_method
 from rollsight.analysis.diagnosis.round_data import TARGET, RoundData
+from rollsight.arrays import Array
 from rollsight.errors import RollsightError
 from rollsight.runs import column_as_floats
 from rollsight.scoring.ranks import spearman
 from rollsight.streams import Purpose, stream
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass(frozen=True)
 class DiagnosedRecord:
-    """One branched record. quintile: 0 lowest, of all scored records of the round. tabular: the paper's estimate of
-    the advantage from repeats in the buffer, None where there is none; mismatch: None where |A_bar| is within two
-    standard errors."""
+    """One branched record.
+
+    row: in the round's buffer.
+    groups: the samples it belongs to, of "bottom", "top" and "random".
+    env: number of its environment.
+    step: step of the rollout.
+    episode: number of its episode in the run.
+    episode_step: steps since the episode began.
+    obs: the observation, as the policy saw it.
+    action: the action, as the policy sampled it.
+    score: its influence on the target.
+    quintile: of all scored records of the round; 0 holds the lowest scores.
+    a_hat: the advantage that the trainer used.
+    a_bar: the Monte-Carlo advantage, q_bar - v_bar.
+    a_bar_error: standard error of a_bar.
+    q_bar: mean discounted return of branches that begin with the record's action.
+    v_bar: mean discounted return of branches that begin with a sampled action.
+    mismatch: whether a_hat and a_bar differ in sign; None where |a_bar| is within two standard errors.
+    tabular: the paper's estimate of the advantage from repeats in the buffer; None where there are none.
+    """
 
     row: int
     groups: tuple[str, ...]
@@ -50,8 +66,9 @@ class DiagnosedRecord:
 class Tabular:
     """The same comparison with the paper's tabular estimate, which has no standard error: every sign counts.
 
-    correlation: of the influence with tabular * A_hat; agreement: rank correlation of tabular with A_bar; both on the
-    random sample.
+    groups: by name of a sample, how well A_hat agrees with the tabular estimate.
+    correlation: of the influence with tabular * A_hat, on the random sample.
+    agreement: rank correlation of the tabular estimate with A_bar, on the random sample.
     """
 
     groups: dict[str, stats.Agreement]
@@ -63,10 +80,28 @@ class Tabular:
 class Diagnosis:
     """What `diagnose_round` found.
 
-    correlation: of the influence with A_bar * A_hat on the random sample, its interval resampled by `unit`.
-    quintiles: agreement by influence quintile, lowest first, on the random sample.
-    harm: the harmful mass of the whole round by action (None unless actions are discrete), phase, env.
-    asked, done: branched records wanted, and made before time ran out. steps: of environments. notes: for the reader.
+    run: the run folder.
+    env: name of the environment.
+    round: the diagnosed round.
+    target: what the scores explain.
+    method: how branches get to a record's state.
+    how: the same in a sentence.
+    gamma: discount factor of the branches' returns.
+    branches: branches per record and kind of action.
+    seed: of every random stream.
+    asked: branched records wanted.
+    done: branched records made before time ran out.
+    seconds: time that the branches took.
+    steps: environment steps of all branches.
+    negative_share: share of the valid records with a negative score.
+    groups: by name of a sample, how well A_hat agrees with A_bar.
+    quintiles: the same by influence quintile, lowest first, on the random sample.
+    unit: what the bootstrap of the correlation resamples.
+    correlation: of the influence with A_bar * A_hat on the random sample.
+    tabular: the comparison with the paper's estimate; None where too few states repeat.
+    harm: the harmful mass of the whole round by action (None unless actions are discrete), phase and environment.
+    notes: sentences that a reader must know.
+    records: the branched records.
     """
 
     run: str
@@ -262,7 +297,7 @@ def _notes(data: RoundData, eligible: stats.Bools, late: int, seconds: float | N
     if units.get("advantage") != units.get("reward"):
         notes.append(f"A_hat is in units of {units['advantage']}; A_bar in units of {units['reward']}")
     elif records.rewards is not None:
-        paid = column_as_floats(data.table, "reward")
-        if np.median(np.abs(records.rewards.cpu().numpy() - paid)) > 1e-6:
+        env_rewards = column_as_floats(data.table, "reward")
+        if np.median(np.abs(records.rewards.cpu().numpy() - env_rewards)) > 1e-6:
             notes.append("training rewards were rescaled: A_hat is in their units, A_bar in the environment's own")
     return notes

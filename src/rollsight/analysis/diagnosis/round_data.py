@@ -8,11 +8,11 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from rollsight import advantages
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
 from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
 from rollsight.analysis.discounts import discounts_of
+from rollsight.arrays import Array
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.actor import Actor
@@ -20,10 +20,9 @@ from rollsight.playing.spaces import check_spaces
 from rollsight.records import Rows, take_rows
 from rollsight.runs import Run, column_as_floats, scored_records
 from rollsight.snapshot import Snapshot
+from rollsight.tabular import observed_returns, tabular_advantages
 
 TARGET = "return"
-
-Array = np.ndarray[Any, Any]
 
 
 class RoundData:
@@ -89,8 +88,8 @@ class RoundData:
         last = {int(e): int(s) for e, s in zip(self.episode, self.episode_step, strict=True)}
         complete = np.array([lengths.get(e, 0) == last[e] + 1 for e in self.episode.tolist()])
         reward = column_as_floats(self.table, "reward")
-        returns = advantages.observed_returns(reward, self.episode, self.episode_step, complete, self.gamma)
-        return advantages.tabular_advantages(self._bytes(records.obs), self._bytes(records.actions), returns)
+        returns = observed_returns(reward, self.episode, self.episode_step, complete, self.gamma)
+        return tabular_advantages(self._bytes(records.obs), self._bytes(records.actions), returns)
 
     def units(self) -> tuple[str, Array]:
         """What the bootstrap resamples, and its number for each record (N,)."""

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
+from rollsight.arrays import Array, Bools, Floats, Ints
 from rollsight.scoring.ranks import spearman
-
-Array = np.ndarray[Any, Any]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 QUINTILES = 5
 PHASES = 10
@@ -28,7 +23,12 @@ _ROUNDING = 1e-9  # two means over equal returns may differ by this much
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Rows of the records that are looked at. The random sample is one of all records, extremes included."""
+    """Rows of the records that are looked at.
+
+    bottom: the lowest scores.
+    top: the highest scores.
+    random: a random sample of all records, extremes included.
+    """
 
     bottom: Ints
     top: Ints
@@ -48,9 +48,12 @@ class Chosen:
 class Agreement:
     """How well A_hat agrees with A_bar over some records.
 
+    records: number of them.
     counted: records whose |A_bar| exceeds two standard errors; only they can mismatch.
-    mismatched: of those, the ones where A_hat has the other sign; share: mismatched / counted, nan where none counts.
-    difference: mean |A_bar - A_hat|, which holds the Monte-Carlo error too; error: mean standard error of A_bar.
+    mismatched: of those, the ones where A_hat has the other sign.
+    share: mismatched / counted, NaN where none counts.
+    difference: mean |A_bar - A_hat|, which includes the Monte-Carlo error.
+    error: mean standard error of A_bar.
     """
 
     records: int
@@ -63,7 +66,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation with a 95 % percentile bootstrap interval, resampled by units of records."""
+    """Spearman's rank correlation with a 95 % percentile bootstrap interval.
+
+    value: the correlation, NaN where there are too few records.
+    low, high: ends of the interval.
+    records: number of records.
+    units: number of units of records that the bootstrap resamples.
+    """
 
     value: float
     low: float
@@ -74,7 +83,13 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Mass:
-    """Part of the harmful mass, the sum of the negative scores. share: of the whole round's."""
+    """Part of the harmful mass, the sum of the negative scores.
+
+    key: the action, phase or environment that it belongs to.
+    mass: sum of the negative scores, as a positive number.
+    share: share of the whole round's harmful mass.
+    records: number of records.
+    """
 
     key: int
     mass: float
@@ -85,7 +100,7 @@ class Mass:
 def choose_records(scores: Floats, eligible: Bools, count: int, rng: np.random.Generator) -> Chosen:
     """The lowest and the highest quarter of `count` eligible records by score, and a random half, drawn uniformly.
 
-    scores, eligible: (N,). Each group has as many as there are, where there are fewer.
+    scores, eligible: (N,). A group is smaller where there are fewer records.
     """
     candidates = np.flatnonzero(eligible)
     order = candidates[np.argsort(scores[candidates], kind="stable")]

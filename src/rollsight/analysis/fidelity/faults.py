@@ -1,39 +1,42 @@
-"""Fault injection: spoil some episodes of a buffer on purpose, and ask whether their scores give them away."""
+"""Fault injection: corrupt some episodes of a buffer on purpose, and test whether their scores find them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
-from rollsight.advantages import estimate
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
+from rollsight.gae import gae
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
 
 _SHARE, _REPEATS = 0.2, 10
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Scorer = Callable[[Records], Tensor]  # corrupted records -> (N,) scores
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How well low episode totals of a score find the spoilt episodes: AUROC, its mean and standard error over repeats.
+    """How well low episode totals of a score find the corrupted episodes.
 
-    0.5 is chance, 1 perfect. spoilt, episodes: how many episodes were spoilt, of how many.
+    fault: kind of the planted fault.
+    score: name of the score.
+    auroc: mean over repeats; 0.5 is chance, 1 perfect.
+    error: its standard error over repeats.
+    corrupted: number of corrupted episodes.
+    episodes: number of all episodes.
     """
 
     fault: str
     score: str
     auroc: float
     error: float
-    spoilt: int
+    corrupted: int
     episodes: int
 
 
@@ -77,57 +80,54 @@ class Buffer:
 
     def advantages(self, rewards: Floats, values: Floats) -> Floats:
         """(N,) GAE of other rewards and values (N,), with the same episodes and the same value after the last step."""
-        paid = rewards[self._grid].T.copy()
-        paid[-1] += self._bootstrap
-        column, _ = estimate(paid, values[self._grid].T, self._ends, np.zeros(len(self._grid)), *self._discounts)
+        trained_on = rewards[self._grid].T.copy()
+        trained_on[-1] += self._bootstrap
+        column, _ = gae(trained_on, values[self._grid].T, self._ends, np.zeros(len(self._grid)), *self._discounts)
         result = np.empty(len(rewards))
         result[self._grid.T] = column
         return result
 
-    def spoilt(self, rewards: Floats, values: Floats) -> Records:
+    def corrupted(self, rewards: Floats, values: Floats) -> Records:
         """The records with advantages and returns of other rewards and values (N,)."""
         like = self.records.advantages
         advantages = torch.from_numpy(self.advantages(rewards, values)).to(like)
         known = torch.from_numpy(values).to(like)
-        spoilt_rewards = torch.from_numpy(rewards).to(like)
+        corrupted_rewards = torch.from_numpy(rewards).to(like)
         return replace(
-            self.records, advantages=advantages, returns=advantages + known, values=known, rewards=spoilt_rewards
+            self.records, advantages=advantages, returns=advantages + known, values=known, rewards=corrupted_rewards
         )
 
 
-def detect(buffer: Buffer, scorers: Mapping[str, Scorer], paid: Floats, stale: Floats, seed: int) -> list[Detection]:
-    """Spoil a fifth of the episodes, several times, in two ways, and see who finds them.
+def detect(
+    buffer: Buffer, scorers: Mapping[str, Scorer], env_rewards: Floats, stale: Floats, seed: int
+) -> list[Detection]:
+    """Corrupt a fifth of the episodes, several times, in two ways, and see who finds them.
 
-    paid: (N,) the rewards as the environment paid them; their sign is flipped in the first fault. (The records' rewards
-    may hold the host's time-limit bootstrapping beside them, which stays.) stale: (N,) the value estimates that take
-    the place of the current ones in the second.
+    env_rewards: (N,) the rewards as the environment gave them; their sign is flipped in the first fault. (The records'
+        rewards may hold the host's time-limit bootstrapping too, which stays.)
+    stale: (N,) the value estimates that take the place of the current ones in the second.
     """
     episodes = np.unique(buffer.episode)
     count = max(1, round(_SHARE * len(episodes)))
     if len(episodes) < 5:
-        raise RollsightError(f"The round has {len(episodes)} episodes; finding spoilt ones needs at least 5.")
+        raise RollsightError(f"The round has {len(episodes)} episodes; finding corrupted ones needs at least 5.")
+    from sklearn.metrics import roc_auc_score  # here: a second to import
+
     found: dict[tuple[str, str], list[float]] = {}
     for repeat in range(_REPEATS):
         rng = stream(seed, repeat, Purpose.FAULTS)
         chosen = rng.choice(episodes, count, replace=False)
         hit = np.isin(buffer.episode, chosen)
         faults = {
-            "reward sign flipped": buffer.spoilt(buffer.rewards - 2 * paid * hit, buffer.values),
-            "stale values": buffer.spoilt(buffer.rewards, np.where(hit, stale, buffer.values)),
+            "reward sign flipped": buffer.corrupted(buffer.rewards - 2 * env_rewards * hit, buffer.values),
+            "stale values": buffer.corrupted(buffer.rewards, np.where(hit, stale, buffer.values)),
         }
         for fault, records in faults.items():
             for name, scorer in scorers.items():
                 totals = np.zeros(len(episodes))
                 np.add.at(totals, np.searchsorted(episodes, buffer.episode), scorer(records).double().cpu().numpy())
-                found.setdefault((fault, name), []).append(auroc(-totals, np.isin(episodes, chosen)))
+                found.setdefault((fault, name), []).append(float(roc_auc_score(np.isin(episodes, chosen), -totals)))
     return [
         Detection(fault, name, float(np.mean(v)), float(np.std(v, ddof=1) / np.sqrt(len(v))), count, len(episodes))
         for (fault, name), v in found.items()
     ]
-
-
-def auroc(values: Floats, positive: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
-    """Probability that a positive has the higher value than a negative, ties counting half."""
-    many = int(positive.sum())
-    ranks = rankdata(values)[positive].sum() - many * (many + 1) / 2
-    return float(ranks / (many * (len(values) - many)))

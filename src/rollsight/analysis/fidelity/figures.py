@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from rollsight.analysis.drawing import BLUE, GREEN, GREY, RED, is_page, new_figure, save_figure
+from rollsight.analysis.drawing import BLUE, GREEN, GREY, RED, new_figure
+from rollsight.analysis.fidelity.labels import OUTCOMES
 from rollsight.analysis.fidelity.measure import Fidelity
 from rollsight.escaping import plain_label
-
-OUTCOMES = {
-    "fresh": "target on a fresh buffer",
-    "train": "target on the training buffer",
-    "returns": "environment return",
-}
-
-
-def draw(result: Fidelity, path: Path) -> Path:
-    """Draw the result in the format that the name says; `.html` is the interactive page.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    if is_page(path):
-        from rollsight.analysis.fidelity.pages import write
-
-        return write(result, path)
-    return save_figure(overview(result), path)
 
 
 def overview(result: Fidelity) -> Any:

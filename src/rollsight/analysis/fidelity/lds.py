@@ -8,28 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from rollsight.arrays import Bools, Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
 
 _RESAMPLES = 1000
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-
 
 @dataclass(frozen=True, eq=False)
 class HalfMasks:
     """M random halves of U units.
 
-    kept: (M, U) booleans, exactly floor(U / 2) of each row; weights: (M, N) floats, 1 for the records of kept units.
+    kept: (M, U) booleans, exactly floor(U / 2) of each row.
+    weights: (M, N) floats, 1 for the records of kept units.
     position: (N,) each record's unit, -1 for invalid records.
     """
 
@@ -77,7 +75,13 @@ def half_masks(records: Records, unit: str, masks: int, seed: int) -> HalfMasks:
 
 @dataclass(frozen=True)
 class Row:
-    """One score's LDS with its 95 % bootstrap interval over masks, and the paired difference to the reference's."""
+    """One score's LDS, and the paired difference to the reference's.
+
+    lds: rank correlation over masks of the kept records' summed scores with the outcomes.
+    low, high: its 95 % bootstrap interval over masks.
+    difference: LDS minus the reference's.
+    difference_low, difference_high: its 95 % bootstrap interval over masks.
+    """
 
     lds: float
     low: float
@@ -91,7 +95,9 @@ class Row:
 class Lds:
     """The LDS of several scores on one outcome.
 
+    rows: score -> its LDS.
     ceiling: Spearman of the outcomes with those of another minibatch order: what the best score could reach.
+    ceiling_low, ceiling_high: its 95 % bootstrap interval over masks.
     null_low, null_high: 2.5 and 97.5 % of the LDS of the reference score permuted over units.
     spread: standard deviation of the outcome over masks, in the outcome's units.
     """

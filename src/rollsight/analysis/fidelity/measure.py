@@ -26,8 +26,26 @@ from rollsight.snapshot import Snapshot
 class Fidelity:
     """What `measure_fidelity` found.
 
-    lds: outcome ("fresh", "train", "returns") -> the table of scores. steps, removal: outcome -> rows, "fresh" and
-    "train". notes: one sentence for each thing that could not be done, or was done another way.
+    env: name of the environment.
+    round: the measured round.
+    unit: what the masks keep or leave out.
+    units: number of units.
+    records: number of valid records.
+    masks: number of random halves.
+    seed: of every random stream.
+    target: what the scores explain.
+    normalisation: how advantages are normalised in the scores.
+    optimizer: the optimiser of the replayed updates.
+    reference: the score that the others are compared with.
+    lds: outcome ("fresh", "train", "returns") -> the table of scores.
+    steps: outcome ("fresh", "train") -> measured against predicted changes for small steps of the weights.
+    removal: outcome ("fresh", "train") -> what leaving out the lowest, highest and random units does.
+    faults: how well low scores find planted faults.
+    trust: the round's trust line.
+    trust_over_training: the trust lines of the run's rounds.
+    notes: one sentence for each thing that could not be done, or was done another way.
+    semantic: how records are left out: always by weights in the loss.
+    counterfactual: always "replay": the buffer, its advantages and its returns stay as they were.
     """
 
     env: str

@@ -15,9 +15,9 @@ from torch import Tensor
 from rollsight import runs
 from rollsight.analysis.fidelity.stacked import retrain_chunks
 from rollsight.analysis.fidelity.stacked_optimizers import Stacked
+from rollsight.arrays import Floats
 from rollsight.snapshot import Snapshot
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Measure: TypeAlias = Callable[[Stacked], Tensor]  # parameters (m, ...) -> (m,) outcomes
 
 _ROWS_PER_FILE = 50

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rollsight.analysis.drawing import AMBER, BLUE, GREEN, GREY, PINK, RED
-from rollsight.analysis.fidelity.figures import OUTCOMES
+from rollsight.analysis.fidelity.labels import OUTCOMES
 from rollsight.analysis.fidelity.lds import Lds, Row
 from rollsight.analysis.fidelity.measure import Fidelity
 from rollsight.analysis.page import Panel, band, dress, write_page

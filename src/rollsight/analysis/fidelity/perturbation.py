@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rollsight.analysis.fidelity.lds import HalfMasks
+from rollsight.arrays import Floats
 from rollsight.scoring.ranks import spearman
 from rollsight.streams import Purpose, stream
 
@@ -23,15 +23,16 @@ _DIRECTIONS = 16
 _REPEATS = 8
 MODELS = len(ETAS) * (1 + _DIRECTIONS) + len(FRACTIONS) * (2 + _REPEATS) + 1  # both tests and the baseline
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
 
 @dataclass(frozen=True)
 class WeightStep:
     """Measured against predicted changes of the target for weights 1 + eta * direction.
 
+    prediction: which score predicts.
+    eta: size of the change of the weights.
     slope: of the measured change on the predicted one, through the origin, over random directions; 1 is exact.
-    rank: Spearman over the same directions. along_score: measured / predicted along the scores themselves.
+    rank: Spearman over the same directions.
+    along_score: measured / predicted along the scores themselves.
     """
 
     prediction: str
@@ -79,8 +80,11 @@ def read_steps(
 class Removal:
     """Outcomes minus that of training on everything, after leaving out a fraction of the units.
 
-    lowest, highest: those with the lowest and highest scores. random, random_low, random_high: mean and extremes of
-    random ones.
+    fraction: the fraction left out.
+    lowest: outcome without the units of the lowest scores.
+    highest: outcome without the units of the highest scores.
+    random: mean outcome without random units.
+    random_low, random_high: extremes over the random draws.
     """
 
     fraction: float

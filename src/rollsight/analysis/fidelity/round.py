@@ -13,10 +13,11 @@ from torch import Tensor
 from rollsight import runs, targets
 from rollsight.analysis.discounts import discounts_of
 from rollsight.analysis.fidelity import faults, variants
-from rollsight.analysis.fidelity.outcomes import Floats, Measure
+from rollsight.analysis.fidelity.outcomes import Measure
 from rollsight.analysis.fidelity.stacked import target_values
 from rollsight.analysis.fidelity.stacked_optimizers import Stacked
 from rollsight.analysis.fidelity.trust import TrustRound, trust_over_training
+from rollsight.arrays import Floats
 from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.collect import collect
@@ -33,8 +34,15 @@ _EPISODES = 16
 
 @dataclass(frozen=True)
 class FidelitySettings:
-    """What is measured. masks: M; unit: what the masks keep or leave; returns: also play the retrained policies.
+    """What is measured.
 
+    run: the run folder.
+    round: a round with a snapshot.
+    masks: random halves to retrain on; more make the intervals narrower, at a retraining each.
+    unit: what the masks keep or leave out, "record" or "episode".
+    target: what the scores explain.
+    returns: also play the retrained policies; much slower.
+    seed: of every random stream.
     out: folder for finished retraining, which an interrupted call goes on from; None keeps nothing.
     """
 
@@ -52,7 +60,10 @@ class FidelitySettings:
 class TrustFigures:
     """The round's trust line (see docs/definitions.md): how far its scores can be believed before any retraining.
 
-    self_share: sum |own contribution| / sum |score|; update_norm: length of the round's parameter change.
+    self_share: sum |own contribution| / sum |score|. Near 1: records mostly support themselves.
+    split_half: rank correlation of the scores against two halves of the buffer.
+    split_half_permuted: the same with advantages permuted over records: what the in-sample trap alone gives.
+    update_norm: length of the round's parameter change.
     """
 
     self_share: float
@@ -131,7 +142,7 @@ class FidelityRound:
         )
 
     def faults(self) -> tuple[list[faults.Detection], list[str]]:
-        """Detection of spoilt episodes, or the reason why it was not tried."""
+        """Detection of corrupted episodes, or the reason why it was not tried."""
         policy, seed = self.snapshot.policy, self._settings.seed
         held_out = self._target(self.fresh)
 
@@ -148,9 +159,9 @@ class FidelityRound:
         }
         try:
             buffer = faults.Buffer(self.snapshot.records, self._discounts["gamma"], self._discounts["gae_lambda"])
-            paid = column_as_floats(self._run.records(self._settings.round), "reward")
+            env_rewards = column_as_floats(self._run.records(self._settings.round), "reward")
             stale, note = self._stale_values()
-            return faults.detect(buffer, scorers, paid, stale, seed), [note]
+            return faults.detect(buffer, scorers, env_rewards, stale, seed), [note]
         except RollsightError as error:
             return [], [f"No faults were injected: {error}"]
 

@@ -6,19 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import grad, vmap
 
 from rollsight.analysis.fidelity.stacked_optimizers import NotStackable, Stacked, StackedOptimizer
+from rollsight.arrays import Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
-from rollsight.scoring.jvp import substituted
+from rollsight.scoring.functional import with_parameters
 from rollsight.snapshot import Snapshot
 from rollsight.targets import Target
 from rollsight.update import approximate_kl, full_minibatches, minibatch_loss, with_normalized_advantages
@@ -31,8 +30,8 @@ _TOLERANCE = 1e-3  # of the largest gradient entry; a wrong gradient is off by i
 class Retrained:
     """M policies after the round's update.
 
-    parameters: name -> (M, ...), the trainable ones; reason: why they were trained one after another, empty where they
-    were stacked.
+    parameters: name -> (M, ...), the trainable ones.
+    reason: why they were trained one after another; empty where they were stacked.
     """
 
     parameters: Stacked
@@ -58,7 +57,7 @@ def retrain_chunks(
 ) -> Iterator[tuple[slice, Retrained]]:
     """`retrain` in chunks of rows, so that memory stays bounded however large M times the policy is.
 
-    at_once: rows per chunk; None takes as many as fit in about 256 MB, at most 128.
+    at_once: rows per chunk; None takes the number that fits in about 256 MB, at most 128.
     """
     if weights.dim() != 2 or weights.shape[1] != len(snapshot.records):
         raise RollsightError(
@@ -83,7 +82,7 @@ def target_values(policy: Policy, parameters: Stacked, target: Target, records: 
     count = max(target.count(measured), 1)
 
     def value(parameters: Stacked) -> Tensor:
-        return target.terms(substituted(policy, parameters)(measured), measured).sum() / count
+        return target.terms(with_parameters(policy, parameters)(measured), measured).sum() / count
 
     models = len(next(iter(parameters.values())))
     with torch.no_grad(), no_argument_checks():
@@ -137,7 +136,7 @@ class _Trainer:
         if not worst <= _TOLERANCE * scale:
             raise NotStackable(f"its stacked gradients differ from its own by {worst:.2g}, of {scale:.2g}")
 
-    def _minibatch(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Records:
+    def _minibatch(self, index: Ints) -> Records:
         records = self.snapshot.records
         rows = torch.from_numpy(index).to(records.log_probs.device)
         return with_normalized_advantages(records.take(rows), self.snapshot.rule)
@@ -147,7 +146,7 @@ class _Trainer:
         fixed = {name: p for name, p in parameters.items() if name not in self.trained}
 
         def loss(moving: Stacked, fixed: Stacked, w: Tensor) -> tuple[Tensor, Tensor]:
-            evaluation = substituted(self.policy, {**moving, **fixed})(minibatch)
+            evaluation = with_parameters(self.policy, {**moving, **fixed})(minibatch)
             kl = approximate_kl(evaluation, minibatch).detach()
             return minibatch_loss(evaluation, minibatch, self.snapshot.rule, w), kl
 

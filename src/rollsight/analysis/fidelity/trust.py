@@ -27,10 +27,17 @@ _RECORDS = 512  # of a snapshot whose own contributions are computed
 
 @dataclass(frozen=True)
 class TrustRound:
-    """One round's trust line; None where the run does not hold a figure.
+    """One round's trust line; None where the run does not hold a figure. All but `self_share` are columns of the run's
+    rounds, measured while it was trained.
 
-    self_share: sum |own contribution| / sum |score|, over a random part of the round's records where it has a
-    snapshot. The others are columns of the run's rounds, measured while it was trained.
+    round: number of the round.
+    self_share: sum |own contribution| / sum |score|, over a random part of the records of a round with a snapshot.
+    split_half: rank correlation of the scores against two halves of the buffer.
+    split_half_permuted: the same with permuted advantages.
+    gradient_ratio: norm of the mean gradient after the selection, over before.
+    update_norm: length of the parameter change.
+    approx_kl: approximate KL divergence of the update, in nats.
+    optimizer_steps: optimiser steps of the round.
     """
 
     round: int

@@ -15,9 +15,9 @@ from rollsight.analysis.fidelity.stacked import no_argument_checks
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring import score_records
-from rollsight.scoring.directions import gradient_of
-from rollsight.scoring.jvp import substituted
-from rollsight.scoring.modes import untouched
+from rollsight.scoring.functional import with_parameters
+from rollsight.scoring.gradients import gradient_of
+from rollsight.scoring.modes import scoring_mode
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
 from rollsight.targets import Target
@@ -71,7 +71,7 @@ def self_slopes(policy: Policy, records: Records, target: Target, objective: obj
     """(N,) each record's own contribution to its score per unit of |grad log pi_i|^2, for a target measured on the
     records: the slope of its loss times that of the target, in its log-probability."""
     prepared, measured = objective.prepare(records), target.measured_on(records)
-    with untouched(policy.module):
+    with scoring_mode(policy.module):
         evaluation = policy(records)
         loss = _slope(lambda e: objective.terms(e, prepared), evaluation)
         aim = _slope(lambda e: target.terms(e, measured) / max(target.count(measured), 1), evaluation)
@@ -90,14 +90,14 @@ def squared_gradient_norms(policy: Policy, records: Records) -> Tensor:
     parameters = {name: p.detach() for name, p in policy.trainable().items()}
 
     def log_prob(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
-        return substituted(policy, parameters)(records.take(row[None])).log_prob[0]
+        return with_parameters(policy, parameters)(records.take(row[None])).log_prob[0]
 
     def squared(row: Tensor) -> Tensor:
         return torch.stack([(g**2).sum() for g in grad(log_prob)(parameters, row).values()]).sum()
 
     rows = torch.arange(len(records), device=records.log_probs.device)
     at_once = max(1, min(128, _FLOATS_AT_ONCE // sum(p.numel() for p in parameters.values())))
-    with untouched(policy.module):
+    with scoring_mode(policy.module):
         with suppress(RuntimeError, NotImplementedError), no_argument_checks():  # whatever vmap cannot run
             result: Tensor = vmap(squared, chunk_size=at_once)(rows)
             return result.detach()

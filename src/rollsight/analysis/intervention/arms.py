@@ -5,7 +5,7 @@ counterfactual is the *replay*: the buffer, its advantages and its returns stay 
 
 `unfiltered`  every valid record: what the others are compared with.
 `selection`   without what a rule leaves out, by the records' scores for `f_return`; or `listed`, without a given list.
-`random`      without as many random units: the control for having fewer records.
+`random`      without the same number of random units: the control for having fewer records.
 `permuted`    without what the rule leaves out by scores computed with advantages permuted over the records: the control
               for the in-sample trap (a selection lengthens the mean gradient whatever the advantages say).
 """
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
@@ -31,12 +32,14 @@ from rollsight.update import DropMode
 BASELINE = "unfiltered"
 _RESAMPLES = 2000
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference in return and its 95 % percentile interval."""
+    """A mean difference in return and its 95 % percentile interval.
+
+    mean: the mean difference.
+    low, high: ends of the interval; NaN where there is none.
+    """
 
     mean: float
     low: float
@@ -45,8 +48,13 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class ArmResult:
-    """One arm of one round. returns: (orders, episodes); dropped, steps: records left out and optimiser steps taken,
-    by order; difference: to the unfiltered replay, None for that itself."""
+    """One arm of one round.
+
+    returns: (orders, episodes) undiscounted returns after the replay.
+    dropped: records left out, by order.
+    steps: optimiser steps taken, by order.
+    difference: to the unfiltered replay; None for that itself.
+    """
 
     returns: Floats
     dropped: tuple[int, ...]
@@ -56,7 +64,12 @@ class ArmResult:
 
 @dataclass(frozen=True, eq=False)
 class RoundResult:
-    """One round's arms by name, and its number of valid records."""
+    """One round of an intervention.
+
+    round: its number.
+    records: number of its valid records.
+    arms: its arms by name.
+    """
 
     round: int
     records: int
@@ -67,8 +80,19 @@ class RoundResult:
 class Intervention:
     """Rounds, each intervened on independently, and what was compared.
 
-    rule: what was left out, in words; summary: by arm, the mean over rounds of the difference to the unfiltered replay;
-    over_random: of the selection's (or list's) difference to the random drop.
+    env: name of the environment.
+    rule: what was left out, in words.
+    semantic: how it was left out, "repack" or "mask".
+    target: what the scores explain.
+    normalisation: how advantages are normalised in the scores.
+    orders: minibatch orders per arm.
+    episodes: of the evaluation of each replay.
+    seed: of every random stream.
+    rounds: the results by round.
+    summary: by arm, the mean over rounds of the difference to the unfiltered replay.
+    over_random: the selection's (or list's) difference to the random drop.
+    returns: always "undiscounted".
+    counterfactual: always "replay": the buffer, its advantages and its returns stay as they were.
     """
 
     env: str
@@ -92,8 +116,8 @@ def arms_by_rule(snapshot: Snapshot, rule: Rule, order: int, seed: int = 0) -> d
     The permuted arm drops the same fraction of its *own* negative units, so its size may differ a little.
     """
     scores, permuted = (
-        _scores(snapshot),
-        _scores(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
+        scores_of(snapshot),
+        scores_of(snapshot, (seed, snapshot.round, Purpose.INTERVENTION_PERMUTATION, order)),
     )
     chosen = rule(scores).weights
     if isinstance(rule, DropNegative):
@@ -168,7 +192,7 @@ def _interval(mean: np.floating[Any], resampled: Floats) -> Difference:
     return Difference(float(mean), float(low), float(high))
 
 
-def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:
+def scores_of(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:
     """Scores for `f_return` at the start of the round; with a key, of records whose advantages are permuted."""
     records = snapshot.records
     if permutation is not None:
@@ -181,7 +205,7 @@ def _scores(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> S
 
 
 def _as_many(weights: Tensor, records: Records, key: tuple[int, ...]) -> Tensor:
-    """Weights that leave out as many random valid records as these do."""
+    """Weights that leave out the same number of random valid records."""
     valid = records.valid_rows.nonzero().flatten()
     chosen = stream(*key).permutation(len(valid))[: dropped(weights, records)]
     control = torch.ones_like(weights)

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from rollsight.analysis.drawing import AMBER, BLUE, GREY, is_page, new_figure, save_figure
-from rollsight.analysis.intervention.arms import BASELINE, Floats, Intervention
+from rollsight.analysis.drawing import new_figure
+from rollsight.analysis.intervention.arms import Intervention
+from rollsight.analysis.intervention.labels import COLOURS, changes, place
 from rollsight.escaping import plain_label
-
-COLOURS = {"selection": BLUE, "listed": BLUE, "random": GREY, "permuted": AMBER}
-
-
-def draw(result: Intervention, path: Path) -> Path:
-    """Draw the result in the format that the name says; `.html` is the interactive page.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    if is_page(path):
-        from rollsight.analysis.intervention.pages import write
-
-        return write(result, path)
-    return save_figure(boxes(result), path)
-
-
-def changes(result: Intervention, arm: str) -> list[Floats]:
-    """By round, the differences (orders, episodes) in return to the unfiltered replay."""
-    return [one.arms[arm].returns - one.arms[BASELINE].returns for one in result.rounds]
-
-
-def place(index: int, arms: int, round: int) -> float:
-    """Where an arm's box stands on the axis of rounds, which are at 0, 1, 2, ..."""
-    return round + (index - (arms - 1) / 2) * 0.8 / arms
 
 
 def boxes(result: Intervention) -> Any:

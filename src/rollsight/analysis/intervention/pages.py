@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rollsight.analysis.intervention.arms import BASELINE, Difference, Intervention, RoundResult
-from rollsight.analysis.intervention.figures import COLOURS, changes, place
+from rollsight.analysis.intervention.labels import COLOURS, changes, place
 from rollsight.analysis.page import Panel, dress, write_page
 
 

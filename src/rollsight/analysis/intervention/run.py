@@ -18,7 +18,6 @@ from rollsight import runs
 from rollsight.analysis.intervention.arms import (
     BASELINE,
     ArmResult,
-    Floats,
     Intervention,
     RoundResult,
     arms_by_list,
@@ -27,6 +26,7 @@ from rollsight.analysis.intervention.arms import (
     dropped,
     over_rounds,
 )
+from rollsight.arrays import Floats
 from rollsight.environments.trained import MakeEnv, TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.common_episodes import CommonEpisodes
@@ -43,9 +43,15 @@ Played = dict[str, Any]  # of one order or of all: records, normalisation, and b
 class InterventionSettings:
     """What is intervened on, and how.
 
-    run: its folder; rounds: with snapshots, each on its own; listed: the user's records, None for the rule.
-    p, unit: the fraction of the negative-score units that the rule drops; semantic: how they are dropped.
-    orders: minibatch orders per arm; episodes: of the evaluation of each replay; seed: of every random stream.
+    run: its folder.
+    rounds: rounds with snapshots, each intervened on by itself.
+    p: fraction of the negative-score units that the rule drops; higher drops more of them.
+    unit: what is dropped, "record" or "episode".
+    semantic: how: "repack" minibatches without the dropped records, or "mask" them in the loss.
+    orders: minibatch orders per arm; more make the intervals narrower, at a replay each.
+    episodes: of the evaluation of each replay; more make returns less noisy.
+    seed: of every random stream.
+    listed: the user's records in place of the rule's; None for the rule.
     """
 
     run: Path
@@ -118,6 +124,15 @@ def run_intervention(
 
 @dataclass(frozen=True)
 class _Task:
+    """One replay: all arms of a round in one minibatch order.
+
+    settings: of the whole intervention.
+    snapshot: the round's snapshot file.
+    environment: how to make the environment.
+    round: number of the round.
+    order: number of the minibatch order.
+    """
+
     settings: InterventionSettings
     snapshot: Path
     environment: TrainedEnvironment

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.streams import Purpose, stream
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 SHORTEST = 3  # entries of a segment
 _PERMUTATIONS = 999
@@ -21,8 +20,12 @@ _PERMUTATIONS = 999
 
 @dataclass(frozen=True)
 class Change:
-    """The series' mean changes before entry `at`; p: of the permutation test that found it; columns: the p-value of
-    each column alone for a change at this place."""
+    """A place where a series' mean changes.
+
+    at: the first entry after the change.
+    p: p-value of the permutation test that found it.
+    columns: p-value of each column alone for a change at this place.
+    """
 
     at: int
     p: float

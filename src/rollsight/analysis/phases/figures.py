@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rollsight.analysis.drawing import BLUE, GREY, RED, SHADES, is_page, new_figure, save_figure
+from rollsight.analysis.drawing import BLUE, GREY, RED, SHADES, new_figure
 from rollsight.analysis.phases.formation import Development, Formation
-from rollsight.analysis.phases.similarity import Floats
+from rollsight.analysis.phases.labels import frame, rough_rounds
 from rollsight.escaping import plain_label
 
 _MAPS = 4
-
-
-def draw(result: Development, title: str, path: Path) -> Path:
-    """Draw the development in the format that the name says; `.html` is the interactive page.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    if is_page(path):
-        from rollsight.analysis.phases.pages import write
-
-        return write(result, title, path)
-    return save_figure(course(result, title), path)
 
 
 def course(result: Development, title: str) -> Any:
@@ -63,20 +48,6 @@ def course(result: Development, title: str) -> Any:
             axes.set_ylabel("states, first two PCs\nof the embedding", fontsize=8)
             axes.set_xlabel("red: top records, star: the behaviour, grey: sample", fontsize=7, loc="left")
     return figure
-
-
-def rough_rounds(rounds: Sequence[Formation]) -> Floats:
-    """(4, n) of the rounds that have a roughness: their numbers, roughness, and the ends of its null band."""
-    known = [(one.round, one.roughness, *one.null) for one in rounds if one.roughness is not None and one.null]
-    return np.array(known, np.float64).reshape(-1, 4).T
-
-
-def frame(result: Development) -> Floats:
-    """(2, 2), [[left, right], [bottom, top]] of the map of embeddings, the same for all rounds."""
-    every = np.concatenate([points for one in result.rounds for points in (one.background, one.places)])
-    low, high = every.min(0), every.max(0)
-    margin = 0.05 * (high - low) + 1e-9
-    return np.stack([low - margin, high + margin], 1)
 
 
 def _draw_map(axes: Any, result: Development, one: Formation) -> None:

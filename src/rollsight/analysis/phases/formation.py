@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rollsight import targets
 from rollsight.analysis.phases.change_points import SHORTEST, find_changes
-from rollsight.analysis.phases.similarity import Floats, Indices, embed, permuted_roughness, roughness, similarity_graph
+from rollsight.analysis.phases.similarity import embed, permuted_roughness, roughness, similarity_graph
+from rollsight.arrays import Floats, Ints
 from rollsight.policy import Policy
 from rollsight.records import Records, Rows, take_rows
 from rollsight.scoring import score_records
@@ -35,13 +36,18 @@ _BACKGROUND = 200
 class Formation:
     """The behaviour in one round, before its update. Influences are scores for log pi(a given s).
 
-    log_prob:    log pi(a given s) of the policy that filled the buffer (a log density for continuous actions).
-    influence:   mean magnitude over the valid records; positive: number of records with a positive one.
-    roughness:   of the positive influences, with the 95 % band of `null` permutations; None for fewer than 3 records.
+    round: its number.
+    log_prob: log pi(a given s) of the policy that filled the buffer (a log density for continuous actions).
+    influence: mean magnitude over the valid records.
+    positive: number of records with a positive influence.
+    roughness: of the positive influences; None for fewer than 3 records.
+    null: 95 % band of the roughness of permuted influences; None likewise.
     consistency: share of the top records with the behaviour's action and a positive advantage, or another action and a
-                 negative one; `consistency_all` of all valid records. None for continuous actions.
-    top:         the records with the highest influence, best first; places: (k, 2) where they lie in the map of
-                 embeddings (first two principal components); background: (S, 2) a sample of the round's records there.
+        negative one. None for continuous actions.
+    consistency_all: the same of all valid records.
+    top: the records with the highest influence, best first.
+    places: (k, 2) where the top records lie in the map of embeddings (first two principal components).
+    background: (S, 2) a sample of the round's records in the same map.
     """
 
     round: int
@@ -59,8 +65,13 @@ class Formation:
 
 @dataclass(frozen=True)
 class PhaseChange:
-    """Something changes before this round. p: of the permutation test on roughness and log pi together that found it;
-    p_roughness, p_log_prob: of each alone, for a change at this very round."""
+    """Something changes before this round.
+
+    round: the first round after the change.
+    p: p-value of the permutation test on roughness and log pi together that found it.
+    p_roughness: p-value of roughness alone, for a change at this very round.
+    p_log_prob: p-value of log pi alone, likewise.
+    """
 
     round: int
     p: float
@@ -70,7 +81,12 @@ class PhaseChange:
 
 @dataclass(frozen=True)
 class Phase:
-    """Rounds `first` to `last`, and what they are: a phase of the paper's where the data show it, else a segment."""
+    """Rounds between two changes.
+
+    name: a phase of the paper's where the data show it, else a segment.
+    first: first round.
+    last: last round.
+    """
 
     name: str
     first: int
@@ -79,8 +95,19 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class Development:
-    """The behaviour over all rounds. embedding: the layer of the policy after the last round whose input is used;
-    place: of the behaviour's own state in the map; verdict: one sentence on what the change-point test supports."""
+    """The behaviour over all rounds.
+
+    rounds: the behaviour in each of them.
+    final_log_prob: log pi(a given s) after the last round.
+    place: (2,) the behaviour's own state in the map.
+    embedding: the layer of the policy after the last round whose input is used.
+    target: what the scores explain.
+    normalisation: how advantages are normalised in the scores.
+    neighbours: of each record in the graph that roughness is computed on.
+    changes: rounds before which something changes.
+    phases: the rounds between them.
+    verdict: one sentence on what the change-point test supports.
+    """
 
     rounds: list[Formation]
     final_log_prob: float
@@ -232,7 +259,7 @@ def _formation(
     )
 
 
-def _rows(records: Records, advantages: Tensor, influence: Floats, chosen: Indices) -> list[dict[str, Any]]:
+def _rows(records: Records, advantages: Tensor, influence: Floats, chosen: Ints) -> list[dict[str, Any]]:
     """The chosen records as plain data; large observations are left out."""
     rows = []
     for rank, index in enumerate(chosen.tolist(), 1):

@@ -11,8 +11,8 @@ from plotly.subplots import make_subplots
 
 from rollsight.analysis.drawing import BLUE, GREY, RED, SHADES
 from rollsight.analysis.page import Panel, band, dress, short, write_page
-from rollsight.analysis.phases.figures import frame, rough_rounds
 from rollsight.analysis.phases.formation import Development, Formation
+from rollsight.analysis.phases.labels import frame, rough_rounds
 from rollsight.escaping import plain_html
 
 _LISTED = 5  # top records that a round's hover text names

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rollsight.arrays import Floats, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
-from rollsight.scoring.modes import untouched
-from rollsight.scoring.score import default_chunk_size
+from rollsight.scoring.modes import scoring_mode
+from rollsight.scoring.problem import default_chunk_size
 from rollsight.streams import stream
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 _AT_ONCE = 2**22  # numbers held at once while influences are permuted
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """An undirected graph over N records. edges: (E, 2) with first < second; weights: (E,) in [0, 1]."""
+    """An undirected graph over N records.
 
-    edges: Indices
+    edges: (E, 2) row numbers, first < second.
+    weights: (E,) in [0, 1].
+    """
+
+    edges: Ints
     weights: Floats
 
 
@@ -50,7 +51,7 @@ def embed(policy: Policy, records: Records) -> tuple[Floats, str]:
     handles = [module.register_forward_hook(note) for module in names]
     size, parts, name = default_chunk_size(records), [], ""
     try:
-        with untouched(policy.module):
+        with scoring_mode(policy.module):
             for start in range(0, len(records), size):
                 calls.clear()
                 log_prob = policy(records.take(slice(start, start + size))).log_prob

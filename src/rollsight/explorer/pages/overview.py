@@ -51,7 +51,7 @@ def layout(context: Context, address: Address) -> Any:
         top,
         follower,
         components.problems(context.reading.problems(address.run)),
-        components.trust_line(trust_of(row(rounds, -1))),
+        components.trust_line(trust_of(row(rounds, -1), column(rounds, "trust_split_half_permuted"))),
         dmc.Paper(
             components.facts(*_facts(rounds)), id="overview-facts", withBorder=True, radius="md", p="sm", mb="sm"
         ),

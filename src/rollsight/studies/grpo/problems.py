@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from rollsight import language
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
+from rollsight.studies.grpo.settings import Task
 
-Task = Literal["products", "sums"]
 _DATA_SETS = {"products": "products", "sums": "chain_sum"}
 _DRAWN = 5000  # far more than there are different problems: 100 products, 200 sums and differences
 END = "\n"  # ends a problem's line, and a completion
@@ -24,7 +24,11 @@ END = "\n"  # ends a problem's line, and a completion
 
 @dataclass(frozen=True)
 class Problem:
-    """An expression such as "7 * 8", and its answer."""
+    """An arithmetic problem.
+
+    expression: such as "7 * 8".
+    answer: the number as text.
+    """
 
     expression: str
     answer: str
@@ -32,7 +36,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Problems:
-    """The problems of a run, no two alike: shots stand before each prompt, solved; the rest is split."""
+    """The problems of a run, no two alike.
+
+    shots: stand before each prompt, solved.
+    training: trained on.
+    held_out: of the held-out target.
+    evaluation: neither trained nor scored on.
+    """
 
     shots: Sequence[Problem]
     training: Sequence[Problem]
@@ -100,7 +110,11 @@ def solved(problems: Problems, chosen: Sequence[Problem], tokenizer: Any) -> Rec
 
 @dataclass(frozen=True)
 class Accuracy:
-    """accuracy: how likely a sampled answer is right, on average; greedy: share of right ones without sampling."""
+    """How well a model solves problems.
+
+    accuracy: how likely a sampled answer is right, on average.
+    greedy: share of right answers without sampling.
+    """
 
     accuracy: float
     greedy: float

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollsight.studies.curves import Curve, Floats, after_start
-from rollsight.studies.paper import metrics
+from rollsight.arrays import Floats
+from rollsight.studies import metrics
+from rollsight.studies.curves import Curve, after_start
 
+PHASES = ("generate", "reward", "log_probs", "score", "train")  # of a round, whose processor seconds are measured
 ENDS = ("return", "toxicity", "kl", "distinct_1", "distinct_2", "length", "empty")
 _LEVELS = 4
 

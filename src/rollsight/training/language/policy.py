@@ -23,8 +23,8 @@ from rollsight.training.language.settings import Sampling
 class ActorCritic(nn.Module):
     """A language model to train, with the model it started from as its reference.
 
-    lora_rank: of the adapter that is trained, the reference being the model without it; 0 trains all weights, beside a
-    frozen copy. sampled: how completions are sampled; every log-probability is of that distribution.
+    lora_rank: of the adapter that is trained, the reference being the model without it; 0 trains all weights and
+    keeps a frozen copy. sampled: how completions are sampled; every log-probability is of that distribution.
 
     Warns where the model's generation_config asks for another distribution: its entries are not applied.
 

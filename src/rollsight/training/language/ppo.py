@@ -24,24 +24,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight import language, objectives, targets
+from rollsight import distributed, language, objectives, targets
 from rollsight.adapters.watching import Watch
+from rollsight.arrays import Bools, Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import Forward, Scores, score_records
-from rollsight.scoring.parallel import gathered_scores
 from rollsight.selection import DropNegative, DropRandom
 from rollsight.streams import Purpose, stream
-from rollsight.training.language import parallel, rewards
+from rollsight.training.language import rewards
 from rollsight.training.language.padding import on_cpu, stack, trimmed
 from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.prompts import Prompt, as_prompt
 from rollsight.training.language.settings import Options
 from rollsight.training.language.terms import losses, token_rewards, with_advantages
-from rollsight.update import Indices, repack
+from rollsight.update import repack
 
-BoolArray: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 Follow: TypeAlias = Callable[[str, int, int], None]
 """`follow(phase, done, total)`: how far a phase is: generate, reward, log_probs, score, evaluate (completions), train
 (optimiser steps)."""
@@ -54,8 +53,14 @@ _TARGETS: dict[str, targets.Target] = {
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One round's N sequences: prompts as they are kept, texts, rewards (N,), records with whitened advantages, (N,) KL
-    to the reference, the sum over tokens of log pi_k - log pi_ref."""
+    """One round's N sequences.
+
+    prompts: as they are kept.
+    texts: the completions.
+    rewards: (N,).
+    records: with whitened advantages.
+    kl: (N,) KL to the reference, the sum over tokens of log pi_k - log pi_ref.
+    """
 
     prompts: list[str]
     texts: list[str]
@@ -68,8 +73,10 @@ class Rollout:
 class Update:
     """How a round's optimisation went.
 
-    scores, kept: (N,) of the first epoch, NaN where a sequence was not scored; statistics: plain numbers; message: a
-    sentence where the round went against the plan, else empty.
+    scores: (N,) of the first epoch, NaN where a sequence was not scored.
+    kept: (N,) weights of the first epoch.
+    statistics: plain numbers.
+    message: a sentence where the round went against the plan, else empty.
     """
 
     scores: Tensor
@@ -106,9 +113,9 @@ class LanguagePPO:
         """
         self.round, self.times = self.round + 1, {}
         self.watch.begin(self.round)
-        rollout = self._collect()
+        rollout = self.collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
-        update = self._optimise(rollout)
+        update = self.optimise(rollout)
         self._forward = None  # where nothing was scored
         moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in self.policy.trainable().items())
         update.statistics.update(update_norm=moved**0.5, kl_coefficient=self.kl_coefficient)
@@ -126,7 +133,8 @@ class LanguagePPO:
         kl = (records.log_probs - reference).sum(1)
         return texts, rewards.compute(self.reward, prompts, texts), tokens[3].sum(1), kl
 
-    def _collect(self) -> Rollout:
+    def collect(self) -> Rollout:
+        """Samples a completion of each of the round's prompts, with its reward and advantages."""
         options, key = self.options, (self.seed, self.round)
         repeat = len(self.prompts) < options.prompts_per_round
         drawn = stream(*key, Purpose.PROMPTS).choice(len(self.prompts), options.prompts_per_round, repeat)
@@ -145,7 +153,7 @@ class LanguagePPO:
         if self.round == 1:  # from 0, the advantages of the first rounds would all have the sign of the mean reward
             torch.nn.init.constant_(self.policy.value_head.bias, float(reward.mean()))
         with self._timed("log_probs"):
-            if options.share_forward and parallel.size() == 1:
+            if options.share_forward and distributed.size() == 1:
                 self._forward = Forward(self.policy.actor_with_values)
             records, reference = self._evaluate(tokens, "log_probs", self._forward)
         kl = torch.where(records.valid, records.log_probs - reference, 0.0)
@@ -160,7 +168,7 @@ class LanguagePPO:
         return Rollout([as_prompt(prompt).stored for prompt in prompts], texts, reward, records, kl.sum(1))
 
     def _generate(self, prompts: Sequence[Prompt | str], key: tuple[int, ...], phase: str) -> list[Tensor]:
-        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives beside them;
+        """Prompts (N, P), their mask, completions (N, T), theirs, and what `ActorCritic.generate` gives with them;
         each sequence has a random stream of its own, whatever it is sampled with."""
         width, n, pad = self.options.micro_batch, len(prompts), self.policy.tokenizer.pad_token_id
         starts = range(0, n, width)
@@ -169,10 +177,10 @@ class LanguagePPO:
         def sample(i: int) -> tuple[Tensor, ...]:
             part = prompts[starts[i] : starts[i] + width]
             found = on_cpu(self.policy.generate(part, self.options.max_new_tokens, (*key, starts[i])))
-            self.follow(phase, min((i + parallel.size()) * width, n), n)
+            self.follow(phase, min((i + distributed.size()) * width, n), n)
             return found
 
-        columns = list(zip(*parallel.spread(len(starts), sample), strict=True))
+        columns = list(zip(*distributed.spread(len(starts), sample), strict=True))
         fills, lefts = (pad, 0, pad, 0, 0), (True, True, False, False, False)
         return [stack(*column).to(self.policy.device) for column in zip(columns, fills, lefts, strict=False)]
 
@@ -197,14 +205,15 @@ class LanguagePPO:
             with self.policy.reference() as model:
                 theirs = Policy(model, self.policy.distribution)(part)
             assert ours.value is not None
-            self.follow(phase, min((i + parallel.size()) * self.options.micro_batch, len(records)), len(records))
+            self.follow(phase, min((i + distributed.size()) * self.options.micro_batch, len(records)), len(records))
             return on_cpu((ours.log_prob, ours.value, theirs.log_prob))
 
-        columns = [torch.cat(c).to(ids.device) for c in zip(*parallel.spread(len(rows), evaluate), strict=True)]
+        columns = [torch.cat(c).to(ids.device) for c in zip(*distributed.spread(len(rows), evaluate), strict=True)]
         log_probs, values, reference = (torch.where(records.valid, column, 0.0) for column in columns)
         return replace(records, log_probs=log_probs, values=values), reference
 
-    def _optimise(self, rollout: Rollout) -> Update:
+    def optimise(self, rollout: Rollout) -> Update:
+        """Scores the completions, leaves out what the selection drops, and takes the round's optimiser steps."""
         options, records, n = self.options, rollout.records, len(rollout.texts)
         scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
         sums: list[Tensor] = []
@@ -215,7 +224,7 @@ class LanguagePPO:
             )
             return Update(scores, kept, _statistics(sums), message)
 
-        def select(rows: Indices, *when: int) -> Indices:
+        def select(rows: Ints, *when: int) -> Ints:
             found, stay = self._select(records, rows, when)
             if when[0] == 0:
                 scores[rows], kept[rows] = found, torch.from_numpy(stay)
@@ -233,12 +242,12 @@ class LanguagePPO:
                 self.follow("train", epoch * len(minibatches) + i, steps or options.epochs * len(minibatches))
                 chosen = select(index, epoch, i) if options.rescore == "minibatch" else index
                 if len(chosen) and (not steps or len(sums) < steps):
-                    sums.append(self._step(records, torch.from_numpy(chosen)))
+                    sums.append(self.step(records, torch.from_numpy(chosen)))
             epoch += 1
         message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
         return Update(scores, kept, _statistics(sums), "" if sums else message)
 
-    def _select(self, records: Records, rows: Indices, when: tuple[int, ...]) -> tuple[Tensor, BoolArray]:
+    def _select(self, records: Records, rows: Ints, when: tuple[int, ...]) -> tuple[Tensor, Bools]:
         """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
         options, part = self.options, records.take(torch.from_numpy(rows))
         unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
@@ -252,7 +261,7 @@ class LanguagePPO:
             score = partial(self._score, part, _TARGETS[options.target], when)
             part_name = f"scores of {options.target!r}, so every completion was kept"
             # On several processes the others may be waiting inside for one that fails.
-            scores = score() if parallel.size() > 1 else self.watch.attempt(part_name, score)
+            scores = score() if distributed.size() > 1 else self.watch.attempt(part_name, score)
         if scores is None:
             self._forward = None
             return unscored
@@ -267,8 +276,8 @@ class LanguagePPO:
     def _score(self, records: Records, target: targets.Target, when: tuple[int, ...]) -> Scores:
         """The records' scores, on every process; each computes its share where there are several."""
         actor, objective = self.policy.actor, objectives.PPO("raw", self.options.clip_range)
-        width, group = self.options.micro_batch, torch.distributed.group.WORLD if parallel.size() > 1 else None
-        if group is None or len(records) < parallel.size() or self.options.cross_fit:
+        width, group = self.options.micro_batch, distributed.everyone()
+        if group is None or len(records) < distributed.size() or self.options.cross_fit:
             halves = int(stream(self.seed, self.round, Purpose.COMPLETION_HALVES, *when).integers(2**62))
             return score_records(
                 actor,
@@ -281,18 +290,18 @@ class LanguagePPO:
                 forward=self._forward if when == (0,) else None,
                 on_policy=when == (0,),
             )
-        mine = torch.arange(len(records)).tensor_split(parallel.size())[parallel.rank()]
+        mine = torch.arange(len(records)).tensor_split(distributed.size())[distributed.rank()]
         first, part = when == (0,), trimmed(records.take(mine))
         scores = score_records(actor, part, target, objective, chunk_size=width, group=group, on_policy=first)
-        return gathered_scores(scores, group)[0]
+        return distributed.gathered_scores(scores, group)[0]
 
-    def _step(self, records: Records, index: Tensor) -> Tensor:
+    def step(self, records: Records, index: Tensor) -> Tensor:
         """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`."""
         options = self.options
         parts, count = index.split(options.micro_batch), records.valid[index].sum()
         sums = torch.zeros(len(_SUMMED), device=count.device)
         with self._timed("train"):
-            for i in range(parallel.rank(), len(parts), parallel.size()):
+            for i in range(distributed.rank(), len(parts), distributed.size()):
                 batch = trimmed(records.take(parts[i]))
                 evaluation = self.policy.evaluate(batch)
                 policy_loss, value_loss = losses(evaluation, batch, options)
@@ -303,12 +312,12 @@ class LanguagePPO:
                     clipped = (ratio - 1).abs() > options.clip_range
                     columns = (batch.valid, policy_loss, value_loss, ratio - 1 - log_ratio, clipped)
                     sums += torch.stack([column.sum().float() for column in columns])
-            parallel.sum_gradients(self.policy.trainable().values())
+            distributed.sum_gradients(self.policy.trainable().values())
             for module in (self.policy.language_model, self.policy.value_head):
                 torch.nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return parallel.total(sums)
+        return distributed.total(sums)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -20,8 +20,9 @@ APrompt = TypeVar("APrompt", bound="Prompt | str")
 class Prompt:
     """One prompt.
 
-    text: what the model reads; conversation: the messages that it was made of, None where the text is the prompt
-    itself; columns: what the data set holds next to it.
+    text: what the model reads.
+    conversation: the messages that it was made of; None where the text is the prompt itself.
+    columns: the other columns of the data set.
     """
 
     text: str

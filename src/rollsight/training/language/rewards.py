@@ -18,11 +18,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.training.language.prompts import Prompt, as_prompt
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
-Reward: TypeAlias = Callable[..., "Sequence[float] | Array"]
+Reward: TypeAlias = Callable[..., "Sequence[float] | Floats"]
 Reads: TypeAlias = Literal["completion", "both"]
 
 _LIMIT = 5.0  # logits beyond it are sure either way; without a limit single texts would carry the whole batch
@@ -55,7 +55,7 @@ def check(reward: Reward, prompts: Sequence[Prompt | str]) -> None:
     _keywords(reward, as_prompt(prompts[0]).columns if prompts else ())
 
 
-def compute(reward: Reward, prompts: Sequence[Prompt | str], completions: Sequence[str]) -> Array:
+def compute(reward: Reward, prompts: Sequence[Prompt | str], completions: Sequence[str]) -> Floats:
     """(N,) the rewards.
 
     Raises:
@@ -114,7 +114,7 @@ def _keywords(reward: Reward, columns: Iterable[str]) -> tuple[list[str] | None,
     return by_name, [name for name in there if rest or any(p.name == name for p in named)]
 
 
-def _numbers(values: Any, completions: Sequence[str], name: str) -> Array:
+def _numbers(values: Any, completions: Sequence[str], name: str) -> Floats:
     n = len(completions)
     wanted = f"return one number for each of the {n} completions"
     if hasattr(values, "detach"):  # a tensor, which may have a graph or be on another device
@@ -157,9 +157,9 @@ def _profanity() -> Reward:
             f"the reward 'profanity' needs the package {error.name}: pip install 'rollsight[llm]'"
         ) from error
 
-    def reward(prompts: Sequence[Any], completions: Sequence[str]) -> Array:
+    def reward(prompts: Sequence[Any], completions: Sequence[str]) -> Floats:
         p = np.clip(np.asarray(predict_prob(list(completions)), np.float64), 1e-9, 1 - 1e-9)
-        logits: Array = np.log1p(-p) - np.log(p)
+        logits: Floats = np.log1p(-p) - np.log(p)
         return logits.clip(-_LIMIT, _LIMIT)
 
     reward.__qualname__, reward.__module__ = "profanity", ""

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import torch
 from accelerate import PartialState
 
-from rollsight import runs
+from rollsight import distributed, runs
 from rollsight.errors import RollsightError
 from rollsight.trackers import Trackers
-from rollsight.training.language import models, parallel, prompts, rewards, saving, sources
+from rollsight.training.language import models, prompts, rewards, saving, sources
 from rollsight.training.language.columns import round_columns, round_summary
 from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import Follow, LanguagePPO
@@ -48,11 +48,11 @@ def train(
         message says which rounds are kept).
     """
     settings = _with_whole_path(settings)
-    if settings.save is not None and parallel.rank() == 0:
+    if settings.save is not None and distributed.rank() == 0:
         saving.check_folder(settings.save, overwrite)
     trainer, held_out = prepare(settings)
     _watched(trainer, clock, follow)
-    if parallel.rank():
+    if distributed.rank():
         return _rounds(trainer, settings, held_out, None, on_round)
     described = {
         "host": "rollsight",
@@ -62,7 +62,7 @@ def train(
         "seed": settings.seed,
         "trainable_parameters": sum(p.numel() for p in trainer.policy.trainable().values()),
         "precision": str(trainer.policy.language_model.dtype).removeprefix("torch."),
-        "processes": parallel.size(),
+        "processes": distributed.size(),
         "prompts_to_train_on": len(trainer.prompts),
         "run_settings": _stored(settings),
     }
@@ -80,18 +80,18 @@ def resume(
     save_every: int | None = None,
     follow: Follow | None = None,
 ) -> RunSettings:
-    """Continue the run in `out` with its own settings, up to `rounds` rounds in all (None: as many as it was planned
+    """Continue the run in `out` with its own settings, up to `rounds` rounds in all (None: the number it was planned
     with). It ends as it would have without the interruption. save, save_every: None stands for the run's own too.
 
     Raises:
         RollsightError: as `train`; the folder is not a run of this trainer, or its checkpoint is missing or damaged.
     """
     settings = continued(out, rounds, save, save_every)
-    if settings.save is not None and parallel.rank() == 0:
+    if settings.save is not None and distributed.rank() == 0:
         saving.check_folder(settings.save, overwrite=True)
     trainer, held_out = prepare(settings)
     _watched(trainer, clock, follow)
-    writer = runs.resume(out) if parallel.rank() == 0 else None
+    writer = runs.resume(out) if distributed.rank() == 0 else None
     try:
         done = max(runs.open(out).rounds, default=0)
         if done:
@@ -172,7 +172,7 @@ def _rounds(
 ) -> None:
     def evaluate() -> None:
         """Unless this round was evaluated already, which only the writing process knows."""
-        if parallel.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
+        if distributed.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
     trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)

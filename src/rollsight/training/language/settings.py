@@ -73,7 +73,7 @@ class Options:
     drop: float = 1.0
     """Fraction of the negative completions to leave out of each update, lowest first; 0 only scores."""
     random: bool = False
-    """Drop as many random completions instead: the control."""
+    """Drop the same number of random completions instead: the control."""
     rescore: Literal["round", "epoch", "minibatch"] = "round"
     """How often scores are computed anew."""
     share_forward: bool = False
@@ -99,7 +99,7 @@ class Options:
             _check(self, "kl_target", above=0)
         if self.target == "none" and self.random:
             raise OptionError(
-                "{random} drops as many sequences as scores would: give a target, such as {target}",
+                "{random} drops the number of sequences that scores would: give a target, such as {target}",
                 random=True,
                 target="sequence",
             )
@@ -165,17 +165,18 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Setup):
-    """One run.
-
-    rounds: in all. save: a folder for the trained model, None: it is not kept apart from the run; save_every: put it
-    into a folder of its own there after every k-th round too, 0: at the end alone.
-    """
+    """One run: what is trained, how a round goes, and how long."""
 
     options: Options = field(default_factory=Options)
+    """What a round does."""
     sampling: Sampling = field(default_factory=Sampling)
+    """The distribution that completions are sampled from."""
     rounds: int = 20
+    """Rounds in all."""
     save: str | None = None
+    """A folder for the trained model; None keeps it in the run's checkpoints only."""
     save_every: int = 0
+    """Put the model into a folder of its own in there after every k-th round too; 0 at the end alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

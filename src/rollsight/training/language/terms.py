@@ -1,4 +1,4 @@
-"""What a token is paid, what it is worth, and its losses."""
+"""The rewards of tokens, their advantages, and their losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight import advantages, objectives
+from rollsight import objectives
+from rollsight.gae import gae
 from rollsight.policy import Evaluation
 from rollsight.records import Records
 from rollsight.training.language.settings import Options
@@ -26,8 +27,8 @@ def with_advantages(records: Records, rewards: Tensor, gamma: float, gae_lambda:
     valid, values = records.valid, records.values
     assert values is not None
     ends = ~torch.cat([valid[:, 1:], torch.zeros_like(valid[:, :1])], 1)  # nothing flows from padding into a completion
-    paid, old, last = (c.T.numpy(force=True) for c in (rewards, values, ends))
-    estimated, returns = advantages.estimate(paid, old, last, np.zeros(len(records)), gamma, gae_lambda)
+    earned, old, last = (c.T.numpy(force=True) for c in (rewards, values, ends))
+    estimated, returns = gae(earned, old, last, np.zeros(len(records)), gamma, gae_lambda)
     raw = torch.from_numpy(estimated.T.copy()).to(values.device)
     whitened = objectives.normalize_advantages(torch.where(valid, raw, 0.0), valid, "buffer")
     return replace(records, advantages=whitened, returns=torch.from_numpy(returns.T.copy()).to(values.device))

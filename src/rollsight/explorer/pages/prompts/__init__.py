@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import MATCH, Dash, Input, Output, State, ctx, html, no_update
+from dash import MATCH, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
 from rollsight.errors import RollsightError
@@ -46,13 +46,14 @@ def layout(context: Context, address: Address) -> Any:
         return [
             components.heading(f"{address.run}: prompts"),
             components.follower("prompts", context.reading.token(address.run)),
-            components.empty("No round is complete yet", "Prompts show here when the first round is over: load it again."),
+            components.empty("No round is complete yet", "Load this page again when the first round is over."),
         ]
     chosen = choice(context, address)
     return [
         components.heading(f"{address.run}: prompts of round {chosen.round}", _LEAD),
         components.follower("prompts", context.reading.token(address.run)),
         components.problems(context.reading.problems(address.run)),
+        dcc.Store(id="prompts-group", data=chosen.group),
         html.Div(_trust(context, chosen), id="prompts-trust"),
         _controls(context, chosen),
         html.Div(_body(context, chosen), id="prompts-body", className="rs-prompts"),
@@ -116,40 +117,42 @@ def _options(numbers: list[int]) -> list[str]:
 
 
 def register(app: Dash, context: Context) -> None:
-    """Choosing draws the list and the open prompt anew; a long text is shown whole where asked; new rounds are offered."""
+    """Choosing draws list and prompt anew; a long text is shown whole where asked; new rounds can be chosen."""
 
     @app.callback(
         Output("prompts-body", "children"),
         Output("prompts-trust", "children"),
         Output("query", "data", allow_duplicate=True),
         Output("keys", "data", allow_duplicate=True),
+        Output("prompts-group", "data"),
         Input("prompts-round", "value"),
         Input("prompts-show", "value"),
         Input("prompts-order", "value"),
         Input("prompts-shade", "value"),
         Input("prompts-target", "value"),
         Input("prompts-search", "value"),
+        State("prompts-group", "data"),
         State("url", "pathname"),
-        State("url", "search"),
         prevent_initial_call=True,
     )
     def choose(
-        round: str, show: str, order: str, shade: str, target: str | None, search: str, path: str, query: str
+        round: str, show: str, order: str, shade: str, target: str | None, search: str, group: int | None, path: str
     ) -> Any:
-        address = context.address(path, query)
+        address = context.address(path, "")
         if address is None or not ctx.triggered_id:
             raise PreventUpdate
-        # Another shade leaves the open prompt open; with anything else the list is another.
-        group = address.query.get("group") if ctx.triggered_id == "prompts-shade" else None
+        # Another shade or target leaves the open prompt open; with anything else the list is another.
+        stays = ctx.triggered_id in ("prompts-shade", "prompts-target")
         asked = address.at(
-            round=round, show=show, order=order, shade=shade, target=target, search=search or None, group=group, over=None
-        )
+            round=round, show=show, order=order, shade=shade, target=target, search=search or None,
+            group=group if stays else None,
+        )  # fmt: skip
         try:
             chosen = choice(context, asked)
         except RollsightError as error:
-            return components.failed(str(error)), no_update, no_update, no_update
+            return components.failed(str(error)), no_update, no_update, no_update, no_update
         links = {key: context.href(to) for key, to in _keys(chosen).items()}
-        return _body(context, chosen), _trust(context, chosen), dict(asked.query), links
+        return _body(context, chosen), _trust(context, chosen), dict(asked.query), links, chosen.group
 
     @app.callback(
         Output({"type": "prompts-text", "row": MATCH}, "children"),

@@ -7,7 +7,16 @@ from typing import cast
 
 from rollsight.errors import RollsightError
 from rollsight.explorer.addresses import Address
-from rollsight.explorer.completions import FILTERS, ORDERS, Completions, Filter, Mask, Order, completions_of, token_columns
+from rollsight.explorer.completions import (
+    FILTERS,
+    ORDERS,
+    Completions,
+    Filter,
+    Mask,
+    Order,
+    completions_of,
+    token_columns,
+)
 from rollsight.explorer.context import Context
 
 

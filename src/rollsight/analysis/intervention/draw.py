@@ -1,0 +1,23 @@
+"""The result of an intervention as a picture or a page, as the file's name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rollsight.analysis.drawing import is_page, save_figure
+from rollsight.analysis.intervention.arms import Intervention
+
+
+def draw(result: Intervention, path: Path) -> Path:
+    """Draw the result in the format that the name says; `.html` is the interactive page.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    if is_page(path):
+        from rollsight.analysis.intervention.pages import write
+
+        return write(result, path)
+    from rollsight.analysis.intervention.figures import boxes
+
+    return save_figure(boxes(result), path)

@@ -1,0 +1,142 @@
+"""Is everything of the run there? What is missing, damaged, foreign or still being written is said, never hidden."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State
+from dash.exceptions import PreventUpdate
+
+from rollsight import runs
+from rollsight.errors import RollsightError
+from rollsight.explorer import components
+from rollsight.explorer.addresses import Address
+from rollsight.explorer.context import Context
+from rollsight.explorer.tables import column
+from rollsight.explorer.theme import number
+from rollsight.runs.check import Checked, check_run
+
+_LISTED = 40  # names of each kind
+
+
+def layout(context: Context, address: Address) -> Any:
+    """Rows expected against rows there by round, the state of the run, and every file verified on request."""
+    path = context.reading.path(address.run)
+    parts: list[Any] = [components.heading("Files", f"Is everything of {address.run} there?")]
+    try:
+        parts.append(_state(context, address.run))
+        parts.append(components.problems(context.reading.problems(address.run)))
+        parts.append(_versions(context.reading.metadata(address.run)))
+    except RollsightError as error:  # the check below works without run.json, too
+        parts.append(components.failed(str(error)))
+    button = dmc.Button("Verify every file", id="files-check", size="xs", variant="light")
+    parts.append(
+        components.card(
+            "Digests",
+            dmc.Box(id="files-checked", children=components.copied(shlex.join(["rollsight", "check", str(path)]))),
+            note="Compares each file with the digest that its writer left in SHA256SUMS.",
+            right=button,
+        )
+    )
+    return parts
+
+
+def _state(context: Context, name: str) -> Any:
+    rounds = context.reading.rounds(name)
+    state = {
+        "running": "Being written now",
+        "ended": "Not being written",
+        "stopped": "Stopped before its last planned round",
+    }
+    numbers = [int(value) for value in column(rounds, "round")]
+    absent = sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers))
+    expected = {
+        int(number): int(count)
+        for number, count in zip(column(rounds, "round"), column(rounds, "records"), strict=True)
+        if count == count
+    }
+    there = context.reading.record_counts(name)
+    short = {number: (there.get(number), count) for number, count in expected.items() if there.get(number, 0) != count}
+    parts = [
+        components.fact("State", state[context.state(name)]),
+        components.fact("Complete rounds", number(len(numbers))),
+        components.fact("Rounds without a summary", runs.spell(absent) if absent else "none"),
+        components.fact("Records expected", number(sum(expected.values()))),
+        components.fact("Records there", number(sum(there.values()))),
+        components.fact("Snapshots", number(len(context.reading.run(name).snapshot_rounds))),
+    ]
+    children: list[Any] = [components.facts(*parts)]
+    if short:
+        rows = [
+            f"round {number}: {'no records' if found is None else f'{found:,} records'} of {count:,}"
+            for number, (found, count) in list(short.items())[:_LISTED]
+        ]
+        children.append(
+            dmc.Alert(
+                dmc.List([dmc.ListItem(text) for text in rows], size="sm"),
+                title="Records are missing",
+                color="orange",
+                mt="sm",
+            )
+        )
+    return components.card(
+        "Rows", *children, note="What each round's summary says it had, against the rows of its file.", mb="sm"
+    )
+
+
+def _versions(metadata: Any) -> Any:
+    versions = metadata.get("versions") or {}
+    text = " · ".join(f"{name} {version}" for name, version in versions.items())
+    command = metadata.get("command")
+    children: list[Any] = [dmc.Text(components.text_of(text), size="xs", c="dimmed")]
+    if isinstance(command, list):
+        children.insert(0, components.copied(shlex.join(map(str, command))))
+    return components.card("Made by", *children, mb="sm")
+
+
+def checked(found: Checked) -> Any:
+    """The result of verifying every file."""
+    if found.whole:
+        said = f"{len(found.verified):,} files are as they were written"
+        if found.unverifiable:
+            said += f"; {len(found.unverifiable):,} of an earlier version have no digest"
+        return dmc.Alert(said, color="teal", title="Everything is there")
+    groups = [
+        ("Damaged", [f"{name}: {why}" for name, why in found.damaged.items()]),
+        ("Missing", list(found.missing)),
+        ("Not readable", [f"{name}: {why}" for name, why in found.unreadable.items()]),
+        ("Foreign", [f"{name}: {why}" for name, why in found.foreign.items()]),
+    ]
+    lists = []
+    for title, names in groups:
+        if names:
+            more = [dmc.ListItem(f"and {len(names) - _LISTED:,} more")] if len(names) > _LISTED else []
+            items = [dmc.ListItem(components.text_of(name)) for name in names[:_LISTED]]
+            lists += [dmc.Text(title, fw=600, size="sm"), dmc.List([*items, *more], size="sm")]
+    return dmc.Alert(
+        dmc.Stack(lists, gap=4),
+        color="red",
+        title=f"{len(found.verified):,} files are as they were written; others are not",
+    )
+
+
+def register(app: Dash, context: Context) -> None:
+    """Verify on request: it reads every byte of the run."""
+
+    @app.callback(
+        Output("files-checked", "children"),
+        Input("files-check", "n_clicks"),
+        State("url", "pathname"),
+        running=[(Output("files-check", "loading"), True, False)],
+        prevent_initial_call=True,
+    )
+    def check(clicks: int | None, path: str) -> Any:
+        address = context.address(path, "")
+        if not clicks or address is None:
+            raise PreventUpdate
+        try:
+            return checked(check_run(context.reading.path(address.run)))
+        except RollsightError as error:
+            return components.failed(str(error))
