@@ -10,7 +10,7 @@ from dash import Dash
 
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages import behaviour, files, overview, runs, trust
+from rollsight.explorer.pages import behaviour, files, overview, prompts, runs, trust
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,6 @@ PAGES: Mapping[str, Page] = {
     "overview": Page(overview.layout, overview.register),
     "behaviour": Page(behaviour.layout, behaviour.register),
     "trust": Page(trust.layout, trust.register),
+    "prompts": Page(prompts.layout, prompts.register, prompts.keys),
     "files": Page(files.layout, files.register),
 }
