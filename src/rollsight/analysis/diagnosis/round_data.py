@@ -10,9 +10,10 @@ from torch import Tensor
 
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
-from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
+from rollsight.analysis.diagnosis.branching import Method
 from rollsight.analysis.discounts import discounts_of
 from rollsight.arrays import Array
+from rollsight.environments.states import DRIFTING, EXACT, BranchPoint
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.actor import Actor
