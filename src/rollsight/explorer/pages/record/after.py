@@ -48,7 +48,9 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
         facts = components.facts(
             components.fact(f"{before[0]} before", before[1]),
             components.fact("After", now[1] if now else "–"),
-            components.fact("Change of its logarithm", f"{factor:+.3g}".replace("-", "−"), "In nats, by the whole update."),
+            components.fact(
+                "Change of its logarithm", f"{factor:+.3g}".replace("-", "−"), "In nats, by the whole update."
+            ),
         )
         return components.card(title, facts, note="By replaying the update from the round's snapshot.")
     if round.number not in run.snapshot_rounds:
@@ -58,7 +60,11 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
         return components.card(title, dmc.Text(text, size="sm", c="dimmed"))
     progress = _jobs.progress(_key(run.path, round.number))
     if progress.state == "running":
-        return components.card(title, dmc.Text("Replaying the update …", size="sm", mb=6), dmc.Progress(value=100, animated=True, striped=True))
+        return components.card(
+            title,
+            dmc.Text("Replaying the update …", size="sm", mb=6),
+            dmc.Progress(value=100, animated=True, striped=True),
+        )
     failed = [components.failed(progress.error)] if progress.state == "failed" else []
     return components.card(
         title,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State, html
+from dash import html
 
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address

@@ -92,7 +92,9 @@ def _completions(context: Context, address: Address, round: Round, record: int) 
     head = dmc.TableThead(
         dmc.TableTr([dmc.TableTh(name) for name in ("Record", "Completion", "Reward", "Score", "Status")])
     )
-    note = f"{number(len(others))} other completions" + (f", {_COMPLETIONS} shown" if len(others) > _COMPLETIONS else "")
+    note = f"{number(len(others))} other completions" + (
+        f", {_COMPLETIONS} shown" if len(others) > _COMPLETIONS else ""
+    )
     return components.card(
         "The same prompt", dmc.Table([head, dmc.TableTbody(rows)], fz="sm", verticalSpacing=3), note=note
     )
