@@ -22,7 +22,8 @@ REFERENCE = "single checkpoint"
 
 def main() -> None:
     if not sys.argv[1:]:
-        return draw()
+        draw()
+        return
     results = {}
     for path in map(Path, sys.argv[1:]):
         _, seed, round_ = path.parent.name.rsplit("-", 2)
