@@ -1,18 +1,19 @@
 """The tables of fidelity.md from the results of `rollsight fidelity`.
 
-    python docs/studies/fidelity_table.py RESULT.json ... > tables.md    # also writes fidelity.csv beside this file
+    python docs/studies/fidelity_table.py RESULT.json ... > tables.md    # and fidelity.parquet
 
 Each result's folder is named ENVIRONMENT-SEED-ROUND, as the commands in fidelity.md write them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 STAGES = ("early", "middle", "late")
 REFERENCE = "single checkpoint"
@@ -24,7 +25,7 @@ def main() -> None:
         _, seed, round_ = path.parent.name.rsplit("-", 2)
         content = json.loads(path.read_text())
         results[content["env"], int(seed), int(round_)] = content
-    write_csv(results)
+    write_figures(results)
     envs = list(dict.fromkeys(env for env, _, _ in results))
     for outcome in next(iter(results.values()))["outcomes"]:
         print(f"\nLDS, outcome: {outcome}; mean over seeds (lowest, highest)\n")
@@ -33,18 +34,18 @@ def main() -> None:
     print_differences(results)
 
 
-def write_csv(results: dict) -> None:
-    with Path(__file__).with_name("fidelity.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["env", "seed", "round", "outcome", "score", "lds", "low", "high"])
-        for (env, seed, round_), content in sorted(results.items()):
-            for outcome, table in content["outcomes"].items():
-                bands = {"ceiling": (table["ceiling"], table["ceiling_low"], table["ceiling_high"])}
-                bands["null band"] = (None, table["null_low"], table["null_high"])
-                bands |= {name: (row["lds"], row["low"], row["high"]) for name, row in table["rows"].items()}
-                for score, values in bands.items():
-                    numbers = ["" if v is None else f"{v:.3f}" for v in values]
-                    rows.writerow([env, seed, round_, outcome, score, *numbers])
+def write_figures(results: dict) -> None:
+    rows = []
+    for (env, seed, round_), content in sorted(results.items()):
+        for outcome, table in content["outcomes"].items():
+            bands = {"ceiling": (table["ceiling"], table["ceiling_low"], table["ceiling_high"])}
+            bands["null band"] = (None, table["null_low"], table["null_high"])
+            bands |= {name: (row["lds"], row["low"], row["high"]) for name, row in table["rows"].items()}
+            for score, values in bands.items():
+                lds, low, high = (None if v is None else round(v, 3) for v in values)
+                row = {"env": env, "seed": seed, "round": round_, "outcome": outcome, "score": score}
+                rows.append({**row, "lds": lds, "low": low, "high": high})
+    pq.write_table(pa.Table.from_pylist(rows), Path(__file__).with_name("fidelity.parquet"), compression="zstd")
 
 
 def print_table(results: dict, envs: list[str], outcome: str) -> None:

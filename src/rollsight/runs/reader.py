@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import warnings
@@ -211,6 +212,18 @@ class Run:
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")
+
+    def view(self, height: int = 760) -> Any:
+        """The explorer on this run, for the last line of a notebook's cell; its `url` elsewhere.
+
+        height: of the cell, in pixels.
+
+        Raises:
+            ModuleNotFoundError: the extra `explorer` is not installed.
+        """
+        # By its name, because a run needs no explorer, which stands on it.
+        notebook = importlib.import_module("rollsight.explorer.notebook")
+        return notebook.View(self.path, height)
 
     def _content(self, round: int) -> bytes:
         self._say("records")
