@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from rollsight.adapters.watching import Watch
 
 from rollsight import runs
 from rollsight.adapters import findings
-from rollsight.adapters.watching import Watch
 from rollsight.analysis.doctor import examine, examine_fully
 from rollsight.doctor.evidence import Evidence, of_summaries
 from rollsight.doctor.examination import CHECKS, examined

@@ -65,7 +65,28 @@ def of_rlhf(folder, monkeypatch):
     yield folder / "run"
 
 
-HOSTS = {"sb3": of_sb3, "compiled": of_compiled, "trl": of_trl, "rlhf": of_rlhf}
+def of_own(folder, monkeypatch):
+    import torch
+    from test_recorder import grid, policy_and_records, scored
+
+    import rollsight as rs
+
+    for dictionary in (False, True):
+        policy, records, entropy = policy_and_records(dictionary=dictionary)
+        with rs.runs.Recorder(folder / f"steps {dictionary}", env="CartPole-v1") as recorder:
+            more = {"columns": {"entropy": entropy, "episode_start": ["{}"] * len(records)}}
+            given = *scored(policy, records), grid(*[[1, 0]] * 6), {}
+            recorder.round(records, *given, **more, trust=rs.trust_line(policy, records, seed=0))
+        yield recorder.path
+    tokens, numbers = torch.arange(6).reshape(2, 3), torch.ones(2, 3)
+    more = {"values": numbers, "rewards": numbers, "ids": {"group": [0, 0]}}
+    with rs.runs.Recorder(folder / "sequences") as recorder:
+        texts = {"prompt": ["a"] * 2, "completion": ["b"] * 2}
+        recorder.round(rs.Records(tokens, tokens, -numbers, numbers, **more), columns=texts)
+    yield recorder.path
+
+
+HOSTS = {"sb3": of_sb3, "compiled": of_compiled, "trl": of_trl, "rlhf": of_rlhf, "own": of_own}
 
 
 def is_of(type, stored):

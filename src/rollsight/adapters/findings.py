@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rollsight import runs
-from rollsight.adapters.watching import Watch
 from rollsight.doctor.live import LiveDoctor, as_columns
+from rollsight.watching import Watch
 
 
 def report(

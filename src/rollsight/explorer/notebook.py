@@ -33,7 +33,7 @@ class View:
 
     def _repr_html_(self) -> str:
         if "google.colab" in sys.modules:  # its notebooks cannot reach the kernel's localhost
-            from google.colab import output  # type: ignore[import-not-found, unused-ignore]
+            from google.colab import output  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
             output.serve_kernel_port_as_iframe(self._port, height=str(self.height))
             return ""

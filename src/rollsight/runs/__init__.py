@@ -15,6 +15,7 @@ runs/NAME/
 """
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 try:
     import pyarrow as _pyarrow  # noqa: F401
@@ -26,6 +27,7 @@ except ModuleNotFoundError as error:
         f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name
     ) from error
 
+from rollsight.lazy import at_first_use
 from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
@@ -34,7 +36,13 @@ from rollsight.runs.reader import open_run as open
 from rollsight.runs.results import results_folder, stored_results
 from rollsight.runs.writer import RunWriter, as_table, create, resume
 
+if TYPE_CHECKING:
+    from rollsight.runs.recorder import Recorder as Recorder
+
+__getattr__ = at_first_use(__name__, {"Recorder": "recorder"})  # it needs torch, and reading does not
+
 __all__ = [
+    "Recorder",
     "Run",
     "RunWriter",
     "as_table",

@@ -38,7 +38,7 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_being_written(run: Path) -> bool:
-    """Whether a process holds the run for writing now. The lock itself is not touched."""
+    """Whether a process holds the run for writing now. Takes the lock for a moment, for which writers wait."""
     try:
         with open(run / LOCK, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

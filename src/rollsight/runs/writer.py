@@ -1,10 +1,12 @@
 """The one writer of a run folder: append-only, atomic files, an operating-system lock."""
 
+import contextlib
 import datetime
 import fcntl
 import operator
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +36,7 @@ from rollsight.runs.layout import (
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
 Column = Array | Sequence[Any]
+_TRIES, _BETWEEN_TRIES = 4, 0.01  # of the lock; seconds
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
@@ -300,7 +303,7 @@ def _lock(path: Path) -> int:
         earlier._taken_over = True
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise RollsightError(
@@ -310,6 +313,15 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _take(descriptor: int) -> None:
+    """Lock it, or raise BlockingIOError. Who looks whether somebody writes holds the lock for some microseconds."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_BETWEEN_TRIES)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _key(path: Path) -> tuple[int, Path]:

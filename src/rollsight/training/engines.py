@@ -20,7 +20,6 @@ from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
-from rollsight.adapters.watching import Watch
 from rollsight.doctor.live import LiveDoctor
 from rollsight.environments.make import make_environments
 from rollsight.errors import Diverged, RollsightError
@@ -30,6 +29,7 @@ from rollsight.training.checkpoints import Checkpoints
 from rollsight.training.evaluation import Evaluation
 from rollsight.training.models import model_of
 from rollsight.training.restoring import History
+from rollsight.watching import Watch
 
 if TYPE_CHECKING:
     from rollsight.training.run import RunSettings

@@ -14,25 +14,27 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight import objectives, runs, targets
-from rollsight.adapters import findings, options, summary
+from rollsight.adapters import findings, options
 from rollsight.adapters.sb3 import buffer, continuing
 from rollsight.adapters.sb3.columns import as_trained_on, round_columns
-from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
+from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.finite import NotFinite, not_finite
 from rollsight.adapters.sb3.metadata import describe, statistics_entry
 from rollsight.adapters.sb3.round_update import RoundUpdate
 from rollsight.adapters.sb3.selecting import score, select
 from rollsight.adapters.sb3.streams import restored_after_failure, streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
-from rollsight.adapters.watching import Watch
 from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
+from rollsight.runs import summary
+from rollsight.runs.episodes import RoundEpisodes
 from rollsight.scoring import Scores, TrustLine, trust_line
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose
 from rollsight.trackers import Trackers
+from rollsight.watching import Watch
 
 Evaluate = Callable[[OnPolicyAlgorithm, int], tuple[Sequence[float], Sequence[int]]]
 

@@ -21,11 +21,11 @@ from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.private_api import algorithm_of
 from rollsight.adapters.trl.scoring import Scoring, selected
-from rollsight.adapters.watching import Watch
 from rollsight.doctor.live import LiveDoctor
 from rollsight.scoring import Scores
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
+from rollsight.watching import Watch
 
 _TARGETS: options.Known = {
     "sequence": targets.Sequence,

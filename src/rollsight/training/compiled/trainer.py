@@ -11,13 +11,13 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight import runs
-from rollsight.adapters import findings, summary
+from rollsight.adapters import findings
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.translate import Translated, evaluate_actions, update_rule
-from rollsight.adapters.watching import Watch
 from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import Diverged, RollsightError
 from rollsight.policy import Policy
+from rollsight.runs import summary
 from rollsight.scoring import Scores, trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
@@ -31,6 +31,7 @@ from rollsight.training.compiled.evaluation import play, side_by_side
 from rollsight.training.compiled.networks import network_of
 from rollsight.training.compiled.round import Round
 from rollsight.training.restoring import History
+from rollsight.watching import Watch
 
 
 def environment_key(seed: int, after: int = 0) -> tuple[int, ...]:

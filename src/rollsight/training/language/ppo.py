@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rollsight import distributed, language, objectives, targets
 from rollsight.adapters.watching import Watch
-from rollsight.arrays import Bools, Ints
+from rollsight.arrays import Bools, Floats, Ints
 from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
@@ -41,6 +41,7 @@ from rollsight.training.language.prompts import Prompt, as_prompt
 from rollsight.training.language.settings import Options
 from rollsight.training.language.terms import losses, token_rewards, with_advantages
 from rollsight.update import repack
+from rollsight.watching import Watch
 
 Follow: TypeAlias = Callable[[str, int, int], None]
 """`follow(phase, done, total)`: how far a phase is: generate, reward, log_probs, score, evaluate (completions), train
@@ -65,7 +66,7 @@ class Rollout:
 
     prompts: list[str]
     texts: list[str]
-    rewards: rewards.Array
+    rewards: Floats
     records: Records
     kl: Tensor
 
@@ -126,7 +127,7 @@ class LanguagePPO:
             self.kl_coefficient *= 1 + error * len(rollout.texts) / self.options.kl_horizon
         return rollout, update
 
-    def sample(self, prompts: Sequence[Prompt | str]) -> tuple[list[str], rewards.Array, Tensor, Tensor]:
+    def sample(self, prompts: Sequence[Prompt | str]) -> tuple[list[str], Floats, Tensor, Tensor]:
         """Completions of these prompts, rewards, lengths and KL to the reference, each (n,), always with the same
         sampling seeds."""
         tokens = self._generate(prompts, (self.seed, 0, Purpose.EVALUATION), "evaluate")
