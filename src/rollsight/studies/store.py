@@ -91,8 +91,10 @@ def _write(path: Path, keys: Sequence[str], runs: Mapping[Key, Columns]) -> None
         parts = [columns.get(name, np.full(n, np.nan)) for columns, n in zip(runs.values(), lengths, strict=True)]
         whole = np.concatenate(parts)
         table[name] = pa.array(whole.astype(np.int64) if name in _WHOLE_NUMBERS else whole, from_pandas=True)
+    texts = [name for name, column in table.items() if pa.types.is_string(column.type)]
     with whole_file(path) as temporary:
-        pq.write_table(pa.table(table), temporary, compression="zstd", compression_level=19)
+        # Numbers seldom repeat, so that a dictionary of them makes the file larger.
+        pq.write_table(pa.table(table), temporary, compression="zstd", compression_level=19, use_dictionary=texts)
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict[Key, Columns]:
