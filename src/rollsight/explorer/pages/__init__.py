@@ -10,7 +10,7 @@ from dash import Dash
 
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages import files, overview, runs, trust
+from rollsight.explorer.pages import behaviour, files, overview, runs, trust
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Page:
 PAGES: Mapping[str, Page] = {
     "runs": Page(runs.layout, runs.register),
     "overview": Page(overview.layout, overview.register),
+    "behaviour": Page(behaviour.layout, behaviour.register),
     "trust": Page(trust.layout, trust.register),
     "files": Page(files.layout, files.register),
 }
