@@ -88,7 +88,8 @@ def _write_columns(app):
         "number or a nested list of them. Every column may be null, and a column that no round of a run has is not in "
         "its tables.\n\n"
         "Written by: `sb3` is Stable-Baselines3 with sb3-contrib, `compiled` the compiled engine of `rollsight train`, "
-        "`trl` TRL's trainers, `rlhf` is `rollsight rlhf`. Columns that were called otherwise when a run was written "
+        "`trl` TRL's trainers, `rlhf` is `rollsight rlhf`, `own` a loop of your own through `runs.Recorder`, which may "
+        "be given any of the others too. Columns that were called otherwise when a run was written "
         "(`schema` of its `run.json`) are read under these names.\n"
     ]
     for table, columns in TABLES.items():

@@ -102,9 +102,14 @@ def phases(
         behaviour = _entry(records, "obs", obs), _entry(records, "actions", action)
     with progress_bar(console) as progress:
         task = progress.add_task("rounds", total=None)
-        how = {"top": top, "neighbours": neighbours, "permutations": permutations, "seed": seed}
         result = development_of(
-            opened, *behaviour, lambda done, total: progress.update(task, completed=done, total=total), **how
+            opened,
+            *behaviour,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            top=top,
+            neighbours=neighbours,
+            permutations=permutations,
+            seed=seed,
         )
     printed = as_json(opened, result, record, *behaviour) | {"run": str(run)}
     explained, last = printed["explained"], printed["embedded_by_policy_after"]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rollsight.errors import RollsightError
 
-Kind = Literal["records", "rounds", "evaluations", "snapshots", "checkpoints"]
+Kind = Literal["records", "rounds", "evaluations", "findings", "snapshots", "checkpoints"]
 
 FORMAT = 1  # raised when a reader of the older layout could misread a newer folder
 METADATA = "run.json"
@@ -21,11 +21,12 @@ DIGESTS = "SHA256SUMS"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a write to an open file fails with; a library may report it in its own way.
 _WRITE_ERRORS = (*_DISK_FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-TABLES: tuple[Kind, ...] = ("records", "rounds", "evaluations")
+TABLES: tuple[Kind, ...] = ("records", "rounds", "evaluations", "findings")
 SUFFIXES: dict[Kind, str] = {
     "rounds": ".parquet",  # first: where files are removed, a round stops being complete before it loses its records
     "records": ".parquet",
     "evaluations": ".parquet",
+    "findings": ".parquet",
     "snapshots": ".pt",
     "checkpoints": ".pt",
 }
@@ -37,7 +38,7 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_being_written(run: Path) -> bool:
-    """Whether a process holds the run for writing now. The lock itself is not touched."""
+    """Whether a process holds the run for writing now. Takes the lock for a moment, for which writers wait."""
     try:
         with open(run / LOCK, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,10 +1,12 @@
 """The one writer of a run folder: append-only, atomic files, an operating-system lock."""
 
+import contextlib
 import datetime
 import fcntl
 import operator
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +36,7 @@ from rollsight.runs.layout import (
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
 Column = Array | Sequence[Any]
+_TRIES, _BETWEEN_TRIES = 4, 0.01  # of the lock; seconds
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
@@ -150,7 +153,7 @@ class RunWriter:
         Raises:
             RollsightError: the round is written already, or the columns differ in length or hold what Parquet cannot.
         """
-        self._write_table("records", self._next(round), _table(columns))
+        self._write_table("records", self._next(round), as_table(columns))
 
     def write_round(self, round: int, summary: Mapping[str, Any]) -> None:
         """Write the round's one-row summary (scalars or None by name) and thereby complete the round.
@@ -159,7 +162,7 @@ class RunWriter:
             RollsightError: the round is not after the last complete one, or a value is not a scalar.
         """
         round = self._next(round)
-        self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))
+        self._write_table("rounds", round, as_table({"round": [round]} | {name: [v] for name, v in summary.items()}))
         self._last_round = round
 
     def write_evaluation(
@@ -178,7 +181,15 @@ class RunWriter:
             "length": np.asarray(lengths, np.int64),
             **(more or {}),
         }
-        self._write_table("evaluations", round, _table(columns))
+        self._write_table("evaluations", round, as_table(columns))
+
+    def write_findings(self, round: int, columns: Mapping[str, Column]) -> None:
+        """Write what the doctor found first in this round, one entry per finding in each column.
+
+        Raises:
+            RollsightError: the round has its findings already, or the columns differ in length.
+        """
+        self._write_table("findings", self._next(round), as_table(columns))
 
     def write_snapshot(self, round: int, write: Callable[[BinaryIO], None]) -> None:
         """Write the round's snapshot; `write` puts its bytes into the open binary file it is given.
@@ -292,7 +303,7 @@ def _lock(path: Path) -> int:
         earlier._taken_over = True
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError:
         os.close(descriptor)
         raise RollsightError(
@@ -302,6 +313,15 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _take(descriptor: int) -> None:
+    """Lock it, or raise BlockingIOError. Who looks whether somebody writes holds the lock for some microseconds."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_BETWEEN_TRIES)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _key(path: Path) -> tuple[int, Path]:
@@ -319,7 +339,12 @@ def _remove_after(run: Path, last: int) -> None:
             temporary.unlink()
 
 
-def _table(columns: Mapping[str, Column]) -> pa.Table:
+def as_table(columns: Mapping[str, Column]) -> pa.Table:
+    """Columns of one length as the table that is written of them.
+
+    Raises:
+        RollsightError: they differ in length, or hold what Parquet cannot.
+    """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise RollsightError(f"columns of one table must have equal lengths, these have {lengths}")

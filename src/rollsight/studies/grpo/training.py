@@ -16,8 +16,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rollsight.adapters.summary import Clock
 from rollsight.adapters.trl import attach
+from rollsight.runs.summary import Clock
 from rollsight.scoring import Scores
 from rollsight.selection import Rule, Selection
 from rollsight.studies.grpo import miniature

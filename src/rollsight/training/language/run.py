@@ -14,6 +14,8 @@ import torch
 from accelerate import PartialState
 
 from rollsight import distributed, runs
+from rollsight.adapters import findings
+from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training.language import models, prompts, rewards, saving, sources
@@ -174,6 +176,8 @@ def _rounds(
         if distributed.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
+    if settings.doctor and writer is not None:
+        trainer.doctor = LiveDoctor({"run_settings": _stored(settings)}, writer.path)
     trackers = Trackers()
     try:
         if trainer.round == 0:
@@ -212,7 +216,10 @@ def _round(
     times = dict(trainer.times)
     started = trainer.clock()
     if writer is not None:
-        writer.write_records(round, round_columns(round, rollout, update, options))
+        columns = round_columns(round, rollout, update, options)
+        if trainer.doctor is not None:
+            trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
+        writer.write_records(round, columns)
         writer.write_snapshot(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}
@@ -224,6 +231,7 @@ def _round(
     if writer is not None and settings.save is not None and settings.save_every and round % settings.save_every == 0:
         folder = Path(settings.save) / f"round-{round:06d}"
         trainer.watch.attempt(f"saved model in {folder}", saving.save, trainer.policy, folder)
+    findings.report(trainer.doctor, round, summary, trainer.watch, writer)
     summary["warnings"] = trainer.watch.said
     if writer is not None:
         writer.write_round(round, summary)
