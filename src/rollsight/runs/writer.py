@@ -1,7 +1,6 @@
 """The one writer of a run folder: append-only, atomic files, an operating-system lock."""
 
 import datetime
-import fcntl
 import operator
 import os
 import sys
@@ -14,6 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import lock_descriptor, unlock_descriptor
 
 from rollsight.arrays import Array
 from rollsight.errors import OptionError, RollsightError
@@ -22,6 +22,7 @@ from rollsight.runs.layout import (
     DIGESTS,
     LOCK,
     METADATA,
+    PLAIN,
     SUFFIXES,
     Kind,
     is_run,
@@ -208,7 +209,7 @@ class RunWriter:
         """Let another writer in. Closing twice is harmless."""
         if self._lock is not None:
             if os.getpid() == self._process:  # a child that was forked meanwhile holds the lock too
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                unlock_descriptor(self._lock)
             os.close(self._lock)
             self._lock = None
 
@@ -290,14 +291,10 @@ def _lock(path: Path) -> int:
     if (earlier := _open_writers.pop(_key(path), None)) is not None and earlier._lock is not None:
         earlier.close()
         earlier._taken_over = True
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | PLAIN, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RollsightError(
-            f"another process is writing to the run {path}: wait for it, or choose another place"
-        ) from None
+        if not lock_descriptor(descriptor, blocking=False):
+            raise RollsightError(f"another process is writing to the run {path}: wait for it, or choose another place")
     except BaseException:
         os.close(descriptor)
         raise
