@@ -8,9 +8,10 @@ from rollsight.cli import COMMANDS
 project = "Rollsight"
 copyright = "the Rollsight developers"
 version = release = rollsight.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are stored with outputs; tests/test_notebooks.py runs them
 suppress_warnings = ["myst.header"]  # pages of results begin with a second-level heading
 exclude_patterns = ["_build"]
 html_theme = "furo"
@@ -88,7 +89,8 @@ def _write_columns(app):
         "number or a nested list of them. Every column may be null, and a column that no round of a run has is not in "
         "its tables.\n\n"
         "Written by: `sb3` is Stable-Baselines3 with sb3-contrib, `compiled` the compiled engine of `rollsight train`, "
-        "`trl` TRL's trainers, `rlhf` is `rollsight rlhf`. Columns that were called otherwise when a run was written "
+        "`trl` TRL's trainers, `rlhf` is `rollsight rlhf`, `own` a loop of your own through `runs.Recorder`, which may "
+        "be given any of the others too. Columns that were called otherwise when a run was written "
         "(`schema` of its `run.json`) are read under these names.\n"
     ]
     for table, columns in TABLES.items():

@@ -1,9 +1,10 @@
 # PPO in one file, to be read next to CleanRL's ppo.py, that leaves out of each update the records that hurt:
 #
-#     python examples/ppo_cleanrl.py --env-id CartPole-v1 --drop 0.5
+#     python examples/ppo_cleanrl.py --env-id CartPole-v1 --drop 0.5 --run runs/cleanrl
+#     rollsight top runs/cleanrl --bottom
 #
-# What Rollsight changes is two lines; search for "Rollsight". Everything else is PPO for gymnasium 1.x, whose vector
-# environments reset at the step after an episode's last one (see `valids`).
+# What Rollsight changes is four lines, and recording takes some more; search for "Rollsight" and "recorder". All else
+# is PPO for gymnasium 1.x, whose vector environments reset at the step after an episode's last one (see `valids`).
 import time
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class Args:
     """weight of the value loss"""
     max_grad_norm: float = 0.5
     """length at which gradients are clipped"""
+    run: str | None = None
+    """run folder to write, for `rollsight top`, `sql` and the others"""
 
 
 def layer_init(layer: nn.Linear, std: float = 2**0.5) -> nn.Linear:
@@ -94,6 +97,9 @@ def train(args: Args) -> tuple[Agent, list[float]]:
     agent = Agent(envs)
     optimizer = optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     policy = rs.Policy(agent, lambda agent, x, a: rs.Evaluation(*agent.get_action_and_value(x, a)[1:]))
+    # Rollsight: the run folder
+    settings = {"gamma": args.gamma, "gae_lambda": args.gae_lambda, "n_steps": args.num_steps}
+    recorder = args.run and rs.runs.Recorder(args.run, envs, algo="ppo", seed=args.seed, settings=settings)
 
     obs = torch.zeros((args.num_steps, args.num_envs, *envs.single_observation_space.shape))
     actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.long)
@@ -102,13 +108,15 @@ def train(args: Args) -> tuple[Agent, list[float]]:
     dones = torch.zeros((args.num_steps, args.num_envs))
     values = torch.zeros((args.num_steps, args.num_envs))
     mean_returns: list[float] = []
+    ids = {name: place.reshape(-1) for name, place in zip(("step", "env"), np.indices(rewards.shape), strict=True)}
 
     start_time = time.time()
     next_obs = torch.tensor(envs.reset(seed=args.seed)[0], dtype=torch.float32)
     next_done = torch.zeros(args.num_envs)
 
     for iteration in range(1, num_iterations + 1):
-        optimizer.param_groups[0]["lr"] = (1.0 - (iteration - 1.0) / num_iterations) * args.learning_rate
+        learning_rate = (1.0 - (iteration - 1.0) / num_iterations) * args.learning_rate
+        optimizer.param_groups[0]["lr"] = learning_rate
         returns_of_episodes: list[float] = []
 
         for step in range(args.num_steps):
@@ -135,15 +143,19 @@ def train(args: Args) -> tuple[Agent, list[float]]:
         returns = advantages + values
         # The step after an episode's last one only resets: its action is ignored, its reward is 0. It is not a record.
         valids = dones == 0
+        ends = torch.cat([dones[1:], next_done[None]])
 
         # flatten the batch
         b_obs = obs.reshape((-1, *envs.single_observation_space.shape))
         b_logprobs, b_actions, b_valids = logprobs.reshape(-1), actions.reshape(-1), valids.reshape(-1)
         b_advantages, b_returns = advantages.reshape(-1), returns.reshape(-1)
+        b_more = {"returns": b_returns, "values": values.reshape(-1), "rewards": rewards.reshape(-1), "ids": ids}
 
-        # Rollsight, two lines in place of: b_inds = np.flatnonzero(b_valids)
-        b_scores = rs.score_records(policy, rs.Records(b_obs, b_actions, b_logprobs, b_advantages, valid=b_valids))
-        b_inds = np.flatnonzero(rs.selection.DropNegative(args.drop, min_keep=minibatch_size)(b_scores).weights)
+        # Rollsight, four lines in place of: b_inds = np.flatnonzero(b_valids)
+        b_records = rs.Records(b_obs, b_actions, b_logprobs, b_advantages, valid=b_valids, **b_more)
+        b_scores = rs.score_records(policy, b_records)
+        b_selection = rs.selection.DropNegative(args.drop, min_keep=minibatch_size)(b_scores)
+        b_inds = np.flatnonzero(b_selection.weights)
 
         for _ in range(args.update_epochs):
             np.random.shuffle(b_inds)
@@ -167,6 +179,8 @@ def train(args: Args) -> tuple[Agent, list[float]]:
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
 
+        if recorder:
+            recorder.round(b_records, b_scores, b_selection, ends.reshape(-1), {"learning_rate": learning_rate})
         global_step = iteration * batch_size
         mean_returns.append(float(np.mean(returns_of_episodes)) if returns_of_episodes else float("nan"))
         print(
@@ -175,6 +189,8 @@ def train(args: Args) -> tuple[Agent, list[float]]:
         )
 
     envs.close()
+    if recorder:
+        recorder.close()
     return agent, mean_returns
 
 

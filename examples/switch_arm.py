@@ -12,9 +12,9 @@ from typing import Annotated
 
 import torch
 import tyro
-
 from rollsight.studies.paper.arms import arm_of
 from rollsight.studies.paper.training import trainer_of
+
 from rollsight.training.compiled import environments
 from rollsight.training.compiled.trainer import Plan
 from rollsight.training.paper import settings_for

@@ -11,7 +11,7 @@ import rollsight
 
 SOURCE = Path(rollsight.__file__).parent
 # From the top; what is in none of these packages is the ground floor.
-FLOORS = ("cli", "explorer", "studies", "analysis", "training", "playing", "adapters", "environments", "runs")
+FLOORS = ("cli", "explorer", "studies", "analysis", "training", "playing", "adapters", "environments", "doctor", "runs")
 APPLICATIONS = ("diagnosis", "fidelity", "intervention", "phases")
 
 

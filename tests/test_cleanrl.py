@@ -1,4 +1,4 @@
-"""The CleanRL-style example: two lines of Rollsight in a loop of one's own."""
+"""The CleanRL-style example: Rollsight in a loop of one's own, and the run folder that it writes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import rollsight as rs
+from rollsight.cli import main
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ppo_cleanrl.py"
 
@@ -47,11 +48,11 @@ def test_it_learns(example: Any) -> None:
 
 
 def test_dropping_nothing_equals_the_loop_without_rollsight(example: Any) -> None:
-    """The plain line stands in the comment above the two lines that replace it."""
+    """The plain line stands in the comment above the four lines that replace it."""
     lines = EXAMPLE.read_text().splitlines()
-    (where,) = (i for i, line in enumerate(lines) if "Rollsight, two lines in place of: " in line)
+    (where,) = (i for i, line in enumerate(lines) if "Rollsight, four lines in place of: " in line)
     indent = re.match(" *", lines[where])[0]  # type: ignore[index]
-    lines[where : where + 3] = [indent + lines[where].split("in place of: ")[1]]
+    lines[where : where + 5] = [indent + lines[where].split("in place of: ")[1]]
     plain = load("\n".join(lines))
     assert "score_records" not in "\n".join(lines)
     expected, expected_curve = plain.train(short(plain))
@@ -116,3 +117,29 @@ def test_the_command_line() -> None:
     kept, valid, invalid = map(int, re.findall(r"records (\d+) of (\d+) valid, (\d+) invalid", last)[0])
     assert kept < valid
     assert valid + invalid == 512
+
+
+def test_it_writes_a_run_folder_and_trains_as_without(example: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    expected, curve = example.train(short(example, total_timesteps=5 * 512))
+    agent, _ = example.train(short(example, total_timesteps=5 * 512, run=str(folder)))
+    assert torch.equal(weights(agent), weights(expected))
+    run = rs.runs.open(folder)
+    assert run.rounds == list(range(1, 6))
+    summary = run.rows("rounds", ["return_mean", "kept_frac", "invalid_rows", "warnings", "timesteps"]).to_pydict()
+    np.testing.assert_allclose(summary["return_mean"], curve, rtol=1e-6)
+    assert summary["timesteps"][-1] == 2560
+    assert set(summary["warnings"]) == {None}
+    assert all(0 < share < 1 for share in summary["kept_frac"])
+    assert run.metadata["env"] == "CartPole-v1"
+    assert run.metadata["n_envs"] == 8
+    assert run.metadata["env_wrappers"] == []
+    # The returns of CartPole are the lengths; every stored episode has as many valid steps.
+    wrong = run.sql(
+        "select episode from records group by episode having max(episode_return) is not null "
+        "and (max(episode_return) != max(episode_step) + 1 or count(*) filter (valid) != max(episode_return))"
+    )
+    assert wrong.fetchall() == []
+    assert run.sql("select count(*) from records where episode_step = -1 and valid").fetchall() == [(0,)]
+    for command in (["top"], ["top", "--bottom"], ["compare"], ["check"]):
+        assert main([command[0], str(folder), *command[1:]]) == 0

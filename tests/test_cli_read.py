@@ -14,7 +14,7 @@ import torch
 
 import rollsight as rs
 from rollsight import runs
-from rollsight.analysis import learning_curves
+from rollsight.analysis import intervals
 from rollsight.cli import COMMANDS, main
 from rollsight.snapshot import Snapshot
 from rollsight.update import UpdateRule
@@ -209,11 +209,19 @@ def test_top_of_a_record_that_is_not_there(explained_run, complaint):
 
 
 def test_intervals_are_students():
-    interval = learning_curves.t_interval([1.0, 2.0, 3.0])
-    assert interval.mean == 2
+    interval = intervals.t_interval([1.0, 2.0, 3.0])
+    assert interval.value == 2
     assert interval.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(0.975, 2), sd 1
-    assert learning_curves.t_interval([0.1] * 3) == learning_curves.Interval(0.1, 0.0, 3)
-    assert learning_curves.t_interval([5.0]) == learning_curves.Interval(5.0, None, 1)
+    assert intervals.t_interval([0.1] * 3) == intervals.Interval(0.1, 0.1, 0.1, 3)
+    alone = intervals.t_interval([5.0])
+    assert (alone.value, alone.n) == (5, 1)
+    assert math.isnan(alone.half_width)
+
+
+def test_percentiles_are_of_what_is_known():
+    found = intervals.percentile_interval(3.0, [math.nan, *range(101)])
+    assert (found.value, found.low, found.high) == (3, 2.5, 97.5)
+    assert math.isnan(intervals.percentile_interval(3.0, []).low)
 
 
 def test_compare_pairs_seeds_and_averages_the_right_rounds(tmp_path, answer):

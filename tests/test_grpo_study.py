@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,17 +15,21 @@ pytest.importorskip("reasoning_gym", reason="the study needs reasoning-gym")
 
 from rollsight import RollsightError, cli, runs
 from rollsight.scoring import Scores
-from rollsight.studies.cells import keep_settings
-from rollsight.studies.curves import read_curve
+from rollsight.studies import store
+from rollsight.studies.cells import KEYS
+from rollsight.studies.curves import Curve
 from rollsight.studies.grpo import miniature, problems
-from rollsight.studies.grpo.arms import KINDS, Arm, arm_of
+from rollsight.studies.grpo.arms import KINDS, GRPOArm
 from rollsight.studies.grpo.cell import Cell
 from rollsight.studies.grpo.problems import Problem, Problems
 from rollsight.studies.grpo.results import read_results
-from rollsight.studies.grpo.training import PHASES, Settings, train
+from rollsight.studies.grpo.settings import PHASES, Settings, Task
+from rollsight.studies.grpo.training import train
+from rollsight.studies.settings import keep_settings
 from rollsight.training.language import models
 
 torch.set_num_threads(1)
+arm_of = GRPOArm.of
 SMALL = Settings("miniature", "products", held_out=8, evaluation=20, rounds=2, evaluate_every=1, lr=3e-3)
 
 
@@ -32,7 +37,7 @@ SMALL = Settings("miniature", "products", held_out=8, evaluation=20, rounds=2, e
 
 
 @pytest.mark.parametrize(("task", "count"), [("products", 100), ("sums", 200)])
-def test_all_problems_are_split_and_their_answers_are_right(task: problems.Task, count: int) -> None:
+def test_all_problems_are_split_and_their_answers_are_right(task: Task, count: int) -> None:
     drawn = problems.draw(task, 2, 10, 20, seed=3)
     parts = [drawn.shots, drawn.training, drawn.held_out, drawn.evaluation]
     assert [len(part) for part in parts] == [2, count - 32, 10, 20]
@@ -99,7 +104,7 @@ def test_arms_are_written_as_they_are_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "named"), [("ppo", "'ppo' is unknown; choose from grpo"), ("grpo:0.5", "grpo takes no p"),
-                        ("iif:2", "P above 0"), ("iif@clip=1", "KIND@lr=X")]
+                        ("iif:2", "above 0"), ("iif@clip=1", "there are lr=X")]
 )  # fmt: skip
 def test_arms_that_are_none(text: str, named: str) -> None:
     with pytest.raises(RollsightError, match=named):
@@ -110,8 +115,8 @@ def test_random_arms_drop_as_many_of_the_same_units() -> None:
     values = torch.tensor([-1.0, 2, -3, 1, -1, -1, 4, 4])
     scores = Scores(values, ids={"group": torch.arange(8) // 2, "round": torch.zeros(8, dtype=torch.long)})
     for kind, units, dropped in (("iif", "record", 4), ("iif-group", "group", 4), ("dtv-loo", "record", 4)):
-        chosen, random = (Arm(name).rule(1)(scores) for name in (kind, f"random-{kind}"))
-        assert Arm(kind).unit == Arm(f"random-{kind}").unit == units
+        chosen, random = (GRPOArm(name).rule(1)(scores) for name in (kind, f"random-{kind}"))
+        assert GRPOArm(kind).unit == GRPOArm(f"random-{kind}").unit == units
         assert len(chosen.dropped) == len(random.dropped) == dropped
         assert set(chosen.dropped.tolist()) != set(random.dropped.tolist())
 
@@ -150,23 +155,26 @@ def test_a_study_goes_on_where_it_was(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
     out = tmp_path / "study"
     keep_settings(out, SMALL, "grpo")
-    Cell(arm_of("grpo"), 0, SMALL, out).run(lambda *_: None)
-    first = (out / "grpo" / "0.csv").read_bytes()
+    cell = Cell(arm_of("grpo"), 0, SMALL, out)
+    store.add(out, KEYS, cell.key, cell.run(lambda *_: None))
+    first = store.stored(out, KEYS)["grpo", 0]
     capsys.readouterr()
     assert cli.main(arguments(out)) == 0
     shown = capsys.readouterr().out
     assert "2 runs, 1 of them done" in shown
     assert "| `iif-held-out` | 1 |" in shown
-    assert (out / "grpo" / "0.csv").read_bytes() == first
-    files = {"results.md", "results.csv", "completions.md", "curves.png", "index.html", "settings.json"}
-    assert {path.name for path in out.iterdir()} == {"grpo", "iif-held-out", *files}
+    curves = store.stored(out, KEYS)
+    assert all(np.array_equal(curves["grpo", 0][name], column, equal_nan=True) for name, column in first.items())
+    files = {"curves.parquet", "settings.json", "results.md", "results.csv", "completions.md", "curves.png"}
+    files.add("index.html")
+    assert {path.name for path in out.iterdir()} - {".lock"} == {"grpo", "iif-held-out", *files}
     plain, held_out = read_results(out).arms
-    found = read_curve(out / "iif-held-out" / "0.csv", PHASES)
+    found = Curve.of(curves["iif-held-out", 0], PHASES)
     assert found["round"].tolist() == [0, 1, 2]
     assert found["accuracy"][0] == plain.curves[0]["accuracy"][0]
     difference = held_out.measures["final_accuracy"].difference
     assert difference is not None
-    assert difference.mean == pytest.approx(found["accuracy"][2] - plain.curves[0]["accuracy"][2])
+    assert difference.value == pytest.approx(found["accuracy"][2] - plain.curves[0]["accuracy"][2])
     assert plain.mean("kept") == 1
     assert held_out.mean("kept") < 1
     assert plain.seconds("score") == 0 < held_out.seconds("score")
@@ -179,7 +187,7 @@ def test_a_study_goes_on_where_it_was(
     assert "the difference to `iif-held-out`, paired by seed" in capsys.readouterr().out
     for more, said in {
         ("--lr", "0.5"): "was started with lr 0.003, not 0.5",
-        ("--generations", "1"): "--generations is 1: give at least 2",
+        ("--generations", "1"): "--generations 1 is not possible: give at least 2",
         ("--evaluation", "99"): "leave none to train on",
         ("--only-report", "--show-round", "7"): "has no round 7",
         ("--arms", "ppo"): "'ppo' is unknown",

@@ -12,17 +12,18 @@ import pytest
 pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
 
 from rollsight import RollsightError, cli
-from rollsight.studies import plots
-from rollsight.studies.curves import Curve, as_text, read_curve, write_curve
-from rollsight.studies.paper import figures, metrics, tables
-from rollsight.studies.paper.arms import KINDS, arm_in, arm_of
+from rollsight.studies import metrics, plots, store
+from rollsight.studies.curves import Curve
+from rollsight.studies.paper import figures, tables
 from rollsight.studies.paper.cell import Cell, Evaluations, lost_rows
-from rollsight.studies.paper.results import read_results
-from rollsight.studies.paper.study import cells_of, named
+from rollsight.studies.paper.results import KEYS, read_results
+from rollsight.studies.paper.study import Settings, cells_of
+from rollsight.studies.ppo_arms import KINDS, PPOArm
 from rollsight.studies.ray_cluster import run_on_ray
 from rollsight.training.paper import paper, settings_for
 
 LAKE = "FrozenLake-v1"
+arm_of = PPOArm.of
 
 
 def curve(returns: list[float], seconds: list[float] | None = None, every: int = 1) -> Curve:
@@ -35,7 +36,6 @@ def curve(returns: list[float], seconds: list[float] | None = None, every: int =
 )
 def test_arms_are_written_as_they_are_read(text: str) -> None:
     assert str(arm_of(text)) == text
-    assert arm_in(arm_of(text).folder) == arm_of(text)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_arms_are_written_as_they_are_read(text: str) -> None:
     [
         ("iff", "'iff' is unknown; choose from ppo"),
         ("ppo:0.5", "ppo takes no p"),
-        ("iif:2", "p=2.0 is outside"),
+        ("iif:2", "p is 2; give a number above 0"),
         ("iif:half", "half"),
         ("iif@lr=-1", "lr=-1 is not an option"),
         ("iif@momentum=0.9", "momentum=0.9 is not an option"),
@@ -60,10 +60,9 @@ def test_what_is_not_given_is_the_papers() -> None:
         [LAKE],
         [arm_of("iif"), arm_of("iif:0.5"), arm_of("iif:0.5@lr=0.005"), arm_of("iif@lr=0.1")],
         [4],
-        "full",
-        Path("x"),
+        Settings(),
     )
-    assert [str(cell.path) for cell in cells] == [f"x/{LAKE}/iif_0.5/4.csv", f"x/{LAKE}/iif_0.5@lr=0.1/4.csv"]
+    assert [cell.key for cell in cells] == [(LAKE, "iif:0.5", 4), (LAKE, "iif:0.5@lr=0.1", 4)]
     assert (cells[0].rounds, cells[0].evaluations) == (50, Evaluations(1000, 1))
     assert settings_for(LAKE).reported["sgd"]["se_ave"] == [33.7, 3.4]
     assert list(paper())[-1] == "BipedalWalker-v3"
@@ -71,7 +70,7 @@ def test_what_is_not_given_is_the_papers() -> None:
 
 def test_another_optimiser_has_its_own_rate() -> None:
     lake, walker = settings_for(LAKE), settings_for("BipedalWalker-v3")
-    assert named(arm_of("iif@optimizer=adam"), lake) == named(arm_of("iif@optimizer=adam,lr=0.0003"), lake)
+    assert arm_of("iif@optimizer=adam").named(lake) == arm_of("iif@optimizer=adam,lr=0.0003").named(lake)
     assert arm_of("ppo@optimizer=adam").resolved(walker).lr == walker.lr == 3e-4
     assert arm_of("ppo@optimizer=sgd").resolved(walker).lr == arm_of("ppo").resolved(lake).lr == 5e-3
 
@@ -126,11 +125,11 @@ def test_the_null_of_equal_arms_is_wide_and_an_arm_is_judged_on_common_seeds() -
     assert null.pairs["se_ave"][0] < 0 < null.pairs["se_ave"][1]
     assert metrics.null_of(runs[:3]) is None
     same = metrics.contrast(runs, runs)
-    assert same.pairs["se_ave"].value == same.final.mean == 0
+    assert same.pairs["se_ave"].value == same.final.value == 0
     assert same.probability.value == 0.5
     better = [curve((one["return"] + 5).tolist()) for one in runs]
     found = metrics.contrast(runs, better)
-    assert found.final.mean == pytest.approx(5)
+    assert found.final.value == pytest.approx(5)
     assert found.final.half_width == pytest.approx(0, abs=1e-9)
     assert found.mean_curve["se_ave"].value > 0.1
     assert found.probability.value > 0.7
@@ -145,15 +144,21 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "study"
     assert cli.main(study(out, "--seeds", "1", "--arms", "ppo,iif", "--processes", "2")) == 0
     assert "2 runs, 0 of them done" in capsys.readouterr().out
-    kept = {path: path.read_bytes() for path in out.rglob("*.csv") if path.stem == "0"}
-    assert {path.parent.name for path in kept} == {"ppo", "iif_0.5"}
+    kept = store.stored(out, KEYS)
+    assert list(kept) == [(LAKE, "iif:0.5", 0), (LAKE, "ppo", 0)]
     assert cli.main(study(out, "--seeds", "1", "--arms", "ppo", "iif", "random")) == 0
     shown = capsys.readouterr().out
     assert "3 runs, 2 of them done" in shown
     assert "| `random:0.5` | 1 |" in shown
-    assert all(path.read_bytes() == content for path, content in kept.items())
-    names = {path.name for path in out.iterdir()}
-    assert names == {LAKE, f"{LAKE}.png", f"{LAKE}-arms.png", "results.md", "results.csv", "index.html"}
+    now = store.stored(out, KEYS)
+    assert list(now) == [(LAKE, "iif:0.5", 0), (LAKE, "ppo", 0), (LAKE, "random:0.5", 0)]
+    for key, columns in kept.items():
+        assert all(np.array_equal(now[key][name], column, equal_nan=True) for name, column in columns.items())
+    names = {path.name for path in out.iterdir() if path.name != ".lock"}
+    assert names == {"curves.parquet", "settings.json", "results.md", "results.csv", "index.html", f"{LAKE}.png",
+                     f"{LAKE}-arms.png"}  # fmt: skip
+    assert cli.main(["study", "paper", "--envs", LAKE, "--out", str(out)]) == 1
+    assert "was started with budget quick, not full" in capsys.readouterr().err
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["arm"] for row in rows} == {"ppo", "iif:0.5", "random:0.5"}
@@ -176,7 +181,7 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     ("arguments", "named"),
     [
         (["--envs", "CartPole-v1"], "CartPole-v1 is not in the paper's study"),
-        (["--seeds", "0"], "--seeds is 0"),
+        (["--seeds", "0"], "--seeds 0 is not possible"),
         (["--arms", "iif@lr"], "'iif@lr' is not a valid arm"),
         (["--only-report"], "holds no curves"),
         (["--against", "iif"], "holds no curves"),
@@ -189,9 +194,8 @@ def test_bad_input(arguments: list[str], named: str, tmp_path: Path, capsys: pyt
 
 def test_curves_of_different_schedules_are_not_mixed(tmp_path: Path) -> None:
     for arm, every in (("ppo", 1), ("iif:0.5", 2)):
-        cell = Cell(LAKE, arm_of(arm), 0, 4, Evaluations(2, every), tmp_path)
-        rows = [f"{r},0.5,1,1,1" for r in range(every, 5, every)]
-        cell.write("\n".join(["round,return,collect_s,score_s,train_s", *rows]))
+        rows = [{"round": r, "return": 0.5, "collect_s": 1, "score_s": 1, "train_s": 1} for r in range(every, 5, every)]
+        store.add(tmp_path, KEYS, (LAKE, arm, 0), rows)
     with pytest.raises(RollsightError, match="2 different schedules"):
         read_results(tmp_path)
 
@@ -199,14 +203,13 @@ def test_curves_of_different_schedules_are_not_mixed(tmp_path: Path) -> None:
 def test_a_ray_cluster_gives_the_same_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="needs Ray (pip install 'rollsight[ray]')")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
-    cell = Cell(LAKE, arm_of("iif:0.5"), 3, 2, Evaluations(4, 1), tmp_path)
+    cell = Cell(LAKE, arm_of("iif:0.5"), 3, 2, Evaluations(4, 1))
     (event,) = run_on_ray([cell], "local")
     assert (event.job, event.finished) == (cell, True)
-    cell.write(event.result)
-    there, columns = read_curve(cell.path, ("collect", "score", "train")), ("return", "kept", "steps", "update_norm")
-    cell.write(cell.run(_silent))
-    here = read_curve(cell.path, ("collect", "score", "train"))
-    assert all(np.array_equal(there[name], here[name], equal_nan=True) for name in columns)
+    names = ("round", "return", "kept", "steps", "update_norm")
+    there, here = ([[row[name] for name in names] for row in rows] for rows in (event.result, cell.run(_silent)))
+    assert len(there) == 3
+    assert there == here
 
 
 def _silent(rounds: float, summary: Any) -> None: ...
@@ -214,9 +217,9 @@ def _silent(rounds: float, summary: Any) -> None: ...
 
 @pytest.mark.parametrize("kind", ["ppo", "rescored"])  # the latter diverges between two epochs, where it scores
 def test_a_run_that_diverges_counts_with_its_lowest_return(kind: str, tmp_path: Path) -> None:
-    cell = Cell(LAKE, arm_of(f"{kind}@lr=1e30,clip=off"), 0, 6, Evaluations(20, 2), tmp_path)
-    cell.write(cell.run(lambda *_: None))
-    found = read_curve(cell.path, ("collect", "score", "train"))
+    cell = Cell(LAKE, arm_of(f"{kind}@lr=1e30,clip=off"), 0, 6, Evaluations(20, 2))
+    store.add(tmp_path, KEYS, cell.key, cell.run(lambda *_: None))
+    found = store.stored(tmp_path, KEYS)[cell.key]
     assert found["round"].tolist() == [0, 2, 4, 6]
     assert np.isnan(found["update_norm"][1:]).all()
     assert set(found["return"][1:]) == {found["return"][0]}
@@ -231,7 +234,7 @@ def write_arm(out: Path, arm: str, *finals: float, collect_s: float = 1) -> None
     phases |= dict.fromkeys(("steps", "kl", "gradient_ratio", "split_half", "split_half_permuted"), 1)
     for seed, final in enumerate(finals):
         rows = [{"round": i, "return": final * i / 10, **phases} for i in range(11)]
-        write_curve(out / LAKE / arm_of(arm).folder / f"{seed}.csv", as_text(rows))
+        store.add(out, KEYS, (LAKE, str(arm_of(arm)), seed), rows)
 
 
 def test_arms_that_were_timed_on_another_machine_have_no_rt(tmp_path: Path) -> None:
@@ -316,7 +319,7 @@ def test_a_plot_shows_every_mean_and_not_all_of_a_band() -> None:
 
 def test_arms_are_compared_in_a_row_for_each_set_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = list[Any]()
-    monkeypatch.setattr(figures.dots, "save_figure", lambda figure, path: saved.append(figure) or path)
+    monkeypatch.setattr(figures.interval_plots, "save_figure", lambda figure, path: saved.append(figure) or path)
     write_arm(tmp_path, "ppo", 1, 2)
     write_arm(tmp_path, "ppo@clip=off", 4, 6)
     assert figures.draw_comparisons(read_results(tmp_path)[0], tmp_path / "arms.png") is None
@@ -345,6 +348,6 @@ def test_a_diverged_run_is_filled_up_with_the_lowest_not_the_last() -> None:
     rows = [{"round": i, "return": value, "kept": 1.0, "train_s": float(i)} for i, value in enumerate((2.0, -3.0, 1.0))]
     lost = list(lost_rows(rows, range(3, 5)))
     assert [(row["round"], row["return"], row["kept"], row["train_s"]) for row in lost] == [
-        (3, -3.0, "", 2.0),
-        (4, -3.0, "", 2.0),
+        (3, -3.0, None, 2.0),
+        (4, -3.0, None, 2.0),
     ]

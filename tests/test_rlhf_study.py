@@ -17,17 +17,19 @@ import torch
 pytest.importorskip("peft", reason="language models need PEFT (pip install 'rollsight[llm]')")
 
 from rollsight import RollsightError, cli, runs
-from rollsight.studies import paired
-from rollsight.studies.curves import Curve, read_curve
+from rollsight.studies import paired, store
+from rollsight.studies.cells import KEYS
+from rollsight.studies.curves import Curve
 from rollsight.studies.rlhf import metrics, probe
-from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
-from rollsight.studies.rlhf.cell import PHASES, Cell, curve_rows
+from rollsight.studies.rlhf.arms import KINDS, RLHFArm
+from rollsight.studies.rlhf.cell import Cell, curve_rows
 from rollsight.studies.rlhf.results import read_results
 from rollsight.training.language import models, run
 from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import LanguagePPO, Options
 
 torch.set_num_threads(1)
+arm_of = RLHFArm.of
 OPTIONS = Options(prompts_per_round=8, max_new_tokens=6, epochs=2, minibatch=4, lr=1e-3, kl=0.05)
 STUDY = run.RunSettings(
     "miniature", reward="rewards_here:vowels", options=OPTIONS, rounds=2, lora_rank=2, max_prompt_tokens=12,
@@ -53,8 +55,9 @@ def test_arms_are_written_as_they_are_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("iff", "'iff' is unknown; choose from ppo"), ("ppo:0.5", "ppo takes no p"), ("iif:2", "P above 0"),
-     ("iif:half", "P above 0"), ("iif@lr=-1", "KIND@lr=X"), ("iif@clip=1", "KIND@lr=X"), ("iif:nan", "P above 0")],
+    [("iff", "'iff' is unknown; choose from ppo"), ("ppo:0.5", "ppo takes no p"), ("iif:2", "p is 2; give"),
+     ("iif:half", "above 0"), ("iif@lr=-1", "lr=-1 is not an option; there are lr=X"), ("iif@clip=1", "there are lr=X"),
+     ("iif:nan", "above 0")],
 )  # fmt: skip
 def test_arms_that_are_none(text: str, named: str) -> None:
     with pytest.raises(RollsightError, match=named):
@@ -62,14 +65,14 @@ def test_arms_that_are_none(text: str, named: str) -> None:
 
 
 def test_every_arm_is_another_run() -> None:
-    found = [Arm(kind, lr=0.1).settings(STUDY, 4) for kind in KINDS]
+    found = [RLHFArm(kind, lr=0.1).settings(STUDY, 4) for kind in KINDS]
     assert len({one.arm for one in found}) == len(KINDS)
     assert {(one.seed, one.options.lr, one.rounds) for one in found} == {(4, 0.1, 2)}
 
 
 def test_random_drop_with_matched_steps_takes_as_many_as_ppo() -> None:
     def of(kind: str) -> tuple[int, int]:
-        options = replace(Arm(kind).settings(STUDY, 0).options, prompts_per_round=16)
+        options = replace(RLHFArm(kind).settings(STUDY, 0).options, prompts_per_round=16)
         policy = ActorCritic(models.miniature(), 2, 0)
         prompts = ("Hello you", "The man is", "I", "We are here", "Go to it", "No")
         trainer = LanguagePPO(policy, prompts, lambda _, texts: [t.count("e") + len(t) for t in texts], options, 0)
@@ -101,9 +104,9 @@ def test_ends_and_differences_are_of_the_same_seeds() -> None:
     found = curve(round=[0, 10, 20], toxicity=[0.5, 0.3, 0.1])
     assert paired.end(found, "toxicity") == 0.1
     both = paired.compared([1.0, 3.0], [(0.0, 1.0), (1.0, 3.0)])
-    assert both.value.mean == 2
+    assert both.value.value == 2
     assert both.difference is not None
-    assert both.difference.mean == 1.5
+    assert both.difference.value == 1.5
     assert both.difference.half_width == pytest.approx(12.706 * 0.5, rel=1e-3)
     assert paired.compared([1.0], []).difference is None
 
@@ -183,30 +186,32 @@ def test_a_study_goes_on_where_it_was(
     study: run.RunSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
-    cell = Cell(arm_of("iif"), 0, study, out)
+    cell = Cell(arm_of("iif"), 0, study, out, probe.of_study(out))
 
     def interrupt(rounds: float, summary: Any) -> None:
         raise Interrupted
 
     with pytest.raises(Interrupted):
         cell.run(interrupt)
-    assert not cell.done
     first = next((cell.run_folder / "records").iterdir())
     content = first.read_bytes()
     assert cli.main(arguments(out)) == 0
     shown = capsys.readouterr().out
     assert "2 runs, 0 of them done" in shown
     assert first.read_bytes() == content
-    assert cell.done
-    found = read_curve(cell.path, PHASES)
+    columns = store.stored(out, KEYS)["iif", 0]
+    assert cell.done(columns)
+    assert not replace(cell, settings=replace(study, rounds=3)).done(columns)
+    found = Curve.of(columns, metrics.PHASES)
     assert found["round"].tolist() == [0, 1, 2]
     assert found["kl"][0] == 0
     assert found["kl"][2] != 0
     assert 0 < found["distinct_2"][1] <= 1 or math.isnan(found["distinct_2"][1])
     assert "| `iif` | 1 |" in shown
     assert "rank correlation with Perspective is 0.40 (9 texts" in shown
-    names = {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir()} - {".lock"}
     files = {"results.md", "results.csv", "generations.md", "curves.png", "index.html", "probe.npz", "settings.json"}
+    files |= {"curves.parquet"}
     assert names == {"ppo", "iif", *files}
     with (out / "results.csv").open() as file:
         rows = {(row["arm"], row["measure"]): row for row in csv.DictReader(file)}
@@ -216,7 +221,7 @@ def test_a_study_goes_on_where_it_was(
     plain, iif = results.arms
     difference = iif.ends["return"].difference
     assert difference is not None
-    assert difference.mean == pytest.approx(found["return"][2] - plain.curves[0]["return"][2])
+    assert difference.value == pytest.approx(found["return"][2] - plain.curves[0]["return"][2])
     assert plain.mean("kept") == 1
     assert iif.mean("kept") < 1
     assert iif.seconds("score") > 0 == plain.seconds("score")
@@ -232,8 +237,8 @@ def test_a_study_goes_on_where_it_was(
     assert charged[2]["score_s"] > free[2]["score_s"] == 0
     assert charged[2]["train_s"] == free[2]["train_s"]
     copied = tmp_path / "copied"  # what is kept of a study: no run folders
-    for name in ("ppo/0.csv", "iif/0.csv", "probe.npz"):
-        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+    copied.mkdir()
+    for name in ("curves.parquet", "probe.npz"):
         shutil.copy(out / name, copied / name)
     with pytest.raises(RollsightError, match="holds no study with its settings"):
         read_results(copied)
@@ -247,7 +252,7 @@ def test_a_study_goes_on_where_it_was(
     assert "the difference to `iif`, paired by seed" in shown
     against = read_results(copied, arm_of("iif")).arms[0].ends["return"].difference
     assert against is not None
-    assert against.mean == pytest.approx(-difference.mean)
+    assert against.value == pytest.approx(-difference.value)
     assert cli.main(arguments(copied, "--against", "random")) == 1
     assert "holds no runs of random: compare with one of its arms, ppo, iif" in capsys.readouterr().err
 
@@ -256,8 +261,8 @@ def test_a_study_goes_on_where_it_was(
     ("more", "named"),
     [
         (["--arms", "iff"], "'iff' is not a valid arm"),
-        (["--seeds", "0"], "--seeds is 0"),
-        (["--eval-prompts", "0"], "--eval-prompts is 0"),
+        (["--seeds", "0"], "--seeds 0 is not possible"),
+        (["--eval-prompts", "0"], "--eval-prompts 0 is not possible"),
         (["--rounds", "0"], "--rounds 0 is not possible"),
         (["--only-report"], "holds no curves"),
     ],

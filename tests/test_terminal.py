@@ -20,9 +20,9 @@ from rollsight.analysis.drawing import new_figure, save_figure
 from rollsight.analysis.page import Panel, short, write_page
 from rollsight.cli import output, progress
 from rollsight.escaping import markdown_cell, plain_html, plain_label, visible, visible_json
-from rollsight.studies import dots, plots
+from rollsight.studies import interval_plots, plots
 from rollsight.studies.completions import by_score
-from rollsight.studies.paper.tables import table
+from rollsight.studies.markdown import table
 
 SOURCE = Path(rollsight.__file__).parent
 # Markup, colours, a cleared screen, the clipboard (OSC 52), C1 controls, a carriage return, a reversed reading order.
@@ -201,8 +201,9 @@ def test_names_with_dollars_are_drawn(tmp_path, call):
     assert (code, err) == (0, "")
     line = plots.Line(DOLLARS, "#000000", np.arange(3.0), np.arange(3.0), np.ones(3))
     plots.draw([plots.Axes("round", "return", [line], DOLLARS)], tmp_path / "plots.svg", 1, (4, 4))
-    column = dots.Column("gain", [dots.Dot(0.1, 0.0, 0.2)], (-1, 1))
-    dots.draw([dots.Dots(DOLLARS, [DOLLARS], ["#000000"], [column])], tmp_path / "dots.svg", "Caption.")
+    column = interval_plots.Column("gain", [interval_plots.Dot(0.1, 0.0, 0.2)], (-1, 1))
+    plot = interval_plots.IntervalPlot(DOLLARS, [DOLLARS], ["#000000"], [column])
+    interval_plots.draw([plot], tmp_path / "dots.svg", "Caption.")
     figure = new_figure(3, 3)
     figure.suptitle(f"{plain_label(DOLLARS)}: " r"$\hat{A}$")  # next to a formula of ours
     save_figure(figure, tmp_path / "mixed.svg")
@@ -212,8 +213,9 @@ def test_names_are_no_markup_on_pages(tmp_path):
     script = "<script>alert(1)</script></script><a href='javascript:x'>"
     line = plots.Line(script, "#000000", np.arange(3.0), np.arange(3.0), np.ones(3))
     drawn = plots.panels([plots.Axes("round", "return", [line], script)])
-    column = dots.Column("gain", [dots.Dot(0.1, 0.0, 0.2)], (-1, 1))
-    drawn.append(dots.panel(dots.Dots(script, [script], ["#000000"], [column]), "dots", script))
+    column = interval_plots.Column("gain", [interval_plots.Dot(0.1, 0.0, 0.2)], (-1, 1))
+    plot = interval_plots.IntervalPlot(script, [script], ["#000000"], [column])
+    drawn.append(interval_plots.panel(plot, "dots", script))
     raw = go.Figure(go.Scatter(x=[script], y=[1], hovertext=[short(script)]))
     path = write_page(tmp_path / "page.html", script, script, [*drawn, Panel("p", script, script, raw)])
     page = path.read_text("utf-8")

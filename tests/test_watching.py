@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from rollsight import RollsightError
-from rollsight.adapters.watching import Watch
+from rollsight.watching import Watch
 
 
 def failing(error: BaseException) -> object:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rollsight.scoring import score_records as score_records
     from rollsight.scoring import trust_line as trust_line
     from rollsight.snapshot import Snapshot as Snapshot
+    from rollsight.update import UpdateRule as UpdateRule
 
 __version__ = "0.1.0"
 
@@ -38,13 +39,14 @@ _HOMES = {
     "Scores": "scoring",
     "Snapshot": "snapshot",
     "TrustLine": "scoring",
+    "UpdateRule": "update",
     "score_records": "scoring",
     "trust_line": "scoring",
     **dict.fromkeys(("language", "objectives", "selection", "targets")),
 }
 
 __all__ = [*_HOMES]
-__getattr__ = at_first_use(__name__, _HOMES)
+__getattr__ = at_first_use(__name__, {**_HOMES, "runs": None})  # run folders need an extra
 
 
 def __dir__() -> list[str]:

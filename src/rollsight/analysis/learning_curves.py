@@ -11,39 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 from rollsight.analysis.drawing import new_figure, save_figure
+from rollsight.analysis.intervals import Interval, band, t_interval
 from rollsight.arrays import Floats, Ints
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_label
 from rollsight.runs import Run, column_as_floats, spell
 
 Measure = Literal["evaluation return", "training return"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % t-interval, mean ± half_width.
-
-    mean: over the values.
-    half_width: None for one value.
-    n: number of values.
-    """
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    @property
-    def low(self) -> float:
-        """The lower end; nan without a width."""
-        return self.mean - (np.nan if self.half_width is None else self.half_width)
-
-    @property
-    def high(self) -> float:
-        """The upper end; nan without a width."""
-        return self.mean + (np.nan if self.half_width is None else self.half_width)
 
 
 @dataclass(frozen=True)
@@ -104,22 +80,6 @@ class Comparison:
     baseline: str
     arms: list[Arm]
     notes: list[str]
-
-
-def t_interval(values: Sequence[float] | Floats) -> Interval:
-    """The mean of the values (n,) and its 95 % t-interval; n at least 1."""
-    sample = np.asarray(values, np.float64)
-    n = len(sample)
-    if n > 1 and np.ptp(sample) == 0:  # the mean of equal values is rounded, and they would deviate from it
-        return Interval(float(sample[0]), 0.0, n)
-    half_width = float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    return Interval(float(sample.mean()), half_width, n)
-
-
-def band(curves: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Mean and half-width (R,) of the 95 % t-interval over curves of R points each; one curve has half-widths NaN."""
-    intervals = [t_interval(column) for column in np.stack(curves).T]
-    return np.array([one.mean for one in intervals]), np.array([one.high - one.mean for one in intervals])
 
 
 def evaluation_curve(run: Run) -> Curve | None:
@@ -187,7 +147,7 @@ def _seed(run: Run) -> str:
 
 def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
     notes: list[str] = []
-    curves, measure = _curves(env, runs, notes)
+    curves, measure = _curves(runs, notes)
     rounds = _common_rounds(env, curves, notes)
     counted = rounds[rounds > 0]
 
@@ -245,7 +205,7 @@ def _summarise(
     )
 
 
-def _curves(env: str, runs: list[Run], notes: list[str]) -> tuple[list[Curve], Measure]:
+def _curves(runs: list[Run], notes: list[str]) -> tuple[list[Curve], Measure]:
     """The evaluation curves of the runs, or, where one has none, the training curves of all: never one of each."""
     evaluated = [evaluation_curve(run) for run in runs]
     without = [run.name for run, curve in zip(runs, evaluated, strict=True) if curve is None]

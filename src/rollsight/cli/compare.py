@@ -1,7 +1,7 @@
 """`rollsight compare`: learning curves of several runs, arm against arm."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rollsight import runs
 from rollsight.analysis.drawing import STILL, check_figure
-from rollsight.analysis.learning_curves import Comparison, Interval, compare_runs, describe_rounds, draw_curves
+from rollsight.analysis.intervals import Interval
+from rollsight.analysis.learning_curves import Comparison, compare_runs, describe_rounds, draw_curves
 from rollsight.cli import output
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
@@ -103,14 +104,25 @@ def show(comparison: Comparison, console: Console) -> None:
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """One environment's comparison as plain data, learning curves included."""
-    return asdict(comparison)
+    arms = [{name: _plain(value) for name, value in vars(arm).items()} for arm in comparison.arms]
+    return vars(comparison) | {"arms": arms}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, Interval):
+        return value
+    return {
+        "mean": value.value,
+        "half_width": None if math.isnan(value.half_width) else value.half_width,
+        "n": value.n,
+    }
 
 
 def _spell(interval: Interval | None) -> str:
     """Mean ± half-width, to the decimals that the width supports."""
     if interval is None:
         return "-"
-    if interval.half_width is None:
-        return f"{interval.mean:.4g}"
+    if math.isnan(interval.half_width):
+        return f"{interval.value:.4g}"
     decimals = next((d for d in range(4) if interval.half_width * 10**d >= 10), 3)
-    return f"{interval.mean:.{decimals}f} ± {interval.half_width:.{decimals}f}"
+    return f"{interval.value:.{decimals}f} ± {interval.half_width:.{decimals}f}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -24,7 +23,6 @@ from rollsight.runs import Run
 if TYPE_CHECKING:
     from rollsight.analysis.phases.formation import Development
     from rollsight.records import Records, Rows
-    from rollsight.snapshot import Snapshot
 
 
 def phases(
@@ -89,38 +87,32 @@ def phases(
     opened = runs.open(run)
     check_snapshots(opened, "the scores need")
 
-    from rollsight.analysis.phases import development
     from rollsight.analysis.phases.draw import draw
+    from rollsight.analysis.phases.of_run import as_json, behaviour_of, development_of
     from rollsight.snapshot import Snapshot
 
     use_one_thread()
     console = output.console(stderr=json)
-    last = Snapshot.load(opened.snapshot_path(opened.snapshot_rounds[-1]))
     if record is not None:
-        behaviour = _behaviour_of(opened, record)
+        behaviour = behaviour_of(opened, *_existing(opened, record))
     else:
         assert obs is not None
         assert action is not None
-        behaviour = _entry(last.records, "obs", obs), _entry(last.records, "actions", action)
-
-    def snapshots() -> Iterator[Snapshot]:
-        numbers = opened.snapshot_rounds
-        with progress_bar(console) as progress:
-            for number in progress.track(numbers, description="rounds"):
-                yield Snapshot.load(opened.snapshot_path(number))
-
-    result = development(
-        snapshots(),
-        last.replay().policy,
-        *behaviour,
-        top=top,
-        neighbours=neighbours,
-        permutations=permutations,
-        seed=seed,
-    )
-    explained = {name: _plain(rows) for name, rows in zip(("obs", "action"), behaviour, strict=True)}
-    whole = {"run": str(run), "explained": {"record": record, **explained}, "embedded_by_policy_after": last.round}
-    printed = {**whole, **runs.jsonable(result)}
+        records = Snapshot.load(opened.snapshot_path(opened.snapshot_rounds[-1])).records
+        behaviour = _entry(records, "obs", obs), _entry(records, "actions", action)
+    with progress_bar(console) as progress:
+        task = progress.add_task("rounds", total=None)
+        result = development_of(
+            opened,
+            *behaviour,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            top=top,
+            neighbours=neighbours,
+            permutations=permutations,
+            seed=seed,
+        )
+    printed = as_json(opened, result, record, *behaviour) | {"run": str(run)}
+    explained, last = printed["explained"], printed["embedded_by_policy_after"]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         output.write_json(out / "result.json", printed)
@@ -130,7 +122,7 @@ def phases(
     if json:
         output.print_json(printed)
         return
-    show(result, title, last.round, console)
+    show(result, title, last, console)
     output.print_files(console, files)
 
 
@@ -165,21 +157,16 @@ def show(result: Development, title: str, last: int, console: Console) -> None:
     )
 
 
-def _behaviour_of(run: Run, text: str) -> tuple[Rows, Rows]:
-    """State and action of a record, from its round's snapshot: the run's table may lack large observations."""
-    from rollsight.records import take_rows
-    from rollsight.snapshot import Snapshot
-
+def _existing(run: Run, text: str) -> tuple[int, int, int]:
+    """Round, environment and step of a record that the run has."""
     number, env, step = parse_record_name(text)
     if number not in run.rounds:
         raise RollsightError(
             f"--record {text}: {run.path} has no round {number}, its rounds are {runs.spell(run.rounds)}"
         )
-    path = run.snapshot_path(number)
-    find_record(run.records(number), number, env, step)  # complains where there is none
-    records = Snapshot.load(path).records
-    row = ((records.ids["env"] == env) & (records.ids["step"] == step)).nonzero()[0]
-    return take_rows(records.obs, row), take_rows(records.actions, row)
+    run.snapshot_path(number)  # complains where there is none
+    find_record(run.records(number), number, env, step)  # likewise
+    return number, env, step
 
 
 def _entry(records: Records, name: str, text: str) -> Rows:
@@ -206,7 +193,3 @@ def _entry(records: Records, name: str, text: str) -> Rows:
     if not column.is_floating_point() and bool((number != number.round()).any()):
         raise RollsightError(f"{option} {text} must be whole numbers here")
     return number.reshape(1, *shape).to(column.dtype)
-
-
-def _plain(rows: Any) -> Any:
-    return {key: part[0].tolist() for key, part in rows.items()} if isinstance(rows, dict) else rows[0].tolist()

@@ -14,6 +14,7 @@ from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
 from rollsight.runs import Run
+from rollsight.runs.ranking import scored_round
 
 
 def top(
@@ -94,31 +95,6 @@ def top(
     )
     show = shown_records.in_full if full else shown_records.lines
     show(console, ranked)
-
-
-def scored_round(run: Run, target: str | None, round: int | None) -> tuple[int, str]:
-    """The given round, or the last one, with stored scores of the target; no target is the first that it stores.
-
-    Raises:
-        RollsightError: there is none; the message says which targets are stored.
-    """
-    hint = ", or explain one action with --record ENV:STEP" if target == "action" else ""
-    if round is not None:
-        stored = run.targets(round)
-        if not stored or target not in (None, *stored):
-            choices = f"choose from {', '.join(stored)}" if stored else "it was not scored, choose another round"
-            what = "no scores" if target is None else f"no scores of {target!r}"
-            raise RollsightError(f"round {round} of {run.path} stores {what}: {choices}{hint}")
-        return round, target or stored[0]
-    found: dict[str, None] = {}
-    for candidate in reversed(run.rounds):
-        stored = run.targets(candidate)
-        if stored and target in (None, *stored):
-            return candidate, target or stored[0]
-        found |= dict.fromkeys(stored)
-    choices = f"choose from {', '.join(found)}" if found else "no round is scored yet"
-    what = "no scores" if target is None else f"no scores of {target!r}"
-    raise RollsightError(f"{run.path} stores {what}: {choices}{hint}")
 
 
 def snapshot_round(run: Run, round: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -57,6 +58,8 @@ class Server:
         names = tuple(allow_hosts) if security.is_local(host) else ()
         app = create_app(Reading(folders), prefix=prefix, hosts=names, token=token)
         application = app.server if prefix == "/" else _without_prefix(app.server, prefix)
+        with contextlib.suppress(ImportError):
+            import pandas  # noqa: F401 - pyarrow and plotly would import it in several threads at once, which fails
         self._server = _bound(host, port, application)
         shown = allow_hosts[0] if allow_hosts else f"{_bracketed(host)}:{self._server.port}"
         self.url = f"http://{shown}{prefix}" + (f"?token={token}" if token else "")

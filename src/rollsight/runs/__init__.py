@@ -6,6 +6,7 @@ runs/NAME/
   records/round-000001.parquet      every record of the round
   rounds/round-000001.parquet       the round's summary, one row; written last, so the round is complete with it
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
+  findings/round-000004.parquet     what the doctor found in the round that it had not found before
   snapshots/round-000010.pt         the frozen round
   checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   SHA256SUMS                        the digest of every file above but run.json, which holds its own
@@ -14,6 +15,7 @@ runs/NAME/
 """
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from rollsight.errors import MissingExtra
 
@@ -26,17 +28,25 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("reading and writing runs", error.name or "pyarrow", "runs") from error
 
+from rollsight.lazy import at_first_use
 from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
 from rollsight.runs.results import results_folder, stored_results
-from rollsight.runs.writer import RunWriter, create, resume
+from rollsight.runs.writer import RunWriter, as_table, create, resume
+
+if TYPE_CHECKING:
+    from rollsight.runs.recorder import Recorder as Recorder
+
+__getattr__ = at_first_use(__name__, {"Recorder": "recorder"})  # it needs torch, and reading does not
 
 __all__ = [
+    "Recorder",
     "Run",
     "RunWriter",
+    "as_table",
     "column_as_floats",
     "create",
     "find_runs",

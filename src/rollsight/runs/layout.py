@@ -14,7 +14,7 @@ from filelock import lock_descriptor, unlock_descriptor
 
 from rollsight.errors import RollsightError
 
-Kind = Literal["records", "rounds", "evaluations", "snapshots", "checkpoints"]
+Kind = Literal["records", "rounds", "evaluations", "findings", "snapshots", "checkpoints"]
 
 FORMAT = 1  # raised when a reader of the older layout could misread a newer folder
 METADATA = "run.json"
@@ -22,15 +22,16 @@ LOCK = ".lock"
 DIGESTS = "SHA256SUMS"
 # For `os.open`: follow no symbolic link (Windows cannot say so), and change no line end (as only Windows would).
 PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_PROBES = 3  # of a lock: two readers that ask at once would otherwise see each other
+_TRIES, _BETWEEN_TRIES = 4, 0.002  # of taking the lock; seconds
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a write to an open file fails with; a library may report it in its own way.
 _WRITE_ERRORS = (*_DISK_FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-TABLES: tuple[Kind, ...] = ("records", "rounds", "evaluations")
+TABLES: tuple[Kind, ...] = ("records", "rounds", "evaluations", "findings")
 SUFFIXES: dict[Kind, str] = {
     "rounds": ".parquet",  # first: where files are removed, a round stops being complete before it loses its records
     "records": ".parquet",
     "evaluations": ".parquet",
+    "findings": ".parquet",
     "snapshots": ".pt",
     "checkpoints": ".pt",
 }
@@ -42,17 +43,24 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_being_written(run: Path) -> bool:
-    """Whether a process holds the run for writing now. The lock itself is not touched."""
+    """Whether a process holds the run for writing now. Takes the lock for a moment, for which others wait."""
     try:
         with open(run / LOCK, "rb") as file:
-            for _ in range(_PROBES):
-                if lock_descriptor(file.fileno(), blocking=False):
-                    unlock_descriptor(file.fileno())
-                    return False
-                time.sleep(0.001)
+            if free := take_lock(file.fileno()):
+                unlock_descriptor(file.fileno())
+            return not free
     except OSError:
         return False  # no lock file: of another machine, or never written to by this version
-    return True
+
+
+def take_lock(descriptor: int) -> bool:
+    """Lock an open file for this process alone; whether that went. Who only looks whether somebody writes holds the
+    lock for some microseconds."""
+    for _ in range(_TRIES):
+        if lock_descriptor(descriptor, blocking=False):
+            return True
+        time.sleep(_BETWEEN_TRIES)
+    return False
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -1,12 +1,17 @@
 """Which records of a round stand at the top or the bottom of a score."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from rollsight.arrays import Bools, Floats
 from rollsight.errors import RollsightError
+
+if TYPE_CHECKING:
+    from rollsight.runs.reader import Run
 
 
 def column_as_floats(table: pa.Table, name: str) -> Floats:
@@ -42,3 +47,28 @@ def rank_records(records: pa.Table, scores: Floats, n: int, *, lowest: bool = Fa
         {"rank": rank, **row, "score": float(scores[index])}
         for rank, (index, row) in enumerate(zip(chosen, rows, strict=True), 1)
     ]
+
+
+def scored_round(run: Run, target: str | None, round: int | None) -> tuple[int, str]:
+    """The given round, or the last one, with stored scores of the target; no target is the first that it stores.
+
+    Raises:
+        RollsightError: there is none; the message says which targets are stored.
+    """
+    hint = ", or explain one action with --record ENV:STEP" if target == "action" else ""
+    if round is not None:
+        stored = run.targets(round)
+        if not stored or target not in (None, *stored):
+            choices = f"choose from {', '.join(stored)}" if stored else "it was not scored, choose another round"
+            what = "no scores" if target is None else f"no scores of {target!r}"
+            raise RollsightError(f"round {round} of {run.path} stores {what}: {choices}{hint}")
+        return round, target or stored[0]
+    found: dict[str, None] = {}
+    for candidate in reversed(run.rounds):
+        stored = run.targets(candidate)
+        if stored and target in (None, *stored):
+            return candidate, target or stored[0]
+        found |= dict.fromkeys(stored)
+    choices = f"choose from {', '.join(found)}" if found else "no round is scored yet"
+    what = "no scores" if target is None else f"no scores of {target!r}"
+    raise RollsightError(f"{run.path} stores {what}: {choices}{hint}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollsight.errors import RollsightError
+from rollsight.runs.frames import Library, as_frame
 from rollsight.runs.layout import (
     DIGESTS,
     METADATA,
@@ -27,8 +29,10 @@ from rollsight.runs.layout import (
     spell,
 )
 from rollsight.runs.metadata import read_metadata
+from rollsight.runs.ranking import column_as_floats, rank_records, scored_round
 from rollsight.runs.schema import renamed
 from rollsight.runs.verified import VerifiedFiles, damaged
+from rollsight.runs.views import select_metadata, select_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -98,8 +102,8 @@ class Run:
 
     def rows(
         self,
-        kind: Literal["rounds", "evaluations"],
-        columns: list[str] | None = None,
+        kind: Literal["records", "rounds", "evaluations", "findings"],
+        columns: Sequence[str] | None = None,
         rounds: Collection[int] | None = None,
     ) -> pa.Table:
         """These columns of every complete round, in order of rounds, null where a round has none of that name.
@@ -128,7 +132,64 @@ class Run:
         if columns is None:
             return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
         empty = pa.table({name: pa.nulls(0) for name in columns})  # pa.array would import pandas
-        return pa.concat_tables([empty, *tables], promote_options="permissive").select(columns)
+        return pa.concat_tables([empty, *tables], promote_options="permissive").select(list(columns))
+
+    def summary(self, round: int) -> dict[str, Any]:
+        """The summary of a complete round.
+
+        Raises:
+            RollsightError: there is no such round, or its file is damaged.
+        """
+        table = parse(self._existing("rounds", round), self._files.content("rounds", round))
+        rows: list[dict[str, Any]] = _with_names_of_today(table, renamed(self.metadata, "rounds")).to_pylist()
+        return rows[0] if rows else {}
+
+    def frame(
+        self,
+        table: Literal["records", "rounds", "evaluations"],
+        rounds: Collection[int] | None = None,
+        columns: Sequence[str] | None = None,
+        as_: Library = "pandas",
+    ) -> Any:
+        """A table of the run as a data frame: one row per record, complete round or evaluation episode.
+
+        rounds: those to read, None for all; the records of many rounds are large. columns: None for all of them; null
+        where a round has none of that name. as_: "pandas", "polars" or "arrow".
+
+        Raises:
+            RollsightError: there is no such table or round, a file is damaged, or the library is not installed.
+        """
+        if table not in TABLES:
+            raise RollsightError(f"there is no table {table!r}: choose from {', '.join(TABLES)}")
+        for round in rounds or ():
+            self._existing(table, round)
+        return as_frame(self.rows(table, columns, rounds), as_)
+
+    def to_pandas(self, table: Literal["records", "rounds", "evaluations"] = "records") -> Any:
+        """A whole table as a pandas data frame; `frame` takes a part of it."""
+        return self.frame(table)
+
+    def top(
+        self,
+        n: int = 10,
+        target: str | None = None,
+        round: int | None = None,
+        *,
+        lowest: bool = False,
+        as_: Library = "pandas",
+    ) -> Any:
+        """The n valid records of a round that helped the target most, best first, as a data frame with their `rank`
+        and `score`; those that hurt it most with `lowest`.
+
+        target: None for the first that is stored; round: None for the last that has its scores.
+
+        Raises:
+            RollsightError: no scores of the target are stored, or the library is not installed.
+        """
+        round, target = scored_round(self, target, round)
+        records = self.records(round)
+        ranked = rank_records(records, column_as_floats(records, f"{SCORE_PREFIX}{target}"), n, lowest=lowest)
+        return as_frame(pa.Table.from_pylist(ranked), as_)
 
     def states(self, kind: Kind) -> dict[int, tuple[int, int]]:
         """Round -> when its file of this kind was written and its size in bytes: what differs where it was replaced."""
@@ -178,8 +239,8 @@ class Run:
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the run and return its result, already computed.
 
-        The tables are `records`, `rounds` and `evaluations` (one row per record, complete round, evaluation episode)
-        and `run` (one row: the metadata, nested entries as JSON).
+        The tables are `records`, `rounds`, `evaluations` and `findings` (one row per record, complete round, evaluation
+        episode, finding of the doctor) and `run` (one row: the metadata, nested entries as JSON).
 
         Raises:
             RollsightError: the query is wrong, asks for a table that has no rows yet, or meets a damaged file.
@@ -201,9 +262,9 @@ class Run:
         try:
             for table, paths in files.items():
                 if paths:
-                    selected = _select(self._database, paths, renamed(self.metadata, table))
+                    selected = select_rows(self._database, paths, renamed(self.metadata, table))
                     self._database.execute(f"create or replace view {table} as {selected}")
-            self._database.execute(f"create or replace view run as {_select_metadata(self.path, self.metadata)}")
+            self._database.execute(f"create or replace view run as {select_metadata(self.path, self.metadata)}")
             relation: Any = self._database.sql(query)
             if relation is not None:
                 # Computed here, so that every error of the query is met here.
@@ -211,6 +272,18 @@ class Run:
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")
+
+    def view(self, height: int = 760) -> Any:
+        """The explorer on this run, for the last line of a notebook's cell; its `url` elsewhere.
+
+        height: of the cell, in pixels.
+
+        Raises:
+            ModuleNotFoundError: the extra `explorer` is not installed.
+        """
+        # By its name, because a run needs no explorer, which stands on it.
+        notebook = importlib.import_module("rollsight.explorer.notebook")
+        return notebook.View(self.path, height)
 
     def _content(self, round: int) -> bytes:
         self._say("records")
@@ -284,45 +357,6 @@ def _with_names_of_today(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
             for name in table.column_names
         ]
     )
-
-
-def _select(database: duckdb.DuckDBPyConnection, paths: list[Path], names: Mapping[str, str]) -> str:
-    """All rows of the files, the columns under their names of today."""
-    rows = _select_all(paths)
-    if not names:
-        return rows
-    stored = [column for column, *_ in database.execute(f"describe {rows}").fetchall()]
-    old_names = {new: old for old, new in names.items() if old in stored}
-    columns = []
-    for name in stored:
-        if (old := old_names.get(name)) is not None:  # files of both schemas
-            columns.append(f"coalesce({_name(name)}, {_name(old)}) as {_name(name)}")
-        elif name not in names:
-            columns.append(_name(name))
-        elif names[name] not in stored:
-            columns.append(f"{_name(name)} as {_name(names[name])}")
-    return f"select {', '.join(columns)} from ({rows})"
-
-
-def _select_all(paths: list[Path]) -> str:
-    # DuckDB takes *, ? and [ in a file name as a pattern, and key=value folders as columns.
-    names = [re.sub(r"([*?\[])", r"[\1]", str(path.absolute())) for path in paths]
-    return f"select * from read_parquet([{', '.join(map(_quote, names))}], union_by_name=true, hive_partitioning=false)"
-
-
-def _select_metadata(run: Path, metadata: dict[str, Any]) -> str:
-    types = {str: "VARCHAR", bool: "BOOLEAN", int: "BIGINT", float: "DOUBLE"}
-    columns = ", ".join(f"{_quote(name)}: '{types.get(type(value), 'JSON')}'" for name, value in metadata.items())
-    name = re.sub(r"([*?\[])", r"[\1]", str((run / METADATA).absolute()))
-    return f"select * from read_json({_quote(name)}, columns={{{columns}}})"
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _schema(path: Path, content: bytes) -> pa.Schema:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 SCHEMA = 2  # `schema` in run.json; runs without it are of 1
 
-Host = Literal["sb3", "compiled", "trl", "rlhf"]
-Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers"]
-Table = Literal["records", "rounds", "evaluations"]
+Host = Literal["sb3", "compiled", "trl", "rlhf", "own"]
+Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers", "texts"]
+Table = Literal["records", "rounds", "evaluations", "findings"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Column:
     """One column.
 
     name: a `*` in it stands for any text.
-    type: "array" is a number or a nested list of them; "integers" and "numbers" are lists. Every column may be null.
+    type: "array" is a number or a nested list of them; "integers", "numbers" and "texts" are lists. Every column may be
+        null.
     unit: empty where there is none.
     meaning: one sentence for the reader of a table.
     hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s compiled engine ("compiled"),
-        TRL's trainers ("trl"), `rollsight rlhf` ("rlhf").
+        TRL's trainers ("trl"), `rollsight rlhf` ("rlhf"), a loop of one's own through `runs.Recorder` ("own", which
+        may be given any other column of the schema too).
     """
 
     name: str
@@ -33,78 +35,92 @@ class Column:
     hosts: tuple[Host, ...]
 
 
-_ALL: tuple[Host, ...] = ("sb3", "compiled", "trl", "rlhf")
+_ALL: tuple[Host, ...] = ("sb3", "compiled", "trl", "rlhf", "own")
 _STEPS: tuple[Host, ...] = ("sb3", "compiled")
+_STEPS_OWN: tuple[Host, ...] = (*_STEPS, "own")
 _TEXTS: tuple[Host, ...] = ("trl", "rlhf")
+_OTHERS: tuple[Host, ...] = ("sb3", "compiled", "trl", "own")
+_TEXTS_OWN: tuple[Host, ...] = (*_TEXTS, "own")
 _OWN_UPDATE: tuple[Host, ...] = ("sb3", "compiled", "rlhf")  # whose update is over when the summary is written
 
 RECORDS = (
     Column("round", "integer", "", "number of the round, from 1", _ALL),
-    Column("env", "integer", "", "number of the environment", _STEPS),
-    Column("step", "integer", "steps", "place in the rollout of its environment", _STEPS),
+    Column("env", "integer", "", "number of the environment", _STEPS_OWN),
+    Column("step", "integer", "steps", "place in the rollout of its environment", _STEPS_OWN),
     Column("episode", "integer", "", "number of the episode in the run; of the completion in the round", _ALL),
-    Column("episode_step", "integer", "steps", "steps since the episode began; -1 where a step only resets", _STEPS),
-    Column("group", "integer", "", "number of the prompt in the round", _TEXTS),
-    Column("obs", "array", "", "observation before the action; of large ones a sample", _STEPS),
-    Column("obs.*", "array", "", "entry of an observation that is a dictionary", ("sb3",)),
+    Column(
+        "episode_step", "integer", "steps", "steps since the episode began; -1 where a step only resets", _STEPS_OWN
+    ),
+    Column("group", "integer", "", "number of the prompt in the round", _TEXTS_OWN),
+    Column("obs", "array", "", "observation before the action; of large ones a sample", _STEPS_OWN),
+    Column("obs.*", "array", "", "entry of an observation that is a dictionary", ("sb3", "own")),
     Column("action_masks", "array", "", "which actions were allowed (MaskablePPO)", ("sb3",)),
-    Column("action", "array", "", "action taken", _STEPS),
-    Column("prompt", "text", "", "prompt; a conversation is JSON", _TEXTS),
-    Column("completion", "text", "", "completion; a conversation is JSON", _TEXTS),
-    Column("length", "integer", "tokens", "tokens of the completion that are trained on", _TEXTS),
+    Column("action", "array", "", "action taken", _STEPS_OWN),
+    Column("prompt", "text", "", "prompt; a conversation is JSON", _TEXTS_OWN),
+    Column("completion", "text", "", "completion; a conversation is JSON", _TEXTS_OWN),
+    Column("length", "integer", "tokens", "tokens of the completion that are trained on", _TEXTS_OWN),
     Column("reward", "number", "reward", "reward as the environment or the reward function gave it", _ALL),
     Column("reward_*", "number", "reward", "of one reward function", ("trl",)),
     Column("kl", "number", "nats", "log-probability minus that of the reference, summed over tokens", ("rlhf",)),
-    Column("value", "number", "return", "value estimate before the update", _STEPS),
+    Column("value", "number", "return", "value estimate before the update", _STEPS_OWN),
     Column("advantage", "number", "return", "advantage; of completions as it is trained on, at the last token", _ALL),
-    Column("return", "number", "return", "what the value function is trained on", _STEPS),
-    Column("log_prob", "number", "nats", "log-probability of the action when it was taken", _STEPS),
-    Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS),
-    Column("token_ids", "integers", "", "tokens of the completion", ("rlhf",)),
-    Column("token_log_probs", "numbers", "nats", "log-probability of each token when it was sampled", ("rlhf",)),
-    Column("token_values", "numbers", "return", "value estimate at each token before the update", ("rlhf",)),
-    Column("token_advantages", "numbers", "", "advantage of each token, whitened over the round", ("rlhf",)),
+    Column("return", "number", "return", "what the value function is trained on", _STEPS_OWN),
+    Column("log_prob", "number", "nats", "log-probability of the action when it was taken", _STEPS_OWN),
+    Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS_OWN),
+    Column("token_ids", "integers", "", "tokens of the completion", ("rlhf", "own")),
+    Column("token_texts", "texts", "", "text of each token; joined, the completion with its special tokens", ("rlhf",)),
+    Column("token_log_probs", "numbers", "nats", "log-probability of each token when it was sampled", ("rlhf", "own")),
+    Column("token_values", "numbers", "return", "value estimate at each token before the update", ("rlhf", "own")),
+    Column("token_advantages", "numbers", "", "advantage of each token, whitened over the round", ("rlhf", "own")),
     Column("score_*", "number", "target per weight of the record", "influence on the target; negative hurts it", _ALL),
     Column("kept", "boolean", "", "whether the record stayed in the update", _ALL),
     Column("valid", "boolean", "", "whether there is something to train on and to score", _ALL),
-    Column("episode_return", "number", "reward", "return of its episode, where that ended in the round", _STEPS),
-    Column("episode_start", "text", "", "how the episode began, as JSON, at its first step", _STEPS),
+    Column("episode_return", "number", "reward", "return of its episode, where that ended in the round", _STEPS_OWN),
+    Column("episode_start", "text", "", "how the episode began, as JSON, at its first step", _STEPS_OWN),
 )
 
 ROUNDS = (
     Column("round", "integer", "", "number of the round, from 1", _ALL),
-    Column("timesteps", "integer", "steps", "environment steps up to the end of the round", _STEPS),
+    Column("timesteps", "integer", "steps", "environment steps up to the end of the round", _STEPS_OWN),
     Column("step", "integer", "", "optimiser steps before the round", ("trl",)),
     Column("records", "integer", "", "records", _ALL),
     Column("valid", "integer", "", "valid records", _ALL),
     Column("invalid_rows", "integer", "", "the others", _ALL),
-    Column("explained_variance", "number", "", "1 - var(return - value) / var(return), before the update", _OWN_UPDATE),
-    Column("advantage_mean", "number", "return", "mean advantage of the valid records", ("sb3", "compiled", "trl")),
-    Column("advantage_std", "number", "return", "their standard deviation", ("sb3", "compiled", "trl")),
-    Column("episodes", "integer", "", "episodes that ended in the round and were seen from their beginning", _STEPS),
-    Column("return_mean", "number", "reward", "mean return of these episodes", _STEPS),
-    Column("return_std", "number", "reward", "standard deviation of their returns", _STEPS),
-    Column("episode_length_mean", "number", "steps", "mean length of these episodes", _STEPS),
+    Column(
+        "explained_variance",
+        "number",
+        "",
+        "1 - var(return - value) / var(return), before the update",
+        (*_OWN_UPDATE, "own"),
+    ),
+    Column("advantage_mean", "number", "return", "mean advantage of the valid records", _OTHERS),
+    Column("advantage_std", "number", "return", "their standard deviation", _OTHERS),
+    Column(
+        "episodes", "integer", "", "episodes that ended in the round and were seen from their beginning", _STEPS_OWN
+    ),
+    Column("return_mean", "number", "reward", "mean return of these episodes", _STEPS_OWN),
+    Column("return_std", "number", "reward", "standard deviation of their returns", _STEPS_OWN),
+    Column("episode_length_mean", "number", "steps", "mean length of these episodes", _STEPS_OWN),
     Column("episodes_terminated", "integer", "", "episodes that ended in the round by themselves", _STEPS),
     Column("episodes_truncated", "integer", "", "episodes that were cut off in the round", _STEPS),
-    Column("entropy_mean", "number", "nats", "mean of the records' entropy", _STEPS),
-    Column("reward_mean", "number", "reward", "mean reward of the completions", _TEXTS),
-    Column("reward_std", "number", "reward", "standard deviation of their rewards", _TEXTS),
-    Column("length_mean", "number", "tokens", "mean length of the completions", _TEXTS),
+    Column("entropy_mean", "number", "nats", "mean of the records' entropy", _STEPS_OWN),
+    Column("reward_mean", "number", "reward", "mean reward of the completions", _TEXTS_OWN),
+    Column("reward_std", "number", "reward", "standard deviation of their rewards", _TEXTS_OWN),
+    Column("length_mean", "number", "tokens", "mean length of the completions", _TEXTS_OWN),
     Column("kl_mean", "number", "nats", "mean of the completions' kl", ("rlhf",)),
     Column("empty", "integer", "", "completions without text", ("rlhf",)),
     Column("distinct_1", "number", "", "different tokens per token, over all completions", ("rlhf",)),
     Column("distinct_2", "number", "", "different pairs of tokens per pair", ("rlhf",)),
     Column("scored", "boolean", "", "whether the records were scored", _ALL),
     Column("target", "text", "", "target that decides the selection", _ALL),
-    Column("normalisation", "text", "", "how advantages are normalised in the scores", ("sb3", "compiled", "trl")),
-    Column("backend", "text", "", "how the scores were computed", ("sb3", "compiled", "trl")),
+    Column("normalisation", "text", "", "how advantages are normalised in the scores", _OTHERS),
+    Column("backend", "text", "", "how the scores were computed", _OTHERS),
     Column("neg_frac", "number", "", "share of negative scores", _ALL),
     Column("neg_mass", "number", "", "their share of the sum of absolute scores", _ALL),
     Column("top1pct_share", "number", "", "share of that sum in the largest hundredth of the scores", _ALL),
     Column("score_*", "number", "target per weight of the record", "min, p01, median, p99, max of the scores", _ALL),
-    Column("trust_*", "number", "", "agreement of scores from halves of the round; see definitions", _STEPS),
-    Column("target_grad_norm", "number", "", "norm of the target's gradient", _STEPS),
+    Column("trust_*", "number", "", "agreement of scores from halves of the round; see definitions", _STEPS_OWN),
+    Column("target_grad_norm", "number", "", "norm of the target's gradient", _STEPS_OWN),
     Column("semantic", "text", "", "how dropped records leave the update: repacked or masked", _ALL),
     Column("units_requested", "integer", "", "units that the rule asked to drop", _ALL),
     Column("units_dropped", "integer", "", "units that were dropped", _ALL),
@@ -140,7 +156,24 @@ EVALUATIONS = (
     Column("kl", "number", "nats", "log-probability minus that of the reference, summed over tokens", ("rlhf",)),
 )
 
-TABLES: Mapping[Table, tuple[Column, ...]] = {"records": RECORDS, "rounds": ROUNDS, "evaluations": EVALUATIONS}
+FINDINGS = (
+    Column("round", "integer", "", "the round after which it was found first", _ALL),
+    Column("check", "text", "", "name of the check", _ALL),
+    Column("family", "text", "", "page of the documentation that explains it", _ALL),
+    Column("severity", "text", "", "severe, warning or note", _ALL),
+    Column("sure", "text", "", "certain, likely or possible: how sure the cause is", _ALL),
+    Column("wrong", "text", "", "what is wrong, in one sentence", _ALL),
+    Column("value", "number", "", "the check's statistic, larger is worse", _ALL),
+    Column("figures", "text", "", "the figures that show it, as JSON", _ALL),
+    Column("where", "text", "", "rounds, environments, episodes, features, prompts and records, as JSON", _ALL),
+)
+
+TABLES: Mapping[Table, tuple[Column, ...]] = {
+    "records": RECORDS,
+    "rounds": ROUNDS,
+    "evaluations": EVALUATIONS,
+    "findings": FINDINGS,  # of runs that the doctor watched
+}
 
 
 def column_of(table: Table, name: str) -> Column | None:

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import lock_descriptor, unlock_descriptor
+from filelock import unlock_descriptor
 
 from rollsight.arrays import Array
 from rollsight.errors import OptionError, RollsightError
@@ -29,6 +29,7 @@ from rollsight.runs.layout import (
     round_name,
     round_numbers,
     round_path,
+    take_lock,
     temporary_files,
     whole_file,
 )
@@ -151,7 +152,7 @@ class RunWriter:
         Raises:
             RollsightError: the round is written already, or the columns differ in length or hold what Parquet cannot.
         """
-        self._write_table("records", self._next(round), _table(columns))
+        self._write_table("records", self._next(round), as_table(columns))
 
     def write_round(self, round: int, summary: Mapping[str, Any]) -> None:
         """Write the round's one-row summary (scalars or None by name) and thereby complete the round.
@@ -160,7 +161,7 @@ class RunWriter:
             RollsightError: the round is not after the last complete one, or a value is not a scalar.
         """
         round = self._next(round)
-        self._write_table("rounds", round, _table({"round": [round]} | {name: [v] for name, v in summary.items()}))
+        self._write_table("rounds", round, as_table({"round": [round]} | {name: [v] for name, v in summary.items()}))
         self._last_round = round
 
     def write_evaluation(
@@ -179,7 +180,15 @@ class RunWriter:
             "length": np.asarray(lengths, np.int64),
             **(more or {}),
         }
-        self._write_table("evaluations", round, _table(columns))
+        self._write_table("evaluations", round, as_table(columns))
+
+    def write_findings(self, round: int, columns: Mapping[str, Column]) -> None:
+        """Write what the doctor found first in this round, one entry per finding in each column.
+
+        Raises:
+            RollsightError: the round has its findings already, or the columns differ in length.
+        """
+        self._write_table("findings", self._next(round), as_table(columns))
 
     def write_snapshot(self, round: int, write: Callable[[BinaryIO], None]) -> None:
         """Write the round's snapshot; `write` puts its bytes into the open binary file it is given.
@@ -293,7 +302,7 @@ def _lock(path: Path) -> int:
         earlier._taken_over = True
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | PLAIN, 0o644)
     try:
-        if not lock_descriptor(descriptor, blocking=False):
+        if not take_lock(descriptor):
             raise RollsightError(f"another process is writing to the run {path}: wait for it, or choose another place")
     except BaseException:
         os.close(descriptor)
@@ -316,7 +325,12 @@ def _remove_after(run: Path, last: int) -> None:
             temporary.unlink()
 
 
-def _table(columns: Mapping[str, Column]) -> pa.Table:
+def as_table(columns: Mapping[str, Column]) -> pa.Table:
+    """Columns of one length as the table that is written of them.
+
+    Raises:
+        RollsightError: they differ in length, or hold what Parquet cannot.
+    """
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise RollsightError(f"columns of one table must have equal lengths, these have {lengths}")

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.studies.paper.tables import table
+from rollsight.studies.arms import AnArm
+from rollsight.studies.cells import run_folder
+from rollsight.studies.markdown import table
+from rollsight.studies.results import ArmCurves
+
+_SHOWN = 8  # completions at either end
+
+
+def page(folder: Path, arms: Sequence[ArmCurves[AnArm]], round: int | None) -> str:
+    """Completions of these arms' first seeds; empty where none of their run folders is in the study's folder. round
+    None: the last.
+
+    Raises:
+        RollsightError: a run does not have the round.
+    """
+    sections = list[str]()
+    for one in arms:
+        seed = min(one.curves)
+        if runs.is_run(path := run_folder(folder, one.arm, seed)):
+            sections += by_score(path, f"`{one.arm}`, seed {seed}", round, _SHOWN)
+    return "\n\n".join(["# Completions by score", *sections]) + "\n" if sections else ""
 
 
 def by_score(path: Path, title: str, round: int | None, n: int) -> Iterator[str]:

@@ -1,18 +1,15 @@
-"""A run's learning curve, as a study keeps it: one CSV file."""
+"""A run's learning curve, and what is read off it."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rollsight.arrays import Floats
-from rollsight.runs import whole_file
+from rollsight.studies.store import Columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +21,12 @@ class Curve:
 
     columns: Mapping[str, Floats]
 
+    @classmethod
+    def of(cls, columns: Columns, phases: Sequence[str]) -> Curve:
+        """Of what is stored. phases: those whose seconds add up to the training time."""
+        numbers = {name: column.astype(np.float64) for name, column in columns.items()}
+        return cls({**numbers, "seconds": np.sum([numbers[f"{phase}_s"] for phase in phases], axis=0)})
+
     def __getitem__(self, name: str) -> Floats:
         return self.columns[name]
 
@@ -32,41 +35,9 @@ class Curve:
         return Curve({name: column[chosen] for name, column in self.columns.items()})
 
 
-def read_curve(path: Path, phases: Sequence[str]) -> Curve:
-    """The curve in a file; empty cells are nan. `seconds` is the sum of the phases."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    return Curve({**columns, "seconds": np.sum([columns[f"{phase}_s"] for phase in phases], axis=0)})
-
-
-def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as the text of a curve's file, with the last row's columns.
-
-    Floats have five significant digits: the curves of a study are kept with its tables.
-    """
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[-1]), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return out.getvalue()
-
-
-def write_curve(path: Path, text: str) -> None:
-    """Keep a curve; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
-
-
 def after_start(curve: Curve) -> Curve:
     """Without the evaluation before training."""
     return curve.at(curve["round"] > 0)
-
-
-def files_by_seed(folder: Path) -> dict[int, Path]:
-    """The curves in an arm's folder."""
-    return {int(path.stem): path for path in sorted(folder.glob("*.csv"), key=lambda path: int(path.stem))}
 
 
 def mean_of(curves: Iterable[Curve], name: str) -> float:

@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rollsight.analysis.learning_curves import Interval, final_return, t_interval
+from rollsight.analysis.intervals import Interval, t_interval
+from rollsight.analysis.learning_curves import final_return
+from rollsight.studies import markdown
 from rollsight.studies.curves import Curve
 from rollsight.studies.results import row
 
@@ -27,7 +29,8 @@ class Compared:
     difference: Interval | None
 
     def __str__(self) -> str:
-        return _text(self.value) + ("" if self.difference is None else f" ({_text(self.difference, '+')})")
+        both = "" if self.difference is None else f" ({markdown.mean(self.difference, '+.3g')})"
+        return markdown.mean(self.value) + both
 
 
 def compared(values: Sequence[float], pairs: Sequence[tuple[float, float]]) -> Compared:
@@ -50,11 +53,6 @@ def end(curve: Curve, name: str) -> float:
 def figures(named: Mapping[str, Compared]) -> Iterator[dict[str, object]]:
     """Rows of a long table: measure, value, low, high; differences are named so."""
     for name, found in named.items():
-        yield row(name, found.value.mean, found.value.low, found.value.high)
-        if (difference := found.difference) is not None:
-            yield row(f"{name}_difference", difference.mean, difference.low, difference.high)
-
-
-def _text(interval: Interval, sign: str = "") -> str:
-    width = "" if interval.half_width is None else f" ± {interval.half_width:.2g}"
-    return f"{interval.mean:{sign}.3g}{width}"
+        yield row(name, found.value)
+        if found.difference is not None:
+            yield row(f"{name}_difference", found.difference)

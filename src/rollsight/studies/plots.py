@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from rollsight.analysis.drawing import new_figure, save_figure
-from rollsight.analysis.learning_curves import band
+from rollsight.analysis.intervals import band
 from rollsight.analysis.page import Panel, dress, write_page
 from rollsight.arrays import Floats
 from rollsight.escaping import plain_html, plain_label

@@ -1,22 +1,25 @@
-"""What the studies' folders hold: curves by arm and seed, and the long table of every figure."""
+"""What studies measured, put together: curves by arm and seed, and the long table of every figure."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from rollsight.analysis.intervals import Interval
 from rollsight.errors import RollsightError
 from rollsight.runs import whole_file
-from rollsight.studies import arms
-from rollsight.studies.curves import Curve, after_start, files_by_seed, mean_of, read_curve, seconds_per_round
+from rollsight.studies.arms import Arm
+from rollsight.studies.cells import KEYS
+from rollsight.studies.curves import Curve, after_start, mean_of, seconds_per_round
+from rollsight.studies.store import stored
 
 AnArm = TypeVar("AnArm")
-LanguageArm = TypeVar("LanguageArm", bound=arms.Arm)
+LanguageArm = TypeVar("LanguageArm", bound=Arm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,11 @@ class ArmCurves(Generic[AnArm]):
     curves: Mapping[int, Curve]
     against: AnArm | None
 
+    @property
+    def named(self) -> dict[str, object]:
+        """What begins its rows in the long table."""
+        return {"arm": self.arm, "seeds": len(self.curves), "against": self.against}
+
     def mean(self, name: str) -> float:
         """A column's mean over evaluations after the start, and seeds."""
         return mean_of(map(after_start, self.curves.values()), name)
@@ -41,34 +49,27 @@ class ArmCurves(Generic[AnArm]):
         return seconds_per_round(self.curves.values(), phase)
 
 
-def read_curves(folder: Path, phases: Sequence[str]) -> dict[int, Curve]:
-    """The curves in an arm's folder, by seed."""
-    return {seed: read_curve(path, phases) for seed, path in files_by_seed(folder).items()}
-
-
 def read_arms(
-    folder: Path,
-    arm_of: Callable[[str], LanguageArm],
-    kinds: Sequence[str],
-    phases: Sequence[str],
-    against: LanguageArm | None,
+    folder: Path, arms: type[LanguageArm], phases: Sequence[str], against: LanguageArm | None
 ) -> dict[LanguageArm, dict[int, Curve]]:
-    """The arms in the folder of a language-model study that have a curve, in the order of tables.
+    """The arms in the folder of a language-model study, with their curves by seed, in the order of tables.
 
     Raises:
         RollsightError: `against` is none of them.
     """
-    found = {arm_of(name) for name in {path.parent.name for path in folder.glob("*/*.csv")}}
-    order = sorted(found, key=lambda arm: arms.place(arm, kinds))
+    found = dict[LanguageArm, dict[int, Curve]]()
+    for (arm, seed), columns in stored(folder, KEYS).items():
+        found.setdefault(arms.of(str(arm)), {})[int(seed)] = Curve.of(columns, phases)
+    found = {arm: found[arm] for arm in sorted(found, key=lambda arm: arm.place)}
     if against is not None and against not in found:
-        held = ", ".join(map(str, order)) or "none"
+        held = ", ".join(map(str, found)) or "none"
         raise RollsightError(f"{folder} holds no runs of {against}: compare with one of its arms, {held}")
-    return {arm: read_curves(folder / str(arm), phases) for arm in order}
+    return found
 
 
-def row(measure: str, value: float, low: float, high: float) -> dict[str, object]:
-    """One figure of the long table, with its interval."""
-    return {"measure": measure, "value": value, "low": low, "high": high}
+def row(measure: str, found: Interval) -> dict[str, object]:
+    """One figure of the long table."""
+    return {"measure": measure, "value": found.value, "low": found.low, "high": found.high}
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

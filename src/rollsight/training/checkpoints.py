@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 
 from rollsight import runs
-from rollsight.adapters.watching import Watch
 from rollsight.errors import RollsightError
+from rollsight.watching import Watch
 
 State: TypeAlias = Mapping[str, Any]
 """Tensors, numbers, texts, and lists and dictionaries of them: nothing that executes code when it is loaded."""

@@ -20,7 +20,7 @@ from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
-from rollsight.adapters.watching import Watch
+from rollsight.doctor.live import LiveDoctor
 from rollsight.environments.make import make_environments
 from rollsight.errors import Diverged
 from rollsight.trackers import Trackers
@@ -29,6 +29,7 @@ from rollsight.training.checkpoints import Checkpoints
 from rollsight.training.evaluation import Evaluation
 from rollsight.training.models import model_of
 from rollsight.training.restoring import History
+from rollsight.watching import Watch
 
 if TYPE_CHECKING:
     from rollsight.training.run import RunSettings
@@ -91,6 +92,7 @@ def prepare_sb3(
                 run=out,
                 overwrite=overwrite or resume,
                 snapshots=settings.snapshots,
+                doctor=settings.doctor,
                 metadata=_described(settings),
                 evaluate=evaluate,
                 on_round=on_round,
@@ -166,6 +168,7 @@ def prepare_compiled(
         else:
             writer = opened.enter_context(runs.resume(out, after=done, episodes=note))
         trainer.writer = writer
+        trainer.doctor = LiveDoctor(described, out) if settings.doctor else None
 
         def train(on_progress: OnProgress | None) -> None:
             watch = Watch()

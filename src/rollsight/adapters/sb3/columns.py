@@ -9,17 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight.adapters.sb3.episodes import RoundEpisodes
 from rollsight.adapters.sb3.translate import Translated, evaluate_masked
-from rollsight.arrays import Array
+from rollsight.runs import columns
+from rollsight.runs.columns import Columns
+from rollsight.runs.episodes import RoundEpisodes
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
-from rollsight.streams import Purpose, stream
-
-_LARGE_OBSERVATION = 256  # numbers; larger ones are kept for a few records only
-_EXTREMES, _SAMPLE = 32, 64
-
-Columns = dict[str, Any]
 
 
 def round_columns(
@@ -30,34 +25,15 @@ def round_columns(
     selection: Selection | None,
 ) -> Columns:
     """Every record of the round, one row each, in the host's flat order (row = env * n_steps + step)."""
-    records = translated.records
-    n = len(records)
-
-    kept = records.valid_rows.cpu().numpy() if selection is None else (selection.weights > 0).cpu().numpy()
-    columns: Columns = {
-        "round": np.full(n, round),
-        "env": _numpy(records.ids["env"]),
-        "step": _numpy(records.ids["step"]),
+    more = {
         "episode": _env_major(episodes.episode),
         "episode_step": _env_major(episodes.episode_step),
-        "action": _narrow(_numpy(records.actions)),  # type: ignore[arg-type]
         "reward": _env_major(episodes.reward),
-        "value": _numpy(records.values),
-        "advantage": _numpy(records.advantages),
-        "return": _numpy(records.returns),
-        "log_prob": _numpy(records.log_probs),
-        "entropy": _numpy(entropy_of(translated)),
-    }
-    columns |= {f"score_{name}": _numpy(score.values) for name, score in scores.items()}
-    columns |= {
-        "kept": kept,
-        "valid": _numpy(records.valid_rows),
+        "entropy": columns.as_numpy(entropy_of(translated)),
         "episode_return": [None if np.isnan(x) else x for x in _env_major(episodes.episode_return)],
+        "episode_start": list(_env_major(episodes.start)),
     }
-    ranking = next(iter(scores.values())).values if scores else records.advantages
-    columns |= _observations(translated, _numpy(ranking), round)
-    columns["episode_start"] = list(_env_major(episodes.start))
-    return columns
+    return columns.of_round(round, translated.records, _observations(translated), scores, selection, more)
 
 
 def as_trained_on(buffer: Any) -> Columns:
@@ -80,35 +56,10 @@ def entropy_of(translated: Translated) -> Tensor:
     return entropy if translated.position is None else entropy.reshape(-1)[translated.position]
 
 
-def _observations(translated: Translated, ranking: Array, round: int) -> Columns:
+def _observations(translated: Translated) -> Mapping[str, Tensor]:
     records = translated.records
     if isinstance(records.obs, Tensor):
-        obs = {"obs": records.obs}
-    elif translated.policy.evaluate is evaluate_masked:
-        obs = dict(records.obs)  # named there already, with the masks
-    else:
-        obs = {f"obs.{name}": column for name, column in records.obs.items()}
-    columns: Columns = {}
-    for name, column in obs.items():
-        values = _narrow(_numpy(column))
-        if values[0].size <= _LARGE_OBSERVATION:
-            columns[name] = values.reshape(len(values), -1) if values.ndim > 2 else values
-            continue
-        order = np.argsort(ranking, kind="stable")
-        sample = stream(round, Purpose.RECORDED_SAMPLE).permutation(len(values))[:_SAMPLE]
-        shown = np.unique(np.concatenate([order[:_EXTREMES], order[-_EXTREMES:], sample]))
-        flat = [None] * len(values)
-        for i in shown:
-            flat[i] = values[i].reshape(-1)
-        columns[name] = flat
-    return columns
-
-
-def _narrow(values: Array) -> Array:
-    """(N, 1) as (N,): a state number or a one-dimensional action reads better as a number."""
-    return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-
-
-def _numpy(column: Tensor | None) -> Any:
-    assert column is not None
-    return column.detach().cpu().numpy()
+        return {"obs": records.obs}
+    if translated.policy.evaluate is evaluate_masked:
+        return records.obs  # named there already, beside the masks
+    return {f"obs.{name}": column for name, column in records.obs.items()}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rollsight.adapters.sb3.episodes import RoundEpisodes
 from rollsight.arrays import Array
+from rollsight.runs.episodes import RoundEpisodes
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight.adapters.sb3 import buffer
 from rollsight.adapters.sb3.translate import Translated, update_rule
-from rollsight.adapters.summary import Summary
-from rollsight.adapters.watching import Watch
+from rollsight.runs.summary import Summary
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
+from rollsight.watching import Watch
 
 # Name in the summary -> what algorithms call it in the host's logger.
 _LOGGED_AS = {

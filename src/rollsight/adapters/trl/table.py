@@ -12,8 +12,8 @@ import transformers
 import trl
 from torch import Tensor
 
-from rollsight.adapters import summary
 from rollsight.adapters.trl.batch import Seen
+from rollsight.runs import summary
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 

@@ -73,7 +73,7 @@ def over_rounds(strips: Sequence[Strip], height: int = 130, mark: int | None = N
     figure.update_xaxes(title_text="round", row=len(strips), col=1)
     if mark is not None:
         figure.add_vline(x=mark, line={"width": 1, "dash": "dot", "color": "rgba(128,134,144,0.9)"})
-    return dressed(figure, height * len(strips) + 80, hovermode="x unified", clickmode="event")
+    return dressed(figure, height * len(strips) + 80, hovermode="x unified", clickmode="event", showlegend=True)
 
 
 def thinned(length: int) -> np.ndarray:

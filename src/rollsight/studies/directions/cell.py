@@ -1,20 +1,19 @@
-"""One run of the study: an arm trains, the others are compared with it; what they did is one CSV file."""
+"""One run of the study: an arm trains, the others are compared with it."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from rollsight.errors import Diverged, RollsightError
+from tyro.conf import arg
+
+from rollsight.errors import Diverged, OptionError, RollsightError
 from rollsight.streams import Purpose
-from rollsight.studies.curves import as_text, write_curve
-from rollsight.studies.paper.arms import Arm
-from rollsight.studies.paper.study import named
+from rollsight.studies.ppo_arms import PPOArm
 from rollsight.studies.runner import Report
+from rollsight.studies.store import Columns, Key
 from rollsight.training.paper import settings_for
 
 _SIDE_BY_SIDE = 8  # environments that fresh records come from
@@ -23,16 +22,19 @@ _COMPARED = 30  # rounds of a run, where nothing is said
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a study share.
+    """What all runs of a study share."""
 
-    rounds: of training; None for the paper's.
-    every: compare in every k-th round; None for about 30 comparisons.
-    records: fresh records of each comparison; more make the fresh gradient less noisy.
-    """
-
-    rounds: int | None = None
-    every: int | None = None
+    rounds: Annotated[int | None, arg(help_behavior_hint="(default: the paper's, else 50)")] = None
+    """Rounds to train."""
+    every: Annotated[int | None, arg(help_behavior_hint="(default: 30 comparisons a run)")] = None
+    """Compare in every k-th round."""
     records: int = 8192
+    """Fresh records of a comparison."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise OptionError(f"{{{name}}} is not possible: give at least 1", **{name: value})
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,31 @@ class Cell:
     arms: the arms that are compared; the first one trains.
     seed: of every random stream.
     rounds, every, records: as in `Settings`.
-    folder: of the study.
     """
 
     env: str
-    arms: tuple[Arm, ...]
+    arms: tuple[PPOArm, ...]
     seed: int
     rounds: int
     every: int
     records: int
-    folder: Path
 
     @property
     def name(self) -> str:
         return f"{self.env} {self.arms[0]} {self.seed}"
 
     @property
-    def path(self) -> Path:
-        """Its file."""
-        return self.folder / self.env / self.arms[0].folder / f"{self.seed}.csv"
+    def key(self) -> Key:
+        return self.env, str(self.arms[0]), self.seed
 
-    @property
-    def done(self) -> bool:
-        """Whether its file is there, and has all of its arms."""
-        return self.path.exists() and {str(arm) for arm in self.arms} <= {row["arm"] for row in read_rows(self.path)}
+    def done(self, columns: Columns) -> bool:
+        """Whether all of its arms are there."""
+        return {str(arm) for arm in self.arms} <= set(columns["arm"])
 
-    def run(self, report: Report) -> str:
-        """Train, and return the rows of all compared rounds as the text of a CSV file; of a run that diverges, those
-        until then."""
-        from rollsight.studies.directions.moves import Compared
-        from rollsight.studies.paper.training import trainer_of
+    def run(self, report: Report) -> list[dict[str, Any]]:
+        """Train, and return a row for every arm in all compared rounds; of a run that diverges, those until then."""
+        from rollsight.studies.directions.updates import Compared
+        from rollsight.studies.trainer import trainer_of
         from rollsight.training.compiled import environments
         from rollsight.training.compiled.trainer import Plan
 
@@ -89,16 +86,10 @@ class Cell:
             except Diverged:
                 if not compared.rows:
                     raise
-        return as_text(compared.rows)
-
-    def write(self, rows: str) -> None:
-        """Keep what was found; it appears whole or not at all."""
-        write_curve(self.path, rows)
+        return compared.rows
 
 
-def cells_of(
-    envs: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], study: Settings, folder: Path
-) -> list[Cell]:
+def cells_of(envs: Sequence[str], arms: Sequence[PPOArm], seeds: Sequence[int], study: Settings) -> list[Cell]:
     """One run for each environment and seed.
 
     Raises:
@@ -107,9 +98,9 @@ def cells_of(
     cells = []
     for env in envs:
         paper = settings_for(env)
-        chosen = tuple(dict.fromkeys(named(arm, paper) for arm in arms))
+        chosen = tuple(dict.fromkeys(arm.named(paper) for arm in arms))
         for arm in chosen:
-            if replace(arm, kind="ppo", p=None) != replace(chosen[0], kind="ppo", p=None):
+            if arm.standard != chosen[0].standard:
                 raise RollsightError(
                     f"{arm} has other options than {chosen[0]}, but all arms make their updates in its run; give them "
                     "the same options after the @."
@@ -118,11 +109,5 @@ def cells_of(
         every = max(1, rounds // _COMPARED) if study.every is None else study.every
         if every > rounds:
             raise RollsightError(f"every={every} compares nothing in {rounds} rounds of {env}; give at most {rounds}.")
-        cells += [Cell(env, chosen, seed, rounds, every, study.records, folder) for seed in seeds]
+        cells += [Cell(env, chosen, seed, rounds, every, study.records) for seed in seeds]
     return cells
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """What a run's file holds."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rollsight import targets
-from rollsight.selection import DropNegative, DropRandom
 from rollsight.studies import arms
+from rollsight.studies.arms import Kind
 
 if TYPE_CHECKING:
     from rollsight.records import Records
+    from rollsight.selection import DropNegative, DropRandom
 
-_LEFT_OUT = {
-    "iif": "leave out the fraction p of the negative completions, scored against f_seq of the round itself",
-    "iif-group": "the same with whole groups: all completions of a prompt",
-    "iif-held-out": "the same, scored against the log-likelihood of right answers to held-out problems",
-    "dtv-loo": "leave out completions whose own gradient opposes the mean of the others'",
-}
 _RANDOM = "random-"
-# What the arms are, as tables say it.
-KINDS: Mapping[str, str] = {
-    "grpo": "plain GRPO",
+# `make`: the unit that is left out, and how `rollsight.adapters.trl.attach` scores.
+_LEFT_OUT = {
+    "iif": Kind(
+        "leave out the fraction p of the negative completions, scored against f_seq of the round itself",
+        ("record", {"target": "sequence"}),
+    ),
+    "iif-group": Kind("the same with whole groups: all completions of a prompt", ("group", {"target": "sequence"})),
+    "iif-held-out": Kind(
+        "the same, scored against the log-likelihood of right answers to held-out problems",
+        ("record", {"target": "held_out"}),
+    ),
+    "dtv-loo": Kind(
+        "leave out completions whose own gradient opposes the mean of the others'",
+        ("record", {"target": "objective", "leave_self_out": True}),
+    ),
+}
+KINDS: Mapping[str, Kind] = {
+    "grpo": Kind("plain GRPO", ("record", None), takes_p=False),
     **_LEFT_OUT,
-    **{f"{_RANDOM}{kind}": f"the number that {kind} would, at random; scoring is not charged" for kind in _LEFT_OUT},
+    **{
+        f"{_RANDOM}{name}": Kind(f"the number that {name} would, at random; scoring is not charged", kind.make)
+        for name, kind in _LEFT_OUT.items()
+    },
 }
 
 
 @dataclass(frozen=True)
-class Arm(arms.Arm):
+class GRPOArm(arms.Arm):
     """One arm of this study."""
+
+    kinds: ClassVar[Mapping[str, Kind]] = KINDS
+    usual_p: ClassVar[float | None] = 1.0
 
     @property
     def scored(self) -> bool:
@@ -40,30 +55,22 @@ class Arm(arms.Arm):
     @property
     def unit(self) -> str:
         """The identity of the records that are left out together."""
-        return "group" if self.kind.endswith("iif-group") else "record"
+        unit: str = KINDS[self.kind].make[0]
+        return unit
 
     def attachment(self, held_out: Records) -> dict[str, Any] | None:
         """Target and scoring of `rollsight.adapters.trl.attach`; None where nothing is scored. held_out: right answers,
         with advantage 1."""
-        match self.kind.removeprefix(_RANDOM):
-            case "grpo":
-                return None
-            case "iif-held-out":
-                return {"target": targets.Sequence(held_out, name="held_out")}
-            case "dtv-loo":
-                return {"target": "objective", "leave_self_out": True}
-        return {"target": "sequence"}
+        from rollsight.targets import Sequence
+
+        how: dict[str, Any] | None = KINDS[self.kind].make[1]
+        if how is not None and how["target"] == "held_out":
+            return how | {"target": Sequence(held_out, name="held_out")}
+        return how
 
     def rule(self, seed: int) -> DropNegative | DropRandom:
         """What it drops, one completion at least staying."""
-        rule = DropNegative(self.p, unit=self.unit, min_keep=1)
+        from rollsight.selection import DropNegative, DropRandom
+
+        rule = DropNegative(self.p or 1.0, unit=self.unit, min_keep=1)
         return DropRandom(rule, seed) if self.kind.startswith(_RANDOM) else rule
-
-
-def arm_of(text: str) -> Arm:
-    """The arm that a text stands for: KIND[:P][@lr=X].
-
-    Raises:
-        RollsightError: no such kind or option, or a value that is none.
-    """
-    return Arm(*arms.parse(text, KINDS, "grpo"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rollsight.studies import plots
+from rollsight.studies.arms import used
 from rollsight.studies.curves import after_start
 from rollsight.studies.grpo.arms import KINDS
 from rollsight.studies.grpo.results import Results
@@ -15,14 +16,13 @@ _SINCE = {"train_reward": "mean reward of training completions", "kept": "share 
 
 def axes(results: Results) -> list[plots.Axes]:
     """What is evaluated from the start on, and means over the rounds up to each evaluation."""
-    kinds = list(KINDS)
     evaluated = {
-        name: [plots.by_round(one.arm, kinds.index(one.arm.kind), one.curves.values(), name) for one in results.arms]
+        name: [plots.by_round(one.arm, one.arm.kind_number, one.curves.values(), name) for one in results.arms]
         for name in _EVALUATED
     }
     since = {
         name: [
-            plots.by_round(one.arm, kinds.index(one.arm.kind), map(after_start, one.curves.values()), name)
+            plots.by_round(one.arm, one.arm.kind_number, map(after_start, one.curves.values()), name)
             for one in results.arms
         ]
         for name in _SINCE
@@ -45,6 +45,5 @@ def write(results: Results, path: Path) -> Path:
     Raises:
         RollsightError: the file cannot be written.
     """
-    used = {one.arm.kind for one in results.arms}
-    kinds = {kind: text for kind, text in KINDS.items() if kind in used}
+    kinds = used(KINDS, {one.arm.kind for one in results.arms})
     return plots.write(plots.panels(axes(results)), path, "GRPO with influence-based filtering", kinds)

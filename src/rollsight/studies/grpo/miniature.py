@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rollsight import language
 from rollsight.errors import RollsightError
-from rollsight.studies.grpo.problems import Task, draw, measure, solved
+from rollsight.studies.grpo.problems import draw, measure, solved
+from rollsight.studies.grpo.settings import Task
 from rollsight.training.language import models
 from rollsight.training.language.models import LanguageModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from rollsight import language
 from rollsight.errors import RollsightError
 from rollsight.records import Records
 from rollsight.streams import Purpose, stream
+from rollsight.studies.grpo.settings import Task
 
-Task = Literal["products", "sums"]
 _DATA_SETS = {"products": "products", "sums": "chain_sum"}
 _DRAWN = 5000  # far more than there are different problems: 100 products, 200 sums and differences
 END = "\n"  # ends a problem's line, and a completion

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import numpy as np
 from rollsight.errors import RollsightError
 from rollsight.studies.arms import standard_of
 from rollsight.studies.curves import Curve, after_start
-from rollsight.studies.grpo.arms import KINDS, Arm, arm_of
-from rollsight.studies.grpo.cell import settings_of
-from rollsight.studies.grpo.training import PHASES, Settings
+from rollsight.studies.grpo.arms import GRPOArm
+from rollsight.studies.grpo.settings import PHASES, Settings
 from rollsight.studies.paired import Compared, Measure, compare, end, figures
-from rollsight.studies.results import ArmCurves, read_arms, write_table
+from rollsight.studies.results import ArmCurves, read_arms
+from rollsight.studies.settings import stored_settings
 
 
 def _area(curve: Curve, name: str) -> float:
@@ -32,7 +32,7 @@ MEASURES: Mapping[str, Measure] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ArmResult(ArmCurves[Arm]):
+class ArmResult(ArmCurves[GRPOArm]):
     """One arm against GRPO with the same learning rate, else plain GRPO, or against a given arm.
 
     measures: each of `MEASURES`, with the difference.
@@ -57,14 +57,14 @@ class Results:
     standard: str
 
 
-def read_results(folder: Path, against: Arm | None = None) -> Results:
+def read_results(folder: Path, against: GRPOArm | None = None) -> Results:
     """The study in a folder, as far as its runs are done. Arms are compared with their own GRPO, or all `against` one.
 
     Raises:
         RollsightError: there is no study in it, or no curve yet, or none of `against`.
     """
-    settings = settings_of(folder)
-    found = read_arms(folder, arm_of, list(KINDS), PHASES, against)
+    settings = _settings(folder)
+    found = read_arms(folder, GRPOArm, PHASES, against)
     if not found:
         raise RollsightError(f"{folder} holds no finished run: run `rollsight study grpo --out {folder}` first")
     starts = {seed: curve for curves in found.values() for seed, curve in curves.items()}.values()
@@ -73,20 +73,21 @@ def read_results(folder: Path, against: Arm | None = None) -> Results:
     return Results(arms, settings, (start[0], start[1]), "GRPO" if against is None else f"`{against}`")
 
 
-def write_csv(results: Results, path: Path) -> None:
+def rows(results: Results) -> Iterator[dict[str, object]]:
     """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
-    write_table(
-        path,
-        [
-            {"arm": one.arm, "seeds": len(one.curves), "against": one.against, **figure}
-            for one in results.arms
-            for figure in figures(one.measures)
-        ],
-    )
+    for one in results.arms:
+        yield from (one.named | figure for figure in figures(one.measures))
 
 
-def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], reference: Arm | None) -> ArmResult:
-    against = standard_of(arm, found, "grpo", reference)
+def _settings(folder: Path) -> Settings:
+    try:
+        return Settings(**stored_settings(folder, "grpo"))
+    except TypeError as error:
+        raise RollsightError(f"{folder} holds another study than `rollsight study grpo`: give its folder") from error
+
+
+def _arm(arm: GRPOArm, found: Mapping[GRPOArm, Mapping[int, Curve]], reference: GRPOArm | None) -> ArmResult:
+    against = standard_of(arm, found, reference)
     standard = found[against] if against is not None else {}
     measures = {name: compare(measure, found[arm], standard) for name, measure in MEASURES.items()}
     return ArmResult(arm, found[arm], against, measures)

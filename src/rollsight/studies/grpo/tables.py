@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-
-from rollsight import runs
-from rollsight.studies.completions import by_score
+from rollsight.studies.arms import used
 from rollsight.studies.grpo.arms import KINDS
 from rollsight.studies.grpo.results import MEASURES, Results
-from rollsight.studies.grpo.training import PHASES
-from rollsight.studies.paper.tables import table
+from rollsight.studies.grpo.settings import PHASES
+from rollsight.studies.markdown import numbers, table
 
-_DEEDS = ("train_reward", "silent_groups", "negative", "kept", "update_norm")
+_DONE = ("train_reward", "silent_groups", "negative", "kept", "update_norm")
 
 
 def markdown(results: Results) -> str:
@@ -27,9 +22,9 @@ def markdown(results: Results) -> str:
         f"without sampling, on {s.evaluation} problems that are neither trained nor scored on, others for each seed. "
         f"Mean ± 95 % t-interval over seeds; in brackets the difference to {results.standard}, paired by seed."
     )
-    used = {one.arm.kind for one in results.arms}
-    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in KINDS.items() if kind in used)
-    return "\n\n".join((head, legend, _accuracy(results), _deeds(results))) + "\n"
+    shown = {one.arm.kind for one in results.arms}
+    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in used(KINDS, shown).items())
+    return "\n\n".join((head, legend, _accuracy(results), _rounds(results))) + "\n"
 
 
 def _accuracy(results: Results) -> str:
@@ -44,30 +39,15 @@ def _accuracy(results: Results) -> str:
     return f"## Accuracy\n\n{text}\n\n" + table(columns, rows)
 
 
-def _deeds(results: Results) -> str:
-    columns = ["arm", *(name.replace("_", " ") for name in _DEEDS), *(f"{phase} s" for phase in PHASES), "all s"]
+def _rounds(results: Results) -> str:
+    columns = ["arm", *(name.replace("_", " ") for name in _DONE), *(f"{phase} s" for phase in PHASES), "all s"]
     rows = []
     for one in results.arms:
         seconds = [one.seconds(phase) for phase in PHASES]
-        cells = [*(one.mean(name) for name in _DEEDS), *seconds, sum(seconds)]
-        rows.append([f"`{one.arm}`", *("" if np.isnan(value) else f"{value:.3g}" for value in cells)])
+        cells = [*(one.mean(name) for name in _DONE), *seconds, sum(seconds)]
+        rows.append([f"`{one.arm}`", *numbers(cells)])
     text = (
         "Means; silent groups are those without advantage, all of whose completions are right or all wrong; processor "
         "seconds, without evaluation."
     )
     return f"## A round\n\n{text}\n\n" + table(columns, rows)
-
-
-def completions(folder: Path, results: Results, round: int | None, n: int) -> str:
-    """The n completions of highest and lowest score, for each scored arm's first seed; round None: the last.
-
-    Raises:
-        RollsightError: a run does not have the round.
-    """
-    sections = ["# Completions by score"]
-    for one in results.arms:
-        seed = min(one.curves)
-        path = folder / str(one.arm) / str(seed)
-        if one.arm.scored and runs.is_run(path):
-            sections += by_score(path, f"`{one.arm}`, seed {seed}", round, n)
-    return "\n\n".join(sections) + "\n"

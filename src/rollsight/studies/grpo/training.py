@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +16,17 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rollsight.adapters.summary import Clock
 from rollsight.adapters.trl import attach
+from rollsight.runs.summary import Clock
 from rollsight.scoring import Scores
 from rollsight.selection import Rule, Selection
 from rollsight.studies.grpo import miniature
-from rollsight.studies.grpo.arms import Arm
-from rollsight.studies.grpo.problems import END, Problem, Problems, Task, draw, is_right, measure, solved
+from rollsight.studies.grpo.arms import GRPOArm
+from rollsight.studies.grpo.problems import END, Problem, Problems, draw, is_right, measure, solved
+from rollsight.studies.grpo.settings import PHASES, Settings
 from rollsight.studies.runner import Report
 from rollsight.training.language import models
 from rollsight.training.language.models import LanguageModel
-
-PHASES = ("generate", "score", "train")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of a study share. A round is one generation batch and one optimiser step on it.
-
-    model: name of the language model.
-    task: kind of arithmetic problems.
-    shots: solved problems before each prompt.
-    held_out: problems of the held-out target.
-    evaluation: problems that are neither trained nor scored on; more make accuracies less noisy.
-    rounds: of training.
-    evaluate_every: rounds from one evaluation to the next.
-    prompts: of a round.
-    generations: completions for each prompt; more make the group's baseline less noisy.
-    max_tokens: length of a completion at most.
-    lr: learning rate.
-    lora_rank: rank of the LoRA adapter; higher has more parameters.
-    lora_layers: adapted layers, the last ones of the network: the backward pass ends there.
-    """
-
-    model: str = "smollm2"
-    task: Task = "sums"
-    shots: int = 1
-    held_out: int = 16  # problems of the held-out target
-    evaluation: int = 40  # problems that are neither trained nor scored on
-    rounds: int = 15
-    evaluate_every: int = 5
-    prompts: int = 4  # of a round
-    generations: int = 6  # for each prompt
-    max_tokens: int = 3
-    lr: float = 2e-3
-    lora_rank: int = 8
-    lora_layers: int = 8  # the last ones of the network: the backward pass ends there
 
 
 class Meter(TrainerCallback):
@@ -126,7 +90,7 @@ class Meter(TrainerCallback):
         row: dict[str, Any] = {"round": round, "accuracy": found.accuracy, "greedy": found.greedy}
         for name in ("train_reward", "silent_groups", "negative", "kept", "update_norm"):
             known = [one[name] for one in self._rounds if name in one]
-            row[name] = sum(known) / len(known) if known else ""
+            row[name] = sum(known) / len(known) if known else None
         self.rows.append(row | {f"{phase}_s": seconds for phase, seconds in self._spent.items()})
         self._rounds.clear()
 
@@ -140,7 +104,7 @@ def _trained(model: Any) -> Tensor:
     return torch.nn.utils.parameters_to_vector(p.detach() for p in model.parameters() if p.requires_grad)
 
 
-def train(arm: Arm, settings: Settings, seed: int, folder: Path, report: Report) -> list[dict[str, Any]]:
+def train(arm: GRPOArm, settings: Settings, seed: int, folder: Path, report: Report) -> list[dict[str, Any]]:
     """Train, and return the learning curve, a row for each evaluation, the first before training. Columns:
 
     accuracy, greedy: on the evaluation problems, as `problems.Accuracy` has them.
@@ -178,7 +142,7 @@ def _language(settings: Settings) -> LanguageModel:
 
 
 def _trainer(
-    arm: Arm,
+    arm: GRPOArm,
     settings: Settings,
     seed: int,
     problems: Problems,

@@ -1,4 +1,4 @@
-"""One run of the study: an arm on an environment with a seed, whose learning curve is one CSV file."""
+"""One run of the study: an arm on an environment with a seed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rollsight.errors import Diverged
-from rollsight.studies.curves import as_text, write_curve
-from rollsight.studies.paper.arms import Arm
+from rollsight.studies.ppo_arms import PPOArm
 from rollsight.studies.runner import Report
+from rollsight.studies.store import Columns, Key
 from rollsight.training.paper import settings_for
 
 # Column -> what of the rounds' summaries it is the mean of, since the row before.
@@ -53,32 +52,32 @@ class Cell:
     seed: of every random stream.
     rounds: of training.
     evaluations: when the policy is evaluated.
-    folder: of the study.
     """
 
     env: str
-    arm: Arm
+    arm: PPOArm
     seed: int
     rounds: int
     evaluations: Evaluations
-    folder: Path
 
     @property
     def name(self) -> str:
         return f"{self.env} {self.arm} {self.seed}"
 
     @property
-    def path(self) -> Path:
-        """Its curve."""
-        return self.folder / self.env / self.arm.folder / f"{self.seed}.csv"
+    def key(self) -> Key:
+        return self.env, str(self.arm), self.seed
 
-    def run(self, report: Report) -> str:
-        """Train, and return the curve as the text of its CSV file: a row for each evaluated round.
+    def done(self, columns: Columns) -> bool:
+        """A run is stored at its end only."""
+        return True
+
+    def run(self, report: Report) -> list[dict[str, Any]]:
+        """Train, and return the learning curve: a row for each evaluated round.
 
         A run that diverges counts, from there to its end, with its lowest return: leaving it out would favour the arm.
-        Nothing is written: the machine that trains may not be the one with the folder.
         """
-        from rollsight.studies.paper.training import trainer_of
+        from rollsight.studies.trainer import trainer_of
         from rollsight.training.compiled import environments
         from rollsight.training.compiled.trainer import Plan
 
@@ -110,18 +109,14 @@ class Cell:
                 trainer.train(self.rounds, follow)
         except Diverged:
             rows.extend(lost_rows(rows, range(rows[-1]["round"] + every, self.rounds + 1, every)))
-        return as_text(rows)
-
-    def write(self, curve: str) -> None:
-        """Keep a curve; it appears whole or not at all."""
-        write_curve(self.path, curve)
+        return rows
 
 
 def lost_rows(rows: Sequence[Mapping[str, Any]], rounds: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Rows for the evaluations that a diverged run does not have; without an update, and at the last row's seconds."""
     lowest = min(row["return"] for row in rows)
     for round in rounds:
-        yield {**rows[-1], **dict.fromkeys(_MEANS, ""), "round": round, "return": lowest}
+        yield {**rows[-1], **dict.fromkeys(_MEANS), "round": round, "return": lowest}
 
 
 def _row(
@@ -130,5 +125,5 @@ def _row(
     row: dict[str, Any] = {"round": summary["round"], "return": summary["evaluation_return"]}
     for column, name in _MEANS.items():
         known = [value for one in pending if (value := one.get(name)) is not None and np.isfinite(value)]
-        row[column] = float(np.mean(known)) if known else ""
+        row[column] = float(np.mean(known)) if known else None
     return {**row, **seconds}

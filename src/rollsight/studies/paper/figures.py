@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from rollsight.analysis.page import Panel
-from rollsight.studies import dots, plots
-from rollsight.studies.paper.arms import KINDS, Arm
-from rollsight.studies.paper.metrics import Null
+from rollsight.studies import interval_plots, plots
+from rollsight.studies.arms import used
+from rollsight.studies.interval_plots import Dot
+from rollsight.studies.metrics import Null
 from rollsight.studies.paper.results import ArmResult, EnvResult
-from rollsight.studies.paper.study import named
+from rollsight.studies.ppo_arms import KINDS, PPOArm
 from rollsight.training.paper import EnvSettings, rates, settings_for
 
 # A setting's name, its axis, its value in an arm, and the arm without it.
-_SWEPT: tuple[tuple[str, str, Callable[[Arm], float], Callable[[Arm], Arm]], ...] = (
+_SWEPT: tuple[tuple[str, str, Callable[[PPOArm], float], Callable[[PPOArm], PPOArm]], ...] = (
     (
         "p",
         "p, share of the negative records that is dropped",
@@ -56,7 +57,7 @@ def draw_comparisons(result: EnvResult, path: Path) -> Path | None:
         RollsightError: the file cannot be written.
     """
     compared = list(comparisons(result))
-    return dots.draw(compared, path, _CAPTION) if compared else None
+    return interval_plots.draw(compared, path, _CAPTION) if compared else None
 
 
 def draw_sweeps(results: Sequence[EnvResult], path: Path) -> Path | None:
@@ -76,13 +77,12 @@ def write(results: Sequence[EnvResult], path: Path) -> Path:
     Raises:
         RollsightError: the file cannot be written.
     """
-    kinds = {kind: text for kind, text in KINDS.items() if _used(results, kind)}
+    kinds = used(KINDS, {one.arm.kind for result in results for one in result.arms})
     drawn = list[Panel]()
     for result in results:
         drawn += plots.panels((*panels(result), *sweeps(result)), len(drawn))
-        drawn += [
-            dots.panel(one, f"plot{place}", _CAPTION) for place, one in enumerate(comparisons(result), len(drawn))
-        ]
+        compared = enumerate(comparisons(result), len(drawn))
+        drawn += [interval_plots.panel(one, f"plot{place}", _CAPTION) for place, one in compared]
     return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
 
 
@@ -92,7 +92,7 @@ def panels(result: EnvResult) -> Iterator[plots.Axes]:
     arms, settings = {one.arm for one in result.arms}, settings_for(result.env)
     for options, ones in _by_options(result):
         shown = [
-            one for one in ones if one.arm == (usual := named(replace(one.arm, p=None), settings)) or usual not in arms
+            one for one in ones if one.arm == (usual := replace(one.arm, p=None).named(settings)) or usual not in arms
         ]
         main = [one for one in shown if one.arm.kind in _MAIN]
         others = [one for one in shown if one.arm.kind not in _MAIN]
@@ -107,26 +107,26 @@ def sweeps(result: EnvResult) -> Iterator[plots.Axes]:
     settings = settings_for(result.env)
     resolved = [(one.arm.resolved(settings), one) for one in result.arms]
     for name, label, value, without in _SWEPT:
-        swept: dict[Arm, dict[float, ArmResult]] = {}
+        swept: dict[PPOArm, dict[float, ArmResult]] = {}
         for arm, one in resolved:
             swept.setdefault(without(arm), {})[value(arm)] = one
-        plotted: dict[Arm, dict[Arm, dict[float, ArmResult]]] = {}
+        plotted: dict[PPOArm, dict[PPOArm, dict[float, ArmResult]]] = {}
         for arm, ones in swept.items():
             if len(ones) > 2:
-                plotted.setdefault(replace(arm, kind="ppo", p=None), {})[arm] = ones
+                plotted.setdefault(arm.standard, {})[arm] = ones
         for standard, arms in plotted.items():
             values = [x for ones in arms.values() for x in ones]
             if standard in swept and standard not in arms:  # PPO has no p of its own: a level line
                 level = next(iter(swept[standard].values()))
                 arms = {standard: {min(values): level, max(values): level}, **arms}
-            options = str(without(named(standard, settings))).partition("@")[2]
+            options = without(standard.named(settings)).written_options
             for measure, meaning in (("final", "final return"), ("area", "area: mean return of all rounds")):
-                lines = [_swept(_kind(arm), ones, measure) for arm, ones in arms.items()]
+                lines = [_swept(arm.name, ones, measure) for arm, ones in arms.items()]
                 title = f"{result.env}{options and ', '}{options}: {measure} by {name}"
                 yield plots.Axes(label, meaning, lines, title, log=True)
 
 
-def comparisons(result: EnvResult) -> Iterator[dots.Dots]:
+def comparisons(result: EnvResult) -> Iterator[interval_plots.IntervalPlot]:
     """Every arm minus its PPO, in final return and area, paired by seed with 95 % t-intervals; and what it saves, of
     the mean curves with bootstrap intervals; with the paper's figures and the null of PPO against itself. One for each
     set of options that has arms to compare."""
@@ -137,76 +137,64 @@ def comparisons(result: EnvResult) -> Iterator[dots.Dots]:
         null = result.nulls.get(arms[0].against) if arms[0].against else None
         columns = [_difference(arms, "final", "final return", settings), _difference(arms, "area", "area", settings)]
         columns += [_saving(arms, measure, null, settings) for measure in _SAVED]
-        names = [f"{_kind(one.arm)} ({one.summary.seeds})" for one in arms]
-        colours = [plots.colour(_place(one.arm)) for one in arms]
-        yield dots.Dots(f"{result.env}{options}: arms against PPO", names, colours, columns)
+        names = [f"{one.arm.name} ({one.summary.seeds})" for one in arms]
+        colours = [plots.colour(one.arm.kind_number) for one in arms]
+        yield interval_plots.IntervalPlot(f"{result.env}{options}: arms against PPO", names, colours, columns)
 
 
 def _swept(name: str, ones: Mapping[float, ArmResult], measure: str) -> plots.Line:
     """An arm at several values, with 95 % intervals over seeds."""
     values = sorted(ones)
     mean, half = np.array([_interval(ones[value], measure) for value in values]).T
-    return plots.Line(name, plots.colour(_place(ones[values[0]].arm)), np.array(values), mean, half)
+    return plots.Line(name, plots.colour(ones[values[0]].arm.kind_number), np.array(values), mean, half)
 
 
 def _interval(one: ArmResult, measure: str) -> tuple[float, float]:
     found = one.summary.final if measure == "final" else one.summary.area
-    return found.mean, found.half_width or 0.0
+    return found.value, float(np.nan_to_num(found.half_width))
 
 
 def _by_options(result: EnvResult) -> Iterator[tuple[str, list[ArmResult]]]:
     """Arms that have all but kind and p in common, by how their options are written."""
-    for standard, arms in groupby(result.arms, lambda one: replace(one.arm, kind="ppo", p=None)):
-        options = str(standard).partition("@")[2]
+    for standard, arms in groupby(result.arms, lambda one: one.arm.standard):
+        options = standard.written_options
         yield f", {options}" if options else "", list(arms)
 
 
 def _axes(arms: Sequence[ArmResult], title: str) -> plots.Axes:
-    lines = [plots.by_round(_kind(one.arm), _place(one.arm), one.curves.values(), "return") for one in arms]
+    lines = [plots.by_round(one.arm.name, one.arm.kind_number, one.curves.values(), "return") for one in arms]
     return plots.Axes("round", "mean evaluation return", lines, title)
 
 
-def _difference(arms: Sequence[ArmResult], measure: str, name: str, settings: EnvSettings) -> dots.Column:
+def _difference(arms: Sequence[ArmResult], measure: str, name: str, settings: EnvSettings) -> interval_plots.Column:
     """The axis wide enough for every mean: an interval of two or three seeds may leave it."""
-    found, shown = list[dots.Dot](), list[float]()
+    found, shown = list[Dot](), list[float]()
     for one in arms:
         interval = getattr(one.contrast, measure)
         reported = _reported(one.arm, settings).get("final_gain", ()) if measure == "final" else ()
-        found.append(dots.Dot(interval.mean, interval.low, interval.high, tuple(reported)))
-        shown += [abs(interval.mean) + (interval.half_width or 0.0) / 2, found[-1].star if reported else 0.0]
+        found.append(Dot(interval.value, interval.low, interval.high, tuple(reported)))
+        half = float(np.nan_to_num(interval.half_width)) / 2
+        shown += [abs(interval.value) + half, found[-1].star if reported else 0.0]
     reach = 1.1 * max(shown) or 1.0
-    return dots.Column(f"{name}, over PPO", found, (-reach, reach))
+    return interval_plots.Column(f"{name}, over PPO", found, (-reach, reach))
 
 
-def _saving(arms: Sequence[ArmResult], measure: str, null: Null | None, settings: EnvSettings) -> dots.Column:
-    found, span = list[dots.Dot](), None
+def _saving(arms: Sequence[ArmResult], measure: str, null: Null | None, settings: EnvSettings) -> interval_plots.Column:
+    found, span = list[Dot](), None
     for one in arms:
         assert one.contrast is not None
         saved = one.contrast.mean_curve[measure]
         value = _reported(one.arm, settings).get("rt_peak" if measure == "rt_paper" else measure, ())
         reported = tuple(value[:1]) if isinstance(value, list) else (value,) if value != () else ()
-        found.append(dots.Dot(100 * saved.value, 100 * saved.low, 100 * saved.high, reported))
+        found.append(Dot(100 * saved.value, 100 * saved.low, 100 * saved.high, reported))
     if null is not None:
         mean, sd = null.mean_curve[measure]
         span = 100 * (mean - 2 * sd), 100 * (mean + 2 * sd)
-    return dots.Column(f"{_SAVED[measure]}, % less", found, (-105, 105), span)
+    return interval_plots.Column(f"{_SAVED[measure]}, % less", found, (-105, 105), span)
 
 
-def _kind(arm: Arm) -> str:
-    """Without its options."""
-    return str(arm).partition("@")[0]
-
-
-def _place(arm: Arm) -> int:
-    return list(KINDS).index(arm.kind)
-
-
-def _reported(arm: Arm, settings: EnvSettings) -> Mapping[str, Any]:
+def _reported(arm: PPOArm, settings: EnvSettings) -> Mapping[str, Any]:
     """What the paper says of an arm: IIF at its p and its optimisers' rates, clipped as its text says, or not at all as
     its code."""
-    papers = {named(Arm("iif", None, kind, None, clip), settings) for kind in rates() for clip in _CLIPS}
+    papers = {PPOArm("iif", optimizer=kind, max_grad_norm=clip).named(settings) for kind in rates() for clip in _CLIPS}
     return settings.reported.get(arm.optimizer or settings.optimizer, {}) if arm in papers else {}
-
-
-def _used(results: Sequence[EnvResult], kind: str) -> bool:
-    return any(one.arm.kind == kind for result in results for one in result.arms)

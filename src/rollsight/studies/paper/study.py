@@ -1,14 +1,18 @@
-"""The study as a folder: which runs belong to it, which of them are there."""
+"""The study of the paper's experiments: which runs belong to it, and what is made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rollsight.errors import RollsightError
-from rollsight.studies.paper.arms import Arm
+from rollsight.studies.paper import figures, tables
 from rollsight.studies.paper.cell import Cell, Evaluations
+from rollsight.studies.paper.results import KEYS, EnvResult, read_results, rows
+from rollsight.studies.ppo_arms import PPOArm
+from rollsight.studies.study import Study
 from rollsight.training.paper import EnvSettings, paper, settings_for
 
 Budget: TypeAlias = Literal["quick", "full"]
@@ -16,22 +20,25 @@ Budget: TypeAlias = Literal["quick", "full"]
 _QUICK_ROUNDS, _QUICK_EPISODES = 20, 20
 
 
-def cells_of(
-    envs: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], budget: Budget, folder: Path
-) -> list[Cell]:
-    """Every arm on every environment with every seed: one environment after the other, and all arms of a seed before
-    the next, so that what there is of an unfinished study can be compared.
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a study share."""
 
-    budget: "full" has the paper's rounds and evaluations as in `paper.toml`; "quick" at most 20 rounds, and 20 episodes
-    after every second one, which shows that all works and no more.
-    """
+    budget: Budget = "full"
+    """full: the paper's rounds and evaluations as in `paper.toml`; quick: at most 20 rounds, and 20 episodes after
+    every second one, which shows that all works and no more."""
+
+
+def cells_of(envs: Sequence[str], arms: Sequence[PPOArm], seeds: Sequence[int], settings: Settings) -> list[Cell]:
+    """Every arm on every environment with every seed: one environment after the other, and all arms of a seed before
+    the next, so that what there is of an unfinished study can be compared."""
     cells = []
     for env in envs:
-        settings = settings_for(env)
-        rounds, evaluations = _schedule(settings, budget)
+        theirs = settings_for(env)
+        rounds, evaluations = _schedule(theirs, settings.budget)
         # As it is resolved: what is the paper's by default and what is given in full are the same run.
-        chosen = dict.fromkeys(named(arm, settings) for arm in arms)
-        cells += [Cell(env, arm, seed, rounds, evaluations, folder) for seed in seeds for arm in chosen]
+        chosen = dict.fromkeys(arm.named(theirs) for arm in arms)
+        cells += [Cell(env, arm, seed, rounds, evaluations) for seed in seeds for arm in chosen]
     return cells
 
 
@@ -44,20 +51,26 @@ def envs_of(names: Sequence[str]) -> list[str]:
     return list(names) or [env for env, settings in paper().items() if settings.by_default]
 
 
-def named(arm: Arm, settings: EnvSettings) -> Arm:
-    """The arm as a study writes it: what differs from the paper's settings spelt out, and p always."""
-    whole = arm.resolved(settings)
-    return Arm(
-        whole.kind,
-        whole.p,
-        None if whole.optimizer == settings.optimizer else whole.optimizer,
-        None if whole.lr == settings.lr else whole.lr,
-        whole.max_grad_norm,
-        whole.envs,
-    )
-
-
 def _schedule(settings: EnvSettings, budget: Budget) -> tuple[int, Evaluations]:
     if budget == "quick":
         return min(settings.rounds, _QUICK_ROUNDS), Evaluations(_QUICK_EPISODES, 2)
     return settings.rounds, Evaluations(settings.episodes, settings.every)
+
+
+def _pictures(results: Sequence[EnvResult], folder: Path) -> list[Path]:
+    drawn = [figures.draw_curves(result, folder / f"{result.env}.png") for result in results]
+    compared = [figures.draw_comparisons(result, folder / f"{result.env}-arms.png") for result in results]
+    drawn += filter(None, [*compared, figures.draw_sweeps(results, folder / "sweeps.png")])
+    return [*drawn, figures.write(results, folder / "index.html")]
+
+
+STUDY = Study(
+    "paper",
+    KEYS,
+    PPOArm,
+    read_results,
+    tables.markdown,
+    rows,
+    _pictures,
+    files=("results.md", "results.csv", "index.html", "sweeps.png"),
+)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from rollsight.analysis.learning_curves import Interval
-from rollsight.escaping import markdown_cell, visible
-from rollsight.studies.paper.metrics import Estimate
+from rollsight.analysis.intervals import Interval
+from rollsight.escaping import visible
+from rollsight.studies.markdown import bracketed, mean, numbers, percent, table
 from rollsight.studies.paper.results import EnvResult
 from rollsight.training.paper import EnvSettings, settings_for
 
@@ -31,7 +29,7 @@ def _environment(result: EnvResult) -> str:
         "where collection took over a quarter more or less time than the PPO's: another machine, or another load.\n\n"
     )
     compared = [_savings(result, settings)] if any(one.contrast for one in result.arms) else []
-    return head + "\n\n".join((_returns(result, settings), *compared, _deeds(result)))
+    return head + "\n\n".join((_returns(result, settings), *compared, _updates(result)))
 
 
 def _returns(result: EnvResult, settings: EnvSettings) -> str:
@@ -39,9 +37,9 @@ def _returns(result: EnvResult, settings: EnvSettings) -> str:
     rows = []
     for one in result.arms:
         s, c = one.summary, one.contrast
-        gains = ["", "", ""] if c is None else [_t(c.final), _t(c.area), _share(c.probability)]
+        gains = ["", "", ""] if c is None else [_t(c.final), _t(c.area), bracketed(c.probability, ".2f", ".2f")]
         seeds = f"{s.seeds}, {one.diverged} diverged" if one.diverged else str(s.seeds)
-        rows.append([f"`{one.arm}`", seeds, _t(s.final), _between(s.final_iqm), _t(s.area), *gains])
+        rows.append([f"`{one.arm}`", seeds, _t(s.final), bracketed(s.final_iqm, ".4g", ".4g"), _t(s.area), *gains])
     for optimizer, reported in settings.reported.items():
         if gain := reported.get("final_gain"):
             rows.append([f"the paper, {optimizer}", "", "", "", "", f"{gain[0]:g} to {gain[1]:g}", "", ""])
@@ -69,44 +67,19 @@ def _savings(result: EnvResult, settings: EnvSettings) -> str:
     return table(columns, rows)
 
 
-def _deeds(result: EnvResult) -> str:
+def _updates(result: EnvResult) -> str:
     columns = ["arm", "kept", "steps", "update norm", "KL", "gradient ratio", "split half", "permuted"]
     columns += [f"{phase} s" for phase in _PHASES]
     rows = []
     for one in result.arms:
         means = [one.mean(name) for name in ("kept", "steps", "update_norm", "kl", "gradient_ratio", "split_half")]
         means += [one.mean("split_half_permuted"), *(one.seconds(phase) for phase in _PHASES)]
-        rows.append([f"`{one.arm}`", *("" if np.isnan(value) else f"{value:.3g}" for value in means)])
+        rows.append([f"`{one.arm}`", *numbers(means)])
     return table(columns, rows)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table. Texts in it, names of environments or what a model wrote, stay in their cells."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
-
-
 def _t(interval: Interval) -> str:
-    width = "" if interval.half_width is None else f" ± {interval.half_width:.3g}"
-    return f"{interval.mean:.4g}{width}"
-
-
-def _between(e: Estimate) -> str:
-    return _bracketed(e, ".4g", ".4g")
-
-
-def _share(e: Estimate) -> str:
-    return _bracketed(e, ".2f", ".2f")
-
-
-def percent(e: Estimate) -> str:
-    """A share as per cent, with its interval where it has one; nothing where it is not known."""
-    return "" if np.isnan(e.value) else _bracketed(Estimate(100 * e.value, 100 * e.low, 100 * e.high), ".1f", ".0f")
-
-
-def _bracketed(e: Estimate, value: str, ends: str) -> str:
-    """One seed has no interval."""
-    return format(e.value, value) + ("" if np.isnan(e.low) else f" [{e.low:{ends}}, {e.high:{ends}}]")
+    return mean(interval, ".4g", ".3g")
 
 
 def _moments(found: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""One run of the study: an arm with a seed, a run folder that is continued, and the curve made of it, one CSV file."""
+"""One run of the study: an arm with a seed, a run folder that is continued, and the curve made of it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import numpy as np
 
 from rollsight import runs
 from rollsight.arrays import Floats
-from rollsight.studies.cells import StudyCell, silence_transformers
-from rollsight.studies.rlhf import probe
-from rollsight.studies.rlhf.arms import Arm
+from rollsight.studies.cells import LanguageCell, silence_transformers
+from rollsight.studies.rlhf.arms import RLHFArm
+from rollsight.studies.rlhf.metrics import PHASES
+from rollsight.studies.rlhf.probe import Probe
 from rollsight.studies.runner import Report
 from rollsight.training.language import run
 from rollsight.training.language.columns import distinct
 
 Judge: TypeAlias = Callable[[Sequence[str]], Floats]
 
-PHASES = ("generate", "reward", "log_probs", "score", "train")
-PROBE = "probe.npz"  # in the study's folder
 # Column -> what of the rounds' summaries it is the mean of, since the row before.
 _MEANS = {
     "train_reward": "reward_mean",
@@ -34,13 +33,13 @@ _MEANS = {
 
 
 @dataclass(frozen=True)
-class Cell(StudyCell[Arm, run.RunSettings]):
-    """One run."""
+class Cell(LanguageCell[RLHFArm, run.RunSettings]):
+    """One run. judge: of toxicity."""
 
-    phases = PHASES
+    judge: Probe
 
-    def run(self, report: Report) -> None:
-        """Train, or go on training, and write the curve. Seconds are of processor time: runs share their machine."""
+    def run(self, report: Report) -> list[dict[str, Any]]:
+        """Train, or go on training, and return the curve. Seconds are of processor time: runs share their machine."""
         silence_transformers()
 
         def follow(summary: Mapping[str, Any]) -> None:
@@ -49,10 +48,9 @@ class Cell(StudyCell[Arm, run.RunSettings]):
         if runs.is_run(self.run_folder):
             run.resume(self.run_folder, self.rounds, follow, time.process_time)
         else:
-            settings = self.arm.settings(self.study, self.seed)
+            settings = self.arm.settings(self.settings, self.seed)
             run.train(settings, self.run_folder, on_round=follow, clock=time.process_time)
-        judge = probe.load(self.folder / PROBE)
-        self.keep(list(curve_rows(runs.open(self.run_folder), judge, charged=self.arm.scored)))
+        return list(curve_rows(runs.open(self.run_folder), self.judge, charged=self.arm.scored))
 
 
 def curve_rows(opened: runs.Run, judge: Judge, charged: bool) -> Iterator[dict[str, Any]]:
@@ -76,7 +74,7 @@ def curve_rows(opened: runs.Run, judge: Judge, charged: bool) -> Iterator[dict[s
         since = [one for one in rounds if before < one["round"] <= last]
         for column, name in _MEANS.items():
             known = [value for one in since if (value := one.get(name)) is not None]
-            row[column] = _mean(known) if known else ""
+            row[column] = _mean(known) if known else None
         for phase in PHASES:
             spent = [one.get(f"time_{phase}") or 0.0 for one in rounds if one["round"] <= last]
             row[f"{phase}_s"] = float(sum(spent)) * (charged or phase != "score")

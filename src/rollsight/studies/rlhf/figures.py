@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rollsight.studies import plots as shared
+from rollsight.studies.arms import used
 from rollsight.studies.plots import Axes, Line
 from rollsight.studies.rlhf.arms import KINDS
 from rollsight.studies.rlhf.metrics import at_kl
@@ -47,21 +48,16 @@ def write(results: Results, path: Path) -> Path:
     Raises:
         RollsightError: the file cannot be written.
     """
-    used = {one.arm.kind for one in results.arms}
-    kinds = {kind: text for kind, text in KINDS.items() if kind in used}
+    kinds = used(KINDS, {one.arm.kind for one in results.arms})
     return shared.write(shared.panels(plots(results)), path, "Language models with influence-based filtering", kinds)
 
 
-def _place(one: ArmResult) -> int:
-    return list(KINDS).index(one.arm.kind)
-
-
 def _by_round(one: ArmResult, name: str) -> Line:
-    return shared.by_round(one.arm, _place(one), one.curves.values(), name)
+    return shared.by_round(one.arm, one.arm.kind_number, one.curves.values(), name)
 
 
 def _over_kl(one: ArmResult) -> Line:
     curves = list(one.curves.values())
     levels = np.linspace(0, min(curve["kl"].max() for curve in curves), _POINTS)
     rows = [np.array([at_kl(curve, level) for level in levels.tolist()]) for curve in curves]
-    return shared.line(one.arm, _place(one), levels, rows)
+    return shared.line(one.arm, one.arm.kind_number, levels, rows)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from rollsight.arrays import Floats
+from rollsight.studies import metrics
 from rollsight.studies.curves import Curve, after_start
-from rollsight.studies.paper import metrics
 
+PHASES = ("generate", "reward", "log_probs", "score", "train")  # of a round, whose processor seconds are measured
 ENDS = ("return", "toxicity", "kl", "distinct_1", "distinct_2", "length", "empty")
 _LEVELS = 4
 

@@ -57,6 +57,9 @@ class Probe:
             np.savez(file, weights=self.weights, bias=self.bias, quality=json.dumps(self.quality))
 
 
+PROBE = "probe.npz"  # in the study's folder
+
+
 def load(path: Path) -> Probe:
     """A probe as it was saved.
 
@@ -68,6 +71,17 @@ def load(path: Path) -> Probe:
             return Probe(file["weights"], float(file["bias"]), json.loads(str(file["quality"])))
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise RollsightError(f"{path} holds no probe ({error}): remove it, and it is made anew") from error
+
+
+def of_study(folder: Path) -> Probe:
+    """The probe in a study's folder; trained, where there is none yet.
+
+    Raises:
+        RollsightError: the file is none, or a wheel is missing.
+    """
+    if not (folder / PROBE).exists():
+        train().save(folder / PROBE)
+    return load(folder / PROBE)
 
 
 def train() -> Probe:

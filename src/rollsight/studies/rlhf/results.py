@@ -13,18 +13,17 @@ import numpy as np
 from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.studies.arms import standard_of
-from rollsight.studies.cells import stored_settings
 from rollsight.studies.curves import Curve
+from rollsight.studies.metrics import Contrast
 from rollsight.studies.paired import Compared, compare, end, figures
-from rollsight.studies.paper.metrics import Contrast
-from rollsight.studies.results import ArmCurves, read_arms, write_table
+from rollsight.studies.results import ArmCurves, read_arms
 from rollsight.studies.rlhf import metrics, probe
-from rollsight.studies.rlhf.arms import KINDS, Arm, arm_of
-from rollsight.studies.rlhf.cell import PHASES, PROBE
+from rollsight.studies.rlhf.arms import RLHFArm
+from rollsight.studies.settings import stored_settings
 
 
 @dataclass(frozen=True, eq=False)
-class ArmResult(ArmCurves[Arm]):
+class ArmResult(ArmCurves[RLHFArm]):
     """One arm, over the rounds that all curves of the study have, against PPO with the same learning rate, else plain
     PPO, or against a given arm.
 
@@ -63,13 +62,13 @@ class Results:
     standard: str
 
 
-def read_results(folder: Path, against: Arm | None = None) -> Results:
+def read_results(folder: Path, against: RLHFArm | None = None) -> Results:
     """The study in a folder, as far as its runs are done. Arms are compared with their own PPO, or all `against` one.
 
     Raises:
         RollsightError: there is no curve in it, or none of `against`, or its curves share no rounds.
     """
-    found = read_arms(folder, arm_of, list(KINDS), PHASES, against)
+    found = read_arms(folder, RLHFArm, metrics.PHASES, against)
     if not found:
         raise RollsightError(f"{folder} holds no curves of a study: run `rollsight study rlhf --out {folder}` first")
     everyone = [curve for curves in found.values() for curve in curves.values()]
@@ -85,24 +84,22 @@ def read_results(folder: Path, against: Arm | None = None) -> Results:
     start = {name: float(np.mean([curve[name][0] for curve in everyone])) for name in metrics.ENDS}
     arms = [_arm(arm, found, levels, against) for arm in found]
     standard = "PPO" if against is None else f"`{against}`"
-    return Results(arms, levels, start, probe.load(folder / PROBE).quality, stored_settings(folder, "rlhf"), standard)
-
-
-def write_csv(results: Results, path: Path) -> None:
-    """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
-    write_table(
-        path,
-        [
-            {"arm": one.arm, "seeds": len(one.curves), "against": one.against, **figure}
-            for one in results.arms
-            for figure in _figures(one, results.levels)
-        ],
+    return Results(
+        arms, levels, start, probe.load(folder / probe.PROBE).quality, stored_settings(folder, "rlhf"), standard
     )
 
 
-def _arm(arm: Arm, found: Mapping[Arm, Mapping[int, Curve]], levels: Floats, reference: Arm | None) -> ArmResult:
+def rows(results: Results) -> Iterator[dict[str, object]]:
+    """Every figure in one long table: arm, seeds, against, measure, value, low, high; differences are named so."""
+    for one in results.arms:
+        yield from (one.named | figure for figure in _figures(one, results.levels))
+
+
+def _arm(
+    arm: RLHFArm, found: Mapping[RLHFArm, Mapping[int, Curve]], levels: Floats, reference: RLHFArm | None
+) -> ArmResult:
     curves = found[arm]
-    against = standard_of(arm, found, "ppo", reference)
+    against = standard_of(arm, found, reference)
     standard = found[against] if against is not None else {}
     ends = {name: compare(partial(end, name=name), curves, standard) for name in metrics.ENDS}
     at_kl = [compare(partial(metrics.at_kl, level=level), curves, standard) for level in levels.tolist()]

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import numpy as np
-
-from rollsight import runs
-from rollsight.studies.completions import by_score
-from rollsight.studies.paper.tables import percent, table
+from rollsight.studies.arms import used
+from rollsight.studies.markdown import numbers, percent, table
 from rollsight.studies.rlhf.arms import KINDS
-from rollsight.studies.rlhf.cell import PHASES
-from rollsight.studies.rlhf.metrics import ENDS
+from rollsight.studies.rlhf.metrics import ENDS, PHASES
 from rollsight.studies.rlhf.results import Results
 
 _SAVED = {"se_ave": "rounds (SE_ave)", "se_peak": "rounds to its best", "rt_paper": "time to its best"}
 _SAVED |= {"rt_peak": "the same, of its time to it"}
-_DEEDS = ("negative", "kept", "steps", "update_norm", "approx_kl", "train_reward")
+_DONE = ("negative", "kept", "steps", "update_norm", "approx_kl", "train_reward")
 _NAMES = {"return": "reward", "toxicity": "toxicity (probe)", "kl": "KL", "empty": "empty"}
 
 
@@ -37,8 +30,9 @@ def markdown(results: Results) -> str:
         f"tells those from {quality['neutral']:.0f} ordinary sentences of other sources with an AUC of "
         f"{quality['auc']:.3f}."
     )
-    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in KINDS.items() if _used(results, kind))
-    return "\n\n".join((head, legend, _ends(results), _at_kl(results), _savings(results), _deeds(results))) + "\n"
+    shown = {one.arm.kind for one in results.arms}
+    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in used(KINDS, shown).items())
+    return "\n\n".join((head, legend, _ends(results), _at_kl(results), _savings(results), _rounds(results))) + "\n"
 
 
 def _ends(results: Results) -> str:
@@ -71,37 +65,14 @@ def _savings(results: Results) -> str:
     return f"## Savings\n\n{text}\n\n" + table(columns, rows)
 
 
-def _deeds(results: Results) -> str:
-    columns = ["arm", *(name.replace("_", " ") for name in _DEEDS), *(f"{p.replace('_', '-')} s" for p in PHASES)]
+def _rounds(results: Results) -> str:
+    columns = ["arm", *(name.replace("_", " ") for name in _DONE), *(f"{p.replace('_', '-')} s" for p in PHASES)]
     columns += ["all s", f"% of {results.standard}"]
     rows = []
     for one in results.arms:
         seconds = [one.seconds(phase) for phase in PHASES]
         standard = next((other for other in results.arms if other.arm == one.against), one)
         share = 100 * sum(seconds) / sum(standard.seconds(phase) for phase in PHASES)
-        cells = [*(one.mean(name) for name in _DEEDS), *seconds, sum(seconds), share]
-        rows.append([f"`{one.arm}`", *("" if np.isnan(value) else f"{value:.3g}" for value in cells)])
+        cells = [*(one.mean(name) for name in _DONE), *seconds, sum(seconds), share]
+        rows.append([f"`{one.arm}`", *numbers(cells)])
     return "## A round\n\nMeans; processor seconds, without evaluation.\n\n" + table(columns, rows)
-
-
-def generations(folder: Path, results: Results, round: int | None, n: int) -> str:
-    """The n completions of highest and lowest score, for each scored arm's first seed; empty without run folders. round
-    None: the last.
-
-    Raises:
-        RollsightError: a run does not have the round.
-    """
-    sections = list(_sections(folder, results, round, n))
-    return "\n\n".join(["# Completions by score", *sections]) + "\n" if sections else ""
-
-
-def _sections(folder: Path, results: Results, round: int | None, n: int) -> Iterator[str]:
-    for one in results.arms:
-        seed = min(one.curves)
-        path = folder / str(one.arm) / str(seed)
-        if one.arm.scored and runs.is_run(path):
-            yield from by_score(path, f"`{one.arm}`, seed {seed}", round, n)
-
-
-def _used(results: Results, kind: str) -> bool:
-    return any(one.arm.kind == kind for one in results.arms)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollsight.adapters.sb3.episodes import EpisodeTracker, RoundEpisodes
 from rollsight.arrays import Array
 from rollsight.gae import gae
 from rollsight.records import Records
+from rollsight.runs.episodes import EpisodeTracker, RoundEpisodes, after_resets
 from rollsight.training.compiled import ppo
 from rollsight.training.compiled.acting import Actor, executable
 from rollsight.training.compiled.environments import Environments, Pool
@@ -186,9 +186,7 @@ class Collector:
     def _episodes(self, done: _Steps) -> RoundEpisodes:
         """The tracker's columns; a step that only resets is its episode's step -1."""
         episodes = self._tracker.of_round(done.begins, done.ends[-1], done.rewards, done.starts, int(done.cut.sum()))
-        steps, count = done.begins.shape
-        last = np.maximum.accumulate(np.where(done.begins, np.arange(steps)[:, None], -1), axis=0)
-        offset = np.where(last >= 0, ~done.valid[last, np.arange(count)], self._offset)
+        offset = after_resets(done.begins, done.valid, self._offset)
         self._offset = offset[-1].astype(np.int64)
         return replace(episodes, episode_step=episodes.episode_step - offset)
 

@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 
-from rollsight.adapters.watching import Watch
 from rollsight.arrays import Array, Ints
 from rollsight.records import Records
 from rollsight.selection import Selection
@@ -19,6 +18,7 @@ from rollsight.training.compiled.batch import Batch, Minibatches
 from rollsight.training.compiled.networks import Network, Parameters
 from rollsight.training.compiled.optimizers import Optimizer, State
 from rollsight.update import UpdateRule
+from rollsight.watching import Watch
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rollsight.adapters.summary import distribution, explained_variance, of_speed
+from rollsight.runs.columns import of_sequences
+from rollsight.runs.summary import distribution, explained_variance, of_speed
 from rollsight.training.language.ppo import Rollout, Update
 from rollsight.training.language.settings import Options
+from rollsight.training.language.token_texts import TokenTexts
+from rollsight.watching import Watch
 
 
-def round_columns(round: int, rollout: Rollout, update: Update, options: Options) -> dict[str, Any]:
+def round_columns(
+    round: int, rollout: Rollout, update: Update, options: Options, token_texts: TokenTexts, watch: Watch
+) -> dict[str, Any]:
     """Every sequence of the round; lists hold its valid tokens only."""
     records = rollout.records
-    assert isinstance(records.actions, Tensor)
-    lengths = records.valid.sum(1)
-
-    def of_tokens(column: Tensor | None) -> list[Any]:
-        assert column is not None
-        return [row[: int(n)].numpy(force=True) for row, n in zip(column, lengths, strict=True)]
-
-    advantages = of_tokens(records.advantages)
+    tokens = of_sequences(records)
+    ids = tokens["token_ids"]
+    texts = watch.attempt("texts of single tokens", lambda: token_texts.of([row.tolist() for row in ids]))
     groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(rollout.prompts))}
     columns: dict[str, Any] = {
         "round": np.full(len(records), round),
@@ -31,14 +31,11 @@ def round_columns(round: int, rollout: Rollout, update: Update, options: Options
         "group": [groups[prompt] for prompt in rollout.prompts],
         "prompt": rollout.prompts,
         "completion": rollout.texts,
-        "length": lengths.numpy(force=True),
+        "length": tokens.pop("length"),
         "reward": rollout.rewards,
         "kl": rollout.kl.numpy(force=True),
-        "advantage": np.array([row[-1] if len(row) else 0.0 for row in advantages], np.float32),
-        "token_ids": of_tokens(records.actions),
-        "token_log_probs": of_tokens(records.log_probs),
-        "token_values": of_tokens(records.values),
-        "token_advantages": advantages,
+        **tokens,
+        "token_texts": [None] * len(records) if texts is None else texts,
     }
     if options.target != "none":
         columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]
