@@ -89,6 +89,10 @@ def test_the_run_folder_says_what_happened(settings, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 8
     assert all(len(json.loads(row["token_ids"])) == int(row["length"]) for row in rows)
+    assert all(len(json.loads(row["token_texts"])) == int(row["length"]) for row in rows)
+    for row in rows:  # the completion is without special tokens
+        joined = "".join(json.loads(row["token_texts"]))
+        assert joined.replace("<end>", "").replace("<unknown>", "") == row["completion"]
     assert all((float(row["score_sequence"]) >= 0) == (row["kept"] == "True") for row in rows)
     capsys.readouterr()
     assert main(["compare", str(folder), "--json"]) == 0

@@ -24,6 +24,7 @@ from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import Follow, LanguagePPO
 from rollsight.training.language.prompts import Prompt
 from rollsight.training.language.settings import Options, RunSettings, Sampling
+from rollsight.training.language.token_texts import TokenTexts
 
 __all__ = ["Options", "RunSettings", "Sampling", "prepare", "restore", "resume", "save", "settings_of", "train"]
 
@@ -178,12 +179,12 @@ def _rounds(
 
     if settings.doctor and writer is not None:
         trainer.doctor = LiveDoctor({"run_settings": _stored(settings)}, writer.path)
-    trackers = Trackers()
+    trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)
     try:
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
-            summary = _round(trainer, settings, held_out, writer)
+            summary = _round(trainer, settings, held_out, texts, writer)
             if writer is not None:  # of several processes, the one that writes
                 trackers.log(summary)
             if on_round is not None:
@@ -209,14 +210,18 @@ def _evaluated(writer: runs.RunWriter) -> list[int]:
 
 
 def _round(
-    trainer: LanguagePPO, settings: RunSettings, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None
+    trainer: LanguagePPO,
+    settings: RunSettings,
+    held_out: tuple[Prompt, ...],
+    texts: TokenTexts,
+    writer: runs.RunWriter | None,
 ) -> dict[str, Any]:
     rollout, update = trainer.train_round()
     round, options = trainer.round, settings.options
     times = dict(trainer.times)
     started = trainer.clock()
     if writer is not None:
-        columns = round_columns(round, rollout, update, options)
+        columns = round_columns(round, rollout, update, options, texts, trainer.watch)
         if trainer.doctor is not None:
             trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
         writer.write_records(round, columns)
