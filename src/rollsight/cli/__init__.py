@@ -22,7 +22,7 @@ COMMANDS = {
     "rlhf": "Train a language model with PPO and score, filter and record its completions.",
     "study": "Train several ways with the same seeds and compare: plain, filtered, random drop.",
     "study paper": "Run the paper's experiments and their controls: curves, tables, figures.",
-    "study directions": "Hold the arms' updates against fresh records: which way they go, how far, what they gain.",
+    "study directions": "Measure the arms' updates on fresh records: which way they go, how far, what they gain.",
     "study rlhf": "Run the language-model experiments and their controls: tables, figures, examples.",
     "study grpo": "Run a verifiable-reward task with GRPO, filtered and not: tables, figures, examples.",
     "study doctor": "Plant faults in training runs and measure how often the doctor finds them.",

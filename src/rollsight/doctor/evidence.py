@@ -44,13 +44,13 @@ class Evidence:
         tables: Mapping[int, pa.Table],
     ) -> None:
         self.metadata, self.rounds = metadata, np.asarray(rounds, np.int64)
-        self._summaries, self._tables = summaries, tables
+        self.summaries, self.tables = summaries, tables
         self._columns: dict[str, Array] = {}
 
     @property
     def looked_at(self) -> tuple[int, ...]:
         """The rounds whose records are read."""
-        return tuple(self._tables)
+        return tuple(self.tables)
 
     def summary(self, name: str) -> Array:
         """(R,) a column of the round table.
@@ -58,14 +58,14 @@ class Evidence:
         Raises:
             Missing: no round has a value there.
         """
-        found = self._summaries.get(name)
+        found = self.summaries.get(name)
         if found is None or not np.isfinite(found).any():
             raise Missing(name)
         return found
 
     def has(self, *names: str) -> bool:
         """Whether the records have these columns."""
-        return all(name in table.column_names for name in names for table in self._tables.values())
+        return all(name in table.column_names for name in names for table in self.tables.values())
 
     def column(self, name: str) -> Array:
         """(N, ...) a column of the records: numbers, or objects where it holds texts and lists of different length.
@@ -74,9 +74,9 @@ class Evidence:
             Missing: a round does not have it, or not of every record.
         """
         if name not in self._columns:
-            if not self._tables or not self.has(name):
+            if not self.tables or not self.has(name):
                 raise Missing(name)
-            parts = [_as_array(table[name], name) for table in self._tables.values()]
+            parts = [_as_array(table[name], name) for table in self.tables.values()]
             self._columns[name] = np.concatenate(parts)[self._order]
         return self._columns[name]
 
@@ -86,12 +86,12 @@ class Evidence:
         of_round, _ = self._places
         if not self.has("env", "step"):
             return np.arange(len(of_round))
-        keys = [np.concatenate([table[n].to_numpy() for table in self._tables.values()]) for n in ("step", "env")]
+        keys = [np.concatenate([table[n].to_numpy() for table in self.tables.values()]) for n in ("step", "env")]
         return np.lexsort((*keys, of_round))
 
     @cached_property
     def _places(self) -> tuple[Array, Array]:
-        lengths = [len(table) for table in self._tables.values()]
+        lengths = [len(table) for table in self.tables.values()]
         of_round = np.repeat(np.array(self.looked_at, np.int64), lengths)
         return of_round, np.concatenate([np.arange(n) for n in lengths]) if lengths else np.empty(0, np.int64)
 

@@ -93,7 +93,7 @@ def kl_runaway(seen: Evidence) -> Measured | None:
     """KL divergence from the reference per token, in the last rounds."""
     kl, length = seen.summary("kl_mean"), seen.summary("length_mean")
     late = slice(-max(len(kl) // 4, 1), None)
-    each = float(np.nanmean(kl[late])) / max(float(np.nanmean(length[late])), 1)
+    each = float(np.nanmean(kl[late])) / max(float(np.nanmean(length[late])), 1.0)
     return Measured(each, {"kl": float(np.nanmean(kl[late])), "each": each},
                     Where(rounds=tuple(seen.rounds[late][:4].tolist())))  # fmt: skip
 

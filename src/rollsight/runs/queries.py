@@ -67,7 +67,7 @@ def page(
     Raises:
         RollsightError: there is no such round, column or operator, or a value does not fit its column.
     """
-    table = _records(run, round)
+    table = records(run, round)
     kept = table.filter(_mask(table, where, search))
     sorted_rows = _sorted(kept, order)
     offset, limit = max(int(offset), 0), max(int(limit), 0)
@@ -145,7 +145,7 @@ def _line(path: Path, known: RunLine | None) -> RunLine:
         return RunLine(path, token, {}, 0, {}, str(error))
 
 
-def _records(run: Run, round: int) -> pa.Table:
+def records(run: Run, round: int) -> pa.Table:
     """A round's records with their places, kept for the next page of them."""
     path = round_path(run.path, "records", round)
     try:
@@ -163,6 +163,37 @@ def _records(run: Run, round: int) -> pa.Table:
     while len(_tables) > 1 and sum(one.nbytes for one in _tables.values()) > _KEPT_BYTES:
         _tables.popitem(last=False)
     return table
+
+
+def episode_rows(run: Run, round: int, row: int) -> list[tuple[int, int]]:
+    """Round and row of every stored step of a record's episode, in order, over rounds; only the record itself where
+    the run does not number its episodes. Rows that only reset are left out.
+
+    Raises:
+        RollsightError: there is no such record, or a file is damaged.
+    """
+    table = records(run, round)
+    if not 0 <= row < len(table):
+        raise RollsightError(f"round {round} of {run.path} has {len(table)} records and none of number {row}")
+    if not {"episode", "episode_step"} <= set(table.column_names):
+        return [(round, row)]
+    number = table["episode"][row].as_py()
+    complete, found = run.rounds, dict[int, list[tuple[int, int]]]()
+    place = complete.index(round)
+    for rounds in (complete[place::-1], complete[place + 1 :]):
+        for one in rounds:
+            if not (steps := _steps_of(records(run, one), number)):
+                break
+            found[one] = [(step, at) for step, at in steps if step >= 0]
+            if one <= round and steps[0][0] <= 0:
+                break  # it began in this round
+    return [(one, at) for one in sorted(found) for _, at in sorted(found[one])]
+
+
+def _steps_of(table: pa.Table, episode: int) -> list[tuple[int, int]]:
+    """The episode's steps in a round, each with its row, in order."""
+    part = table.filter(pc.equal(table["episode"], episode))
+    return sorted(zip(part["episode_step"].to_pylist(), part[ROW].to_pylist(), strict=True))
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -23,6 +23,7 @@ from rollsight.studies.doctor.faults import (
     TAXI,
     Plant,
 )
+from rollsight.studies.doctor.language import LanguageCase, language_cases
 
 _ROUNDS = 10
 # Steps and environments of a round, so that episodes end in nearly every buffer, and what an environment is made with.
@@ -135,3 +136,9 @@ def cases(seeds: int) -> Iterator[Case]:
                 for env in fault.envs if place < len(fault.strengths) else ():
                     rate, rounds = ("tuned", 14) if name in _LEARNT else ("untuned", _ROUNDS)
                     yield Case(env, name, fault.strengths[place], seed, rate, rounds=rounds)
+
+
+def all_cases(seeds: int) -> Iterator[Case | LanguageCase]:
+    """Those of language models first: they are the quicker ones."""
+    yield from language_cases(seeds)
+    yield from cases(seeds)

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from rollsight import distributed, language, objectives, targets
-from rollsight.adapters.watching import Watch
 from rollsight.arrays import Bools, Floats, Ints
 from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError

@@ -105,7 +105,6 @@ def _link(context: Context, address: Address, round: Round, record: int, label: 
     return components.link(label, Address("record", address.run, round.number, record, address.query), context.prefix)
 
 
-
 def _status(round: Round, record: int) -> Any:
     status = str(round.status[record])
     return dmc.Text(status, size="sm", className=f"rs-status rs-{status}")
