@@ -11,7 +11,7 @@ from dash import dcc, html
 
 from rollsight.escaping import visible
 from rollsight.explorer.addresses import Address, path_of
-from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID
+from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID, number
 from rollsight.explorer.trust import Trust
 
 POLL = 2_000  # milliseconds between looks for new rounds

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rollsight.errors import RollsightError
 from rollsight.runs import Run
 
 FRAMES = 120  # pictures of an episode
@@ -44,10 +45,14 @@ def drawn(run: Run, round: int, record: int, episode: Sequence[int], *, replay: 
     with _drawing:
         pictures = Pictures(run)
         if not replay:
-            picture = as_png(pictures.of_record(round, record, replay=False).image)
-            shown = spread(episode, record)
-            frames = {one: as_png(pictures.of_record(round, one, replay=False).image, _HEIGHT) for one in shown}
-            return Drawn(picture, frames, False)
+            seen = {one: pictures.observed(round, one) for one in spread(episode, record)}
+            images = {one: image for one, image in seen.items() if image is not None}
+            if record not in images:
+                raise RollsightError(
+                    "what can be seen here is more than the observation says, so a picture needs the episode to be played "
+                    "again: this runs the environment, for as long as the episode is"
+                )
+            return Drawn(as_png(images[record]), {one: as_png(image, _HEIGHT) for one, image in images.items()}, False)
         strip = pictures.of_episode(round, record, height=2 * _HEIGHT)
     found = {row: frame for (number, row), frame in zip(strip.rows, strip.frames, strict=True) if number == round}
     shown = spread([one for one in episode if one in found], record)

@@ -112,7 +112,9 @@ def _links(context: Context, address: Address, round: Round, language: bool) -> 
     led = keys(context, address)
     links = [components.link(f"↑ Round {round.number}", led["up"], context.prefix)]
     if language:
-        links.append(components.link("Prompts", Address("prompts", address.run), context.prefix))
+        group = round.table["group"][address.record or 0].as_py() if round.has("group") else None
+        to = Address("prompts", address.run).at(round=round.number, group=group)
+        links.append(components.link("Its tokens", to, context.prefix))
     elif round.has("env", "step") and round.number in context.reading.run(address.run).snapshot_rounds:
         place = ":".join(str(round.table[name][address.record or 0].as_py()) for name in ("env", "step"))
         to = Address("behaviour", address.run, query={"record": f"{round.number}:{place}"})
