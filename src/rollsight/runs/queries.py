@@ -41,7 +41,9 @@ _tables: OrderedDict[tuple[Path, int, int], pa.Table] = OrderedDict()
 class Page:
     """A part of a round's records.
 
-    rows: the page, with the column `row`; matching: how many records the filter leaves; records: how many there are.
+    rows: the page, with the column `row`.
+    matching: how many records the filter leaves.
+    records: how many there are.
     """
 
     rows: pa.Table
@@ -112,7 +114,11 @@ def change_token(path: Path) -> str:
 class RunLine:
     """One run among many.
 
-    token: of `change_token`; metadata: of its `run.json`; rounds: complete ones; last: the summary of the last one.
+    path: its folder.
+    token: of `change_token`.
+    metadata: of its `run.json`.
+    rounds: number of complete ones.
+    last: the summary of the last one.
     problem: in words, where it cannot be read; then the others are empty.
     """
 
