@@ -132,7 +132,8 @@ def test_the_table_and_its_queries_have_the_same_rows(path, round, name, capsys)
     exec(filtering.python(path, query), given)
     assert given["rows"]["record"].to_pylist() == records.tolist()
     program, *arguments = shlex.split(filtering.command(path, query))
-    assert program == "rollsight" and main(arguments) == 0
+    assert program == "rollsight"
+    assert main(arguments) == 0
     assert [row["record"] for row in json.loads(capsys.readouterr().out)] == records.tolist()
 
 
@@ -194,7 +195,8 @@ def test_facts_count_what_is_there(context, round):
         "invalid": 1,
     }
     said = str(facts.facts(round, context.summary("steps", 2)))
-    assert "mask" in said and "replay" in said
+    assert "mask" in said
+    assert "replay" in said
     assert "fewer than <b>asked</b>" in str(facts.said(context.summary("steps", 2)))
 
 
@@ -237,7 +239,8 @@ def test_a_bar_and_a_span_of_the_histogram_give_their_records(round):
         assert len(filtering.rows(round.table, filtering.sql(round.table, 2, Chosen(wanted)))) == count
     wanted = pictures.of_span(round, {"range": {"x": [-100, 100]}})
     assert len(filtering.rows(round.table, filtering.sql(round.table, 2, Chosen(wanted)))) == sum(heights.values())
-    assert pictures.of_span(round, None) is None and pictures.of_bar(round, None) is None
+    assert pictures.of_span(round, None) is None
+    assert pictures.of_bar(round, None) is None
 
 
 def test_episodes_end_where_they_do(round):
@@ -253,27 +256,32 @@ def test_the_strip_places_every_record(round):
     figure = strip(round.scores, round.status, at, *episode_ends(round, LIMIT))
     cells = np.array(figure.data[0].customdata)
     assert sorted(cells.ravel().tolist()) == list(range(len(round)))
-    assert cells[1, 30] == 61 and figure.data[0].z[1][30] == round.scores[61]
+    assert cells[1, 30] == 61
+    assert figure.data[0].z[1][30] == round.scores[61]
     assert figure.data[1].z[1][2] == 1  # record 5 is invalid
     assert {trace.name for trace in figure.data} >= {"episode ends", "cut off at the time limit", "dropped"}
 
 
 def test_a_long_rollout_of_one_environment_is_broken_into_lines():
     at = places(np.zeros(1000), np.arange(1000))
-    assert len(at.labels) == 4 and at.across.max() == 249 and at.line.tolist() == (np.arange(1000) // 250).tolist()
+    assert len(at.labels) == 4
+    assert at.across.max() == 249
+    assert at.line.tolist() == (np.arange(1000) // 250).tolist()
 
 
 def test_many_points_are_thinned_and_the_largest_stay():
     scores = np.random.default_rng(0).normal(size=20_000)
     shown = figures.thinned(scores)
-    assert len(shown) <= 5_000 and set(np.argsort(-np.abs(scores))[:500]) <= set(shown.tolist())
+    assert len(shown) <= 5_000
+    assert set(np.argsort(-np.abs(scores))[:500]) <= set(shown.tolist())
 
 
 def test_the_page_keeps_what_is_chosen(context, round):
     query = {"filter": json.dumps(CASES["hurt"]), "sort": "score_own:desc", "columns": "record,note", "by": "env"}
     address = Address("round", "steps", 2, query=query)
     page = str(PAGES["round"].layout(context, address))
-    assert "score_own" in page and "lessThan" in page
+    assert "score_own" in page
+    assert "lessThan" in page
     led = PAGES["round"].keys(context, address)
     assert (led["previous"].round, led["next"].round, led["up"].page) == (1, 3, "overview")
     assert led["next"].query == query
@@ -283,8 +291,10 @@ def test_the_page_keeps_what_is_chosen(context, round):
 
 def test_a_cell_says_what_is_stored(round):
     first, invalid = columns.cells(round, np.array([0, 5]))
-    assert first["record"] == 0 and first["score_own"] == round.table["score_own"][0].as_py()
-    assert invalid["status"] == "invalid" and invalid["score_return"] is None
+    assert first["record"] == 0
+    assert first["score_own"] == round.table["score_own"][0].as_py()
+    assert invalid["status"] == "invalid"
+    assert invalid["score_return"] is None
     json.dumps([first, invalid], allow_nan=False)
 
 
@@ -300,7 +310,8 @@ def test_a_round_without_scores_says_what_to_do(tmp_path):
         writer.write_records(1, given)
         writer.write_round(1, {"records": ENVS * STEPS, "scored": False})
     page = str(PAGES["round"].layout(Context(Reading([tmp_path])), Address("round", "plain", 1)))
-    assert "This round was not scored" in page and "round-table" in page
+    assert "This round was not scored" in page
+    assert "round-table" in page
 
 
 def test_completions_stand_by_prompt(tmp_path):
@@ -315,5 +326,6 @@ def test_completions_stand_by_prompt(tmp_path):
     assert masses(round, "group").hurt.tolist() == [0.6, 0.1]
     assert pictures.rollout(round, {}).data[0].z.shape == (2, 2)
     cells = columns.cells(round, np.arange(4))
-    assert "\u202e" not in cells[1]["completion"] and len(cells[2]["completion"]) < 400
+    assert "\u202e" not in cells[1]["completion"]
+    assert len(cells[2]["completion"]) < 400
     assert "round-table" in str(PAGES["round"].layout(context, Address("round", "texts", 1)))

@@ -31,8 +31,9 @@ def score_curve(
         some = status == name
         if some.any():
             figure.add_scatter(
-                x=steps[some], y=np.zeros(int(some.sum())), mode="markers", name=name, customdata=records[some].tolist(),
-                marker={"color": colour, "size": 5, "symbol": "square"}, hovertemplate=f"{name}, step %{{x}}<extra></extra>",
+                x=steps[some], y=np.zeros(int(some.sum())), mode="markers", name=name,
+                customdata=records[some].tolist(), marker={"color": colour, "size": 5, "symbol": "square"},
+                hovertemplate=f"{name}, step %{{x}}<extra></extra>",
             )  # fmt: skip
     figure.add_vline(x=float(steps[present]), line={"color": "rgba(110,116,128,0.95)", "width": 2})
     figure.update_xaxes(title_text="steps since the episode began")

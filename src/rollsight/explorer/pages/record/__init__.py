@@ -34,7 +34,8 @@ def layout(context: Context, address: Address) -> Any:
         components.problems(context.reading.problems(address.run)),
         components.trust_line(trust_of(context.summary(address.run, round.number))),
         dmc.Paper(
-            components.facts(*facts.facts(round, record)), withBorder=True, radius="md", p="sm", mb="sm", id="record-facts"
+            components.facts(*facts.facts(round, record, metadata)),
+            id="record-facts", withBorder=True, radius="md", p="sm", mb="sm",
         ),
         dmc.SimpleGrid(
             [
@@ -45,7 +46,7 @@ def layout(context: Context, address: Address) -> Any:
             ],
             cols={"base": 1, "md": 2}, spacing="sm", mb="sm",
         ),
-        film.layout(context, address, round, record),
+        film.layout(round, record),
         like.layout(context, address, round, record),
     ]  # fmt: skip
 
@@ -111,7 +112,9 @@ def _links(context: Context, address: Address, round: Round, language: bool) -> 
     led = keys(context, address)
     links = [components.link(f"↑ Round {round.number}", led["up"], context.prefix)]
     if language:
-        links.append(components.link("Prompts", Address("prompts", address.run), context.prefix))
+        group = round.table["group"][address.record or 0].as_py() if round.has("group") else None
+        to = Address("prompts", address.run).at(round=round.number, group=group)
+        links.append(components.link("Its tokens", to, context.prefix))
     elif round.has("env", "step") and round.number in context.reading.run(address.run).snapshot_rounds:
         place = ":".join(str(round.table[name][address.record or 0].as_py()) for name in ("env", "step"))
         to = Address("behaviour", address.run, query={"record": f"{round.number}:{place}"})

@@ -55,7 +55,7 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
         return components.card(title, facts, note="By replaying the update from the round's snapshot.")
     if round.number not in run.snapshot_rounds:
         stored = run.snapshot_rounds
-        where = f"The rounds with one are {runs.spell(stored)}." if stored else "This run has none."
+        where = f"Rounds with one: {runs.spell(stored)}." if stored else "This run has none."
         text = f"This needs the snapshot of round {round.number}, from which the update is replayed. {where}"
         return components.card(title, dmc.Text(text, size="sm", c="dimmed"))
     progress = _jobs.progress(_key(run.path, round.number))
@@ -70,8 +70,8 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
         title,
         *failed,
         dmc.Text(
-            "Loads the round's snapshot and replays its update, in a process of its own. The result is kept next to the "
-            "run, for all records of the round.",
+            "Loads the round's snapshot and replays its update, in a process of its own. The result is kept next to "
+            "the run, for all records of the round.",
             size="sm", mb=6,
         ),
         dmc.Button("Load the snapshot and replay", id="record-replay", size="xs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -11,24 +12,24 @@ import pyarrow as pa
 
 from rollsight.explorer import components
 from rollsight.explorer.rounds import Round
-from rollsight.explorer.tables import column
-from rollsight.explorer.theme import DROPPED, HELPED, HURT, INVALID, KEPT, number, percent
+from rollsight.explorer.tables import action_of, column
+from rollsight.explorer.theme import DROPPED, INVALID, number, percent
 from rollsight.runs.schema import column_of
 
-_COLOURS = {"kept": KEPT, "dropped": DROPPED, "invalid": INVALID}
+_COLOURS = {"dropped": DROPPED, "invalid": INVALID}
 _NAMES = {
     "length": "Length", "reward": "Reward", "kl": "KL to the reference", "value": "Value", "advantage": "Advantage",
     "return": "Return", "entropy": "Entropy", "episode_return": "Return of its episode", "reason": "Reason",
 }  # fmt: skip
 
 
-def facts(round: Round, record: int) -> list[Any]:
+def facts(round: Round, record: int, metadata: Mapping[str, Any]) -> list[Any]:
     """The first line of the page."""
     row = round.table.slice(record, 1)
     status = str(round.status[record])
     parts = []
     if round.has("action"):
-        parts.append(components.fact("Action", components.text_of(_short(row["action"][0].as_py()))))
+        parts.append(components.fact("Action", components.text_of(action_of(metadata, row["action"][0].as_py()))))
     if (before := chance(round, record)) is not None:
         name, value = before
         parts.append(components.fact(f"{name} before the update", value, "exp(log_prob), when the action was taken."))
@@ -39,7 +40,7 @@ def facts(round: Round, record: int) -> list[Any]:
             value = row[column_name][0].as_py()
             shown = number(value) if isinstance(value, int | float) or value is None else str(value)
             parts.append(components.fact(label, components.text_of(shown), hint))
-    return [*parts, components.fact("Status", status, "Whether it stayed in the update.", _COLOURS[status])]
+    return [*parts, components.fact("Status", status, "Whether it stayed in the update.", _COLOURS.get(status))]
 
 
 def chance(round: Round, record: int, log_prob: float | None = None) -> tuple[str, str] | None:
@@ -68,10 +69,9 @@ def targets(round: Round, record: int) -> Any:
         scores = np.where(valid, scores, np.nan)
         score = float(scores[record])
         finite = scores[np.isfinite(scores)]
-        colour = HURT if score < 0 else HELPED
         cells: list[Any] = [
             components.text_of(target),
-            dmc.Text(number(score), fw=600, size="sm", c=colour if score else None),
+            components.score(score, fw=600),
             _rank(score, finite),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
@@ -89,9 +89,3 @@ def _rank(score: float, finite: np.ndarray) -> str:
     above, below = int((finite > score).sum()), int((finite < score).sum())
     place = f"{number(above + 1)} from the top" if above <= below else f"{number(below + 1)} from the bottom"
     return f"{place}, of {number(len(finite))}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(number(one) for one in value[:8])}{', …' if len(value) > 8 else ''}]"
-    return number(value) if isinstance(value, int | float) else str(value)

@@ -13,7 +13,8 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.rounds import Round
 from rollsight.explorer.similar import Near, nearest
-from rollsight.explorer.theme import DROPPED, HELPED, HURT, number
+from rollsight.explorer.tables import action_of
+from rollsight.explorer.theme import number
 
 _COMPLETIONS = 16
 
@@ -27,7 +28,7 @@ def layout(context: Context, address: Address, round: Round, record: int) -> Any
         return components.card(
             "Nearest records",
             dmc.Text(
-                "Observations cannot be compared here: this record's is not stored, or actions are not numbers of choices.",
+                "Records cannot be compared here: the observation is not stored, or actions are not numbered.",
                 size="sm", c="dimmed",
             ),
         )  # fmt: skip
@@ -48,15 +49,15 @@ def layout(context: Context, address: Address, round: Round, record: int) -> Any
 def _table(context: Context, address: Address, round: Round, near: Near) -> Any:
     if not len(near.records):
         return dmc.Text("There is none in this round.", size="sm", c="dimmed")
-    rows = []
+    rows, metadata = [], context.reading.metadata(address.run)
     for record, distance, opposed in zip(near.records.tolist(), near.distances, near.opposed, strict=True):
         badge = dmc.Badge("other sign", color="grape", variant="light", size="xs", radius="sm") if opposed else ""
         cells = [
             _link(context, address, round, record, number(record)),
             number(float(distance)),
-            components.text_of(round.table["action"][record].as_py()),
+            components.text_of(action_of(metadata, round.table["action"][record].as_py())),
             number(float(round.column("advantage")[record])),
-            _score(float(round.scores[record])),
+            components.score(float(round.scores[record])),
             dmc.Group([_status(round, record), badge], gap=6),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
@@ -85,7 +86,7 @@ def _completions(context: Context, address: Address, round: Round, record: int) 
             _link(context, address, round, other, number(other)),
             components.text_of(text[:160] + ("…" if len(text) > 160 else "")),
             number(float(round.column("reward")[other])),
-            _score(float(round.scores[other])),
+            components.score(float(round.scores[other])),
             _status(round, other),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
@@ -104,10 +105,6 @@ def _link(context: Context, address: Address, round: Round, record: int, label: 
     return components.link(label, Address("record", address.run, round.number, record, address.query), context.prefix)
 
 
-def _score(score: float) -> Any:
-    return dmc.Text(number(score), size="sm", c=HURT if score < 0 else HELPED if score > 0 else None)
-
-
 def _status(round: Round, record: int) -> Any:
     status = str(round.status[record])
-    return dmc.Text(status, size="sm", c=DROPPED if status == "dropped" else "dimmed")
+    return dmc.Text(status, size="sm", className=f"rs-status rs-{status}")

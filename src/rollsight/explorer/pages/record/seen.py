@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import html
+from dash import dcc, html
 
+from rollsight.environments.features import observation_features
 from rollsight.explorer import components
 from rollsight.explorer.rounds import Round
 from rollsight.explorer.theme import number
@@ -21,7 +22,11 @@ def layout(round: Round, record: int, metadata: Mapping[str, Any]) -> Any:
     """The observation before the action; of language models the prompt and the completion."""
     if round.has("completion"):
         return components.card("Prompt and completion", *_texts(round, record))
-    return components.card("What the agent saw", html.Div(id="record-picture"), _numbers(round, record))
+    draw = dmc.Button("Play the episode again to draw it", id="record-draw", size="xs", variant="light", display="none")
+    picture = dcc.Loading(html.Div(id="record-picture", className="rs-picture"), type="dot", delay_show=400)
+    return components.card(
+        "What the agent saw", picture, dmc.Box(draw, mb=6), _numbers(round, record, str(metadata.get("env") or ""))
+    )
 
 
 def _texts(round: Round, record: int) -> list[Any]:
@@ -42,7 +47,7 @@ def _texts(round: Round, record: int) -> list[Any]:
     return parts
 
 
-def _numbers(round: Round, record: int) -> Any:
+def _numbers(round: Round, record: int, env: str) -> Any:
     """The observation's numbers, by name where it is a dictionary."""
     columns = [name for name in round.table.column_names if name == "obs" or name.startswith("obs.")]
     if not columns:
@@ -57,9 +62,13 @@ def _numbers(round: Round, record: int) -> Any:
             continue
         flat = value if isinstance(value, list) else [value]
         more += max(0, len(flat) - _NUMBERS)
+        known = observation_features(env, len(flat)) if column == "obs" else None
         for place, one in enumerate(flat[:_NUMBERS]):
             name = f"{label}[{place}]" if len(flat) > 1 else label
-            rows.append((name, number(one, 4) if isinstance(one, int | float) else json.dumps(one)))
+            value = number(one, 4) if isinstance(one, int | float) else json.dumps(one)
+            if known is not None:
+                name, value = known[place].name, f"{value} {known[place].unit}".strip()
+            rows.append((name, value))
     cells = [
         dmc.Group(
             [dmc.Text(components.text_of(name), size="xs", c="dimmed"), dmc.Text(components.text_of(value), size="sm")],

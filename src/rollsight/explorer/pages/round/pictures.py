@@ -19,7 +19,7 @@ from rollsight.explorer.figures import scores as figures
 from rollsight.explorer.figures.strip import Places, places, strip
 from rollsight.explorer.filtering import PHASE, between, equal
 from rollsight.explorer.rounds import By, Masses, Round, choices, cut_of, episode_ends, masses, round_of
-from rollsight.explorer.tables import is_language
+from rollsight.explorer.tables import action_of, is_language
 from rollsight.explorer.theme import dressed
 
 _BY = {"action": "Action", "group": "Prompt", "phase": "Phase", "env": "Env.", "episode": "Episode"}
@@ -71,7 +71,7 @@ def layout(context: Context, address: Address, round: Round, summary: Mapping[st
         ),
         components.card(
             "Harmful mass",
-            components.graph("round-mass", mass(round, by)),
+            components.graph("round-mass", mass(round, by, metadata)),
             note="Click a bar: the table shows its records.",
             right=choice,
         ),
@@ -94,21 +94,23 @@ def scatter(round: Round, language: bool) -> Any:
     )
 
 
-def mass(round: Round, by: By | None) -> Any:
+def mass(round: Round, by: By | None, metadata: Mapping[str, Any]) -> Any:
     """Harmful and helpful mass by what was chosen."""
     if by is None:
         return figures.split_mass([], np.array([]), np.array([]), np.array([]))
     split = masses(round, by)
-    return figures.split_mass(_labels(round, split), split.hurt, split.helped, split.records, split.left_out)
+    return figures.split_mass(_labels(round, split, metadata), split.hurt, split.helped, split.records, split.left_out)
 
 
 def _called(round: Round, by: By) -> str:
     return "Completion" if by == "episode" and round.has("completion") else _BY[by]
 
 
-def _labels(round: Round, split: Masses) -> list[str]:
+def _labels(round: Round, split: Masses, metadata: Mapping[str, Any]) -> list[str]:
     if split.by == "phase":
         return [f"{value} third" for value in split.values]
+    if split.by == "action":
+        return [action_of(metadata, int(value)) for value in split.values]
     return [f"{_called(round, split.by).lower()} {value}" for value in split.values]
 
 
@@ -143,7 +145,8 @@ def register(app: Dash, context: Context) -> None:
     )
     def split(by: By, target: str | None, path: str) -> Any:
         round = _shown(context, path, target)
-        return mass(round, by) if by in choices(round) else no_update
+        metadata = context.reading.metadata(str(context.address(path, "").run))
+        return mass(round, by, metadata) if by in choices(round) else no_update
 
     @app.callback(
         Output("round-table", "filterModel", allow_duplicate=True),
