@@ -10,7 +10,7 @@ from dash import Dash
 
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages import behaviour, files, overview, prompts, round, runs, trust
+from rollsight.explorer.pages import behaviour, files, findings, overview, prompts, round, runs, trust
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ PAGES: Mapping[str, Page] = {
     "overview": Page(overview.layout, overview.register),
     "round": Page(round.layout, round.register, round.keys),
     "behaviour": Page(behaviour.layout, behaviour.register),
+    "findings": Page(findings.layout, findings.register),
     "trust": Page(trust.layout, trust.register),
     "prompts": Page(prompts.layout, prompts.register, prompts.keys),
     "files": Page(files.layout, files.register),
