@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from rollsight.adapters.watching import Watch
 
 from rollsight import runs
 from rollsight.adapters import findings
@@ -17,6 +16,7 @@ from rollsight.doctor.examination import CHECKS, examined
 from rollsight.doctor.finding import SEVERITIES
 from rollsight.doctor.live import LiveDoctor
 from rollsight.runs.check import check_run
+from rollsight.watching import Watch
 
 ENVS, STEPS, LENGTH, ROUNDS = 6, 120, 30, 8
 METADATA = {
