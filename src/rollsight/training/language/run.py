@@ -97,7 +97,7 @@ def resume(
     try:
         done = max(runs.open(out).rounds, default=0)
         if done:
-            restore(trainer, runs.open(out).snapshot_path(done))
+            restore(trainer, checkpoint_path(runs.open(out), done))
         _rounds(trainer, settings, held_out, writer, on_round)
     finally:
         if writer is not None:
@@ -225,7 +225,7 @@ def _round(
         if trainer.doctor is not None:
             trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
         writer.write_records(round, columns)
-        writer.write_snapshot(round, lambda file: save(trainer, file))
+        writer.write_checkpoint(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}
     if settings.eval_every and round % settings.eval_every == 0:
@@ -240,7 +240,8 @@ def _round(
     summary["warnings"] = trainer.watch.said
     if writer is not None:
         writer.write_round(round, summary)
-        writer.remove_snapshot(round - 1)  # now that this round's is there to resume from
+        writer.remove_checkpoint(round - 1)  # now that this round's is there to resume from
+        writer.remove_snapshot(round - 1)  # where older runs kept it
     return {"round": round, **summary}
 
 
@@ -256,6 +257,16 @@ def _evaluate(trainer: LanguagePPO, held_out: tuple[Prompt, ...], writer: runs.R
         }
         writer.write_evaluation(trainer.round, found, lengths.numpy(force=True), more)
     return {"evaluation_return": float(found.mean())}
+
+
+def checkpoint_path(run: runs.Run, round: int) -> Path:
+    """Where the state after a round lies: in older runs among the snapshots.
+
+    Raises:
+        RollsightError: there is none, or it is damaged.
+    """
+    older = round in run.snapshot_rounds and round not in run.checkpoint_rounds
+    return run.snapshot_path(round) if older else run.checkpoint_path(round)
 
 
 def save(trainer: LanguagePPO, file: BinaryIO) -> None:
