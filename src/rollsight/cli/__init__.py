@@ -26,6 +26,7 @@ COMMANDS = {
     "study rlhf": "Run the language-model experiments and their controls: tables, figures, examples.",
     "study grpo": "Run a verifiable-reward task with GRPO, filtered and not: tables, figures, examples.",
     "view": "Look at runs in a browser: curves, rounds, records, trust.",
+    "demo": "Make two small runs in less than a minute, and look at them.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",
     "intervene": "Replay rounds without some of their records and compare the policies they end in.",
     "fidelity": "Check the scores of a round against real retraining, with a ceiling and a null band.",
