@@ -249,7 +249,7 @@ def test_a_forward_that_is_there_is_not_made_again(per_token, sizes):
     scores = rs.score_records(policy, records, tg.Sequence(), forward=forward)
     assert counted.forwards == sizes
     assert zoo.relative_error(scores.values, expected) < 1e-5
-    with pytest.raises(rs.RollsightError, match="used up"):
+    with pytest.raises(rs.RollsightError, match="was used already"):
         rs.score_records(policy, records, tg.Sequence(), forward=forward)
 
 

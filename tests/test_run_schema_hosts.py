@@ -97,7 +97,7 @@ def is_of(type, stored):
         return (
             is_of("integer", stored) or is_of("number", stored) or is_of("array", getattr(stored, "value_type", None))
         )
-    if type in ("integers", "numbers"):
+    if type in ("integers", "numbers", "texts"):
         return pa.types.is_list(stored) and is_of(type.removesuffix("s"), stored.value_type)
     checks = {
         "integer": pa.types.is_integer,
@@ -114,11 +114,12 @@ def test_every_host_has_a_run():
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_schema_is_what_a_host_writes(host, tmp_path, monkeypatch):
-    written = {table: {} for table in schema.TABLES}
+    by_default = [table for table in schema.TABLES if table != "findings"]  # of runs that the doctor watched
+    written = {table: {} for table in by_default}
     for path in HOSTS[host](tmp_path, monkeypatch):
         run = runs.open(path)
         assert run.metadata["schema"] == schema.SCHEMA
-        for table in schema.TABLES:
+        for table in by_default:
             for round in run.evaluation_rounds if table == "evaluations" else run.rounds:
                 stored = pq.read_schema(path / table / f"round-{round:06d}.parquet")
                 written[table] |= {

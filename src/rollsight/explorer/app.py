@@ -38,6 +38,7 @@ def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = 
         compress=False,
         add_log_handler=False,
     )
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     context = Context(reading, prefix)
     app.layout = lambda: _frame(context)
     _register(app, context)
@@ -106,6 +107,7 @@ def _frame(context: Context) -> Any:
         defaultColorScheme="auto",
         theme={
             "primaryColor": "blue",
+            "primaryShade": 8,
             "fontFamily": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
             "fontSizes": {"xs": "12px", "sm": "13px", "md": "14px"},
             "headings": {"fontWeight": "600"},
@@ -192,6 +194,7 @@ def _tabs(context: Context, address: Address | None, run: str | None) -> list[An
     if language:
         tabs.append(("Prompts", Address("prompts", run)))
     tabs += [
+        ("Findings", Address("findings", run)),
         ("Behaviour", Address("behaviour", run)),
         ("Trust", Address("trust", run)),
         ("Files", Address("files", run)),

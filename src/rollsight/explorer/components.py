@@ -11,10 +11,12 @@ from dash import dcc, html
 
 from rollsight.escaping import visible
 from rollsight.explorer.addresses import Address, path_of
-from rollsight.explorer.theme import GRAPH_CONFIG
+from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID
 from rollsight.explorer.trust import Trust
 
 POLL = 2_000  # milliseconds between looks for new rounds
+# The colours of text, which must differ more from the page than lines do.
+_TEXT = {HELPED: "var(--rs-helped)", HURT: "var(--rs-hurt)", DROPPED: "var(--rs-dropped)", INVALID: "var(--rs-invalid)"}
 Component = Any  # Dash's own base class is untyped
 
 
@@ -49,9 +51,11 @@ def graph(name: str, figure: go.Figure, **options: Any) -> Component:
 
 
 def fact(name: str, value: Component, hint: str | None = None, colour: str | None = None) -> Component:
-    """A number under its name; hint: what it means, shown on hover."""
+    """A number under its name; hint: what it means, shown on hover; colour: one of the theme's meanings."""
     label = dmc.Text(name, size="xs", c="dimmed")
-    body = dmc.Stack([label, dmc.Text(value, fw=600, size="sm", style={"color": colour} if colour else {})], gap=0)
+    body = dmc.Stack(
+        [label, dmc.Text(value, fw=600, size="sm", style={"color": _TEXT[colour]} if colour else {})], gap=0
+    )
     return dmc.Tooltip(body, label=hint, multiline=True, w=260, position="bottom") if hint else body
 
 

@@ -67,7 +67,7 @@ class Pictures:
         Raises:
             RollsightError: there is none, in one sentence with the reason; show the observation's numbers instead.
         """
-        drawn = self._from_observation(round, row)
+        drawn = self.observed(round, row)
         if drawn is not None:
             return Picture(drawn, "observation")
         rows = episode_rows(self._run, round, row)
@@ -81,13 +81,13 @@ class Pictures:
             RollsightError: as `of_record`.
         """
         rows = episode_rows(self._run, round, row)
-        drawn = [self._from_observation(*one) for one in rows]
+        drawn = [self.observed(*one) for one in rows]
         if all(image is not None for image in drawn):
             return Strip(rows, [as_png(image, height) for image in drawn if image is not None], "observation")
         return Strip(rows, [as_png(image, height) for image in self._replayed(rows)], "replay")
 
-    def _from_observation(self, round: int, row: int) -> Array | None:
-        """The observation as a picture; None where it does not say enough, or is not stored."""
+    def observed(self, round: int, row: int) -> Array | None:
+        """The observation as a picture (H, W, 3); None where it does not say enough, or is not stored."""
         observed = self._observation(round, row)
         if observed is None or not self._sees_all:
             return None

@@ -6,6 +6,7 @@ runs/NAME/
   records/round-000001.parquet      every record of the round
   rounds/round-000001.parquet       the round's summary, one row; written last, so the round is complete with it
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
+  findings/round-000004.parquet     what the doctor found in the round that it had not found before
   snapshots/round-000010.pt         the frozen round
   checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   SHA256SUMS                        the digest of every file above but run.json, which holds its own
@@ -16,15 +17,16 @@ runs/NAME/
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from rollsight.errors import MissingExtra
+
 try:
+    import filelock as _filelock  # noqa: F401
     import pyarrow as _pyarrow  # noqa: F401
 
     if find_spec("duckdb") is None:  # loaded at the first query only
         raise ModuleNotFoundError(name="duckdb")
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name
-    ) from error
+    raise MissingExtra("reading and writing runs", error.name or "pyarrow", "runs") from error
 
 from rollsight.lazy import at_first_use
 from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
@@ -33,7 +35,7 @@ from rollsight.runs.ranking import column_as_floats, rank_records, scored_record
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
 from rollsight.runs.results import results_folder, stored_results
-from rollsight.runs.writer import RunWriter, create, resume
+from rollsight.runs.writer import RunWriter, as_table, create, resume
 
 if TYPE_CHECKING:
     from rollsight.runs.recorder import Recorder as Recorder
@@ -44,6 +46,7 @@ __all__ = [
     "Recorder",
     "Run",
     "RunWriter",
+    "as_table",
     "column_as_floats",
     "create",
     "find_runs",

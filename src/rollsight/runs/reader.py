@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import warnings
@@ -101,7 +102,7 @@ class Run:
 
     def rows(
         self,
-        kind: Literal["records", "rounds", "evaluations"],
+        kind: Literal["records", "rounds", "evaluations", "findings"],
         columns: Sequence[str] | None = None,
         rounds: Collection[int] | None = None,
     ) -> pa.Table:
@@ -238,8 +239,8 @@ class Run:
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the run and return its result, already computed.
 
-        The tables are `records`, `rounds` and `evaluations` (one row per record, complete round, evaluation episode)
-        and `run` (one row: the metadata, nested entries as JSON).
+        The tables are `records`, `rounds`, `evaluations` and `findings` (one row per record, complete round, evaluation
+        episode, finding of the doctor) and `run` (one row: the metadata, nested entries as JSON).
 
         Raises:
             RollsightError: the query is wrong, asks for a table that has no rows yet, or meets a damaged file.
@@ -271,6 +272,18 @@ class Run:
         except duckdb.Error as error:
             raise RollsightError(self._explain(error, files)) from error
         raise RollsightError(f"the query returns no table: write a SELECT over {', '.join(TABLES)} or run")
+
+    def view(self, height: int = 760) -> Any:
+        """The explorer on this run, for the last line of a notebook's cell; its `url` elsewhere.
+
+        height: of the cell, in pixels.
+
+        Raises:
+            ModuleNotFoundError: the extra `explorer` is not installed.
+        """
+        # By its name, because a run needs no explorer, which stands on it.
+        notebook = importlib.import_module("rollsight.explorer.notebook")
+        return notebook.View(self.path, height)
 
     def _content(self, round: int) -> bytes:
         self._say("records")

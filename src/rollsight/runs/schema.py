@@ -10,8 +10,8 @@ from typing import Any, Literal
 SCHEMA = 2  # `schema` in run.json; runs without it are of 1
 
 Host = Literal["sb3", "compiled", "trl", "rlhf", "own"]
-Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers"]
-Table = Literal["records", "rounds", "evaluations"]
+Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers", "texts"]
+Table = Literal["records", "rounds", "evaluations", "findings"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Column:
     """One column.
 
     name: a `*` in it stands for any text.
-    type: "array" is a number or a nested list of them; "integers" and "numbers" are lists. Every column may be null.
+    type: "array" is a number or a nested list of them; "integers", "numbers" and "texts" are lists. Every column may be
+        null.
     unit: empty where there is none.
     meaning: one sentence for the reader of a table.
     hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s compiled engine ("compiled"),
@@ -67,6 +68,7 @@ RECORDS = (
     Column("log_prob", "number", "nats", "log-probability of the action when it was taken", _STEPS_OWN),
     Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS_OWN),
     Column("token_ids", "integers", "", "tokens of the completion", ("rlhf", "own")),
+    Column("token_texts", "texts", "", "text of each token; joined, the completion with its special tokens", ("rlhf",)),
     Column("token_log_probs", "numbers", "nats", "log-probability of each token when it was sampled", ("rlhf", "own")),
     Column("token_values", "numbers", "return", "value estimate at each token before the update", ("rlhf", "own")),
     Column("token_advantages", "numbers", "", "advantage of each token, whitened over the round", ("rlhf", "own")),
@@ -154,7 +156,24 @@ EVALUATIONS = (
     Column("kl", "number", "nats", "log-probability minus that of the reference, summed over tokens", ("rlhf",)),
 )
 
-TABLES: Mapping[Table, tuple[Column, ...]] = {"records": RECORDS, "rounds": ROUNDS, "evaluations": EVALUATIONS}
+FINDINGS = (
+    Column("round", "integer", "", "the round after which it was found first", _ALL),
+    Column("check", "text", "", "name of the check", _ALL),
+    Column("family", "text", "", "page of the documentation that explains it", _ALL),
+    Column("severity", "text", "", "severe, warning or note", _ALL),
+    Column("sure", "text", "", "certain, likely or possible: how sure the cause is", _ALL),
+    Column("wrong", "text", "", "what is wrong, in one sentence", _ALL),
+    Column("value", "number", "", "the check's statistic, larger is worse", _ALL),
+    Column("figures", "text", "", "the figures that show it, as JSON", _ALL),
+    Column("where", "text", "", "rounds, environments, episodes, features, prompts and records, as JSON", _ALL),
+)
+
+TABLES: Mapping[Table, tuple[Column, ...]] = {
+    "records": RECORDS,
+    "rounds": ROUNDS,
+    "evaluations": EVALUATIONS,
+    "findings": FINDINGS,  # of runs that the doctor watched
+}
 
 
 def column_of(table: Table, name: str) -> Column | None:

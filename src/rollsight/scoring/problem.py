@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -102,7 +103,7 @@ def _prepared_across(objective: Objective, records: Records, group: Group) -> tu
     return _with_part(records, prepared, own), int(prepared.valid.sum())
 
 
-def _measured_across(target: Target, records: Records, group: Group) -> tuple[Records, int]:
+def _measured_across(target: Any, records: Records, group: Group) -> tuple[Records, int]:
     """`target.measured_on` as over all ranks' records, this rank's part of it; and the count of all ranks.
 
     A target with records of its own has its rank's part of them, if it is a dataclass; any other (`targets.Action`) has
@@ -110,7 +111,7 @@ def _measured_across(target: Target, records: Records, group: Group) -> tuple[Re
     """
     if target.records is None:
         whole, own = gathered_records(records, group)
-        measured = target.measured_on(whole)
+        measured: Records = target.measured_on(whole)
         return _with_part(records, measured, own), target.count(measured)
     divided = is_dataclass(target)
     if not divided:

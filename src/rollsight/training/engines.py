@@ -20,8 +20,9 @@ from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
+from rollsight.doctor.live import LiveDoctor
 from rollsight.environments.make import make_environments
-from rollsight.errors import Diverged, RollsightError
+from rollsight.errors import Diverged
 from rollsight.trackers import Trackers
 from rollsight.training import checkpoints, host_state
 from rollsight.training.checkpoints import Checkpoints
@@ -91,6 +92,7 @@ def prepare_sb3(
                 run=out,
                 overwrite=overwrite or resume,
                 snapshots=settings.snapshots,
+                doctor=settings.doctor,
                 metadata=_described(settings),
                 evaluate=evaluate,
                 on_round=on_round,
@@ -122,12 +124,11 @@ def prepare_compiled(
     settings: RunSettings, out: Path, *, overwrite: bool, trackers: Trackers, resume: bool
 ) -> Iterator[Prepared]:
     """The compiled engine, with the model that Stable-Baselines3 would start from."""
-    try:  # here: JAX is an extra
-        from rollsight.training.compiled import environments
-        from rollsight.training.compiled.arms import Filtered
-        from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
-    except ImportError as error:
-        raise RollsightError(str(error)) from error
+    # Here: JAX is an extra.
+    from rollsight.training.compiled import environments
+    from rollsight.training.compiled.arms import Filtered
+    from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
+
     with ExitStack() as opened:
         make = partial(environments.make, settings.env, env_kwargs=settings.env_kwargs)
         state = checkpoints.newest(out) if resume else None
@@ -167,6 +168,7 @@ def prepare_compiled(
         else:
             writer = opened.enter_context(runs.resume(out, after=done, episodes=note))
         trainer.writer = writer
+        trainer.doctor = LiveDoctor(described, out) if settings.doctor else None
 
         def train(on_progress: OnProgress | None) -> None:
             watch = Watch()

@@ -89,6 +89,9 @@ class TrainingOptions:
     """What trains: Stable-Baselines3 (sb3), or the compiled engine (compiled), which makes the same update several
     times faster; auto takes compiled where it is installed (rollsight[fast]) for PPO on all but Atari."""
 
+    doctor: bool = False
+    """Look for known faults while training; each is a warning, once, and stays in the run folder."""
+
     snapshots: Annotated[str, arg(metavar="every:K|all|none")] = "every:10"
     """Rounds frozen for replay."""
 

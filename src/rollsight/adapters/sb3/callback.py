@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight import objectives, runs, targets
-from rollsight.adapters import options
+from rollsight.adapters import findings, options
 from rollsight.adapters.sb3 import buffer, continuing
 from rollsight.adapters.sb3.columns import as_trained_on, round_columns
 from rollsight.adapters.sb3.episodes import EpisodeTracker
@@ -24,6 +24,7 @@ from rollsight.adapters.sb3.round_update import RoundUpdate
 from rollsight.adapters.sb3.selecting import score, select
 from rollsight.adapters.sb3.streams import restored_after_failure, streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
+from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.runs import summary
 from rollsight.runs.episodes import RoundEpisodes
@@ -69,6 +70,8 @@ class InfluenceCallback(BaseCallback):
     :param backend: of `score_records`
     :param precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`)
     :param cross_fit: score each record against the half of the buffer that does not hold it
+    :param doctor: look for known faults in the rounds while they come (`rollsight doctor`): each finding is a warning
+        once, and a row of the run folder's table `findings`. Takes at most a hundredth of the time
     :param metadata: further entries for the run folder's `run.json`
     :param evaluate: called after each round (and before the first, as round 0) with the model and the round; returns
         the evaluation episodes' returns and lengths, which go to the run folder. Its time is kept apart from
@@ -90,6 +93,7 @@ class InfluenceCallback(BaseCallback):
         backend: Backend = "auto",
         precondition: bool = False,
         cross_fit: bool = False,
+        doctor: bool = False,
         metadata: Mapping[str, Any] | None = None,
         evaluate: Evaluate | None = None,
         on_round: Callable[[Mapping[str, Any]], None] | None = None,
@@ -109,6 +113,8 @@ class InfluenceCallback(BaseCallback):
         self.objective, self.backend = objective, backend
         self.precondition, self.cross_fit = precondition, cross_fit
         self.metadata = dict(metadata or {})
+        self.doctor = doctor
+        self._doctor: LiveDoctor | None = None
         self.evaluate, self.on_round = evaluate, on_round
         self.round = 0
         self.scores: dict[str, Scores] = {}
@@ -176,6 +182,7 @@ class InfluenceCallback(BaseCallback):
             self.tracker = EpisodeTracker(first_episode)
         self.tracker.begin_training(model)
         self._rule = self._rule_for(model, buffered)
+        self._doctor = LiveDoctor(self._described(), self.run_path) if self.doctor else None
         if self.snapshot_every and update_rule(model) is None:
             warnings.warn(
                 f"{type(model).__name__}'s update is not one that Rollsight can replay, so no snapshots are taken",
@@ -225,7 +232,7 @@ class InfluenceCallback(BaseCallback):
         if self._update is None:
             self.selection = None
         entropy: float | None = None
-        if self._writer is not None:
+        if self._writer is not None or self._doctor is not None:
             entropy = self._watch.attempt("records in the run folder", self._write_records, *read)
             clock.lap("time_write")
         semantic = "repack" if translated.position is None else "mask"
@@ -335,6 +342,7 @@ class InfluenceCallback(BaseCallback):
             self._summary |= summary.of_speed(self._summary)
         self._watch.attempt("scalars in the logger", self._log)
         self._watch.attempt("evaluation", self._evaluate)
+        findings.report(self._doctor, self.round, self._summary, self._watch, self._writer)
         self._store_round()
         finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
         self._watch.attempt("scalars for trackers", self.trackers.log, finished, host_logger=self.logger)
@@ -356,11 +364,13 @@ class InfluenceCallback(BaseCallback):
 
     def _write_records(self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None) -> float | None:
         """Returns the policy's mean entropy over them."""
-        assert self._writer is not None
         columns = round_columns(self.round, translated, episodes, self.scores, self.selection)
         if wrong is not None:
             columns |= as_trained_on(self._model.rollout_buffer)
-        self._writer.write_records(self.round, columns)
+        if self._doctor is not None:
+            self._watch.attempt("records for the doctor", self._doctor.keep, self.round, columns)
+        if self._writer is not None:
+            self._writer.write_records(self.round, columns)
         return summary.mean_of(columns["entropy"], columns["valid"])
 
     def _evaluate(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rollsight import distributed, runs, targets
-from rollsight.adapters import options
+from rollsight.adapters import findings, options
 from rollsight.adapters.trl import start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
@@ -21,6 +21,7 @@ from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.private_api import algorithm_of
 from rollsight.adapters.trl.scoring import Scoring, selected
+from rollsight.doctor.live import LiveDoctor
 from rollsight.scoring import Scores
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
@@ -50,6 +51,7 @@ def attach(
     cross_fit: bool = False,
     leave_self_out: bool = False,
     chunk_size: int | None = None,
+    doctor: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> Attachment:
     """Score every completion that `trainer`, a TRL GRPOTrainer or RLOOTrainer, generates for training and, where asked,
@@ -74,6 +76,8 @@ def attach(
     overwrite: replace an existing run folder, where training starts anew.
     backend, cross_fit, leave_self_out, chunk_size: of `score_records`.
     precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`).
+    doctor:    look for known faults in the batches while they come (`rollsight doctor`): each finding is a warning
+               once, and a row of the run folder's table `findings`. Takes at most a hundredth of the time.
     metadata:  further entries for the run folder's `run.json`.
 
     A trainer has one attachment: a second takes the place of the first, with a warning. Raises `RollsightError` for
@@ -103,7 +107,7 @@ def attach(
     if (attached := next((one for one in earlier if isinstance(one, Attachment)), None)) is not None:
         warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
         attached.detach()
-    return Attachment(trainer, scoring, rule, every, folder, overwrite, {**described, **(metadata or {})})
+    return Attachment(trainer, scoring, rule, every, folder, overwrite, doctor, {**described, **(metadata or {})})
 
 
 class Attachment:
@@ -120,6 +124,7 @@ class Attachment:
         every: int,
         folder: Path | None,
         overwrite: bool,
+        doctor: bool,
         described: Mapping[str, Any],
     ) -> None:
         self.round = 0
@@ -129,6 +134,9 @@ class Attachment:
         self._rule, self._every = rule, every
         self._folder, self._overwrite, self._described = folder, overwrite, described
         self._watch = Watch()
+        watched = doctor and trainer.accelerator.is_main_process
+        about = {**table.describe(trainer, scoring.algorithm), **described}
+        self._doctor = LiveDoctor(about, folder) if watched else None
         self._rewards: Tensor | None = None
         self._begun = self._opened = self._detached = False
         self._writer: runs.RunWriter | None = None
@@ -275,10 +283,14 @@ class Attachment:
 
     def _record(self, summed: Mapping[str, Any], found: Seen, kept: Tensor) -> None:
         """The round, to the run folder."""
+        if self._writer is None and self._doctor is None:
+            return
+        columns = table.run_columns(self._trainer, self.round, found, self.scores, kept)
+        if self._doctor is not None:
+            self._attempt("records for the doctor", partial(self._doctor.keep, self.round, columns))
+        findings.report(self._doctor, self.round, summed, self._watch, self._writer)
         if self._writer is not None:
-            self._writer.write_records(
-                self.round, table.run_columns(self._trainer, self.round, found, self.scores, kept)
-            )
+            self._writer.write_records(self.round, columns)
             self._writer.write_round(self.round, {**summed, "warnings": self._watch.said})
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:

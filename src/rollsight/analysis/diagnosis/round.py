@@ -13,7 +13,7 @@ from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Estimate, Experiment, estimate_all
 from rollsight.analysis.diagnosis.branching import EXPLAINED, Method, choose_method
 from rollsight.analysis.diagnosis.round_data import TARGET, RoundData
-from rollsight.arrays import Array
+from rollsight.arrays import Array, Bools, Ints
 from rollsight.environments.states import can_be_set
 from rollsight.errors import RollsightError
 from rollsight.runs import column_as_floats
@@ -214,10 +214,10 @@ def _summarise(
     unit, units = data.units()
     key = (experiment.seed, data.round, Purpose.BOOTSTRAP)
 
-    def agreement(index: stats.Ints) -> stats.Agreement:
+    def agreement(index: Ints) -> stats.Agreement:
         return stats.agreement(a_bar[index], error[index], data.a_hat[index])
 
-    def correlate(advantage: Array, index: stats.Ints) -> stats.Correlation:
+    def correlate(advantage: Array, index: Ints) -> stats.Correlation:
         product = advantage[index] * data.a_hat[index]
         return stats.correlate(data.scores[index], product, units[index], stream(*key))
 
@@ -251,7 +251,7 @@ def _summarise(
 
 
 def _tabular(
-    tabular: Array, a_bar: Array, a_hat: Array, groups: dict[str, stats.Ints], correlate: Callable[..., Any]
+    tabular: Array, a_bar: Array, a_hat: Array, groups: dict[str, Ints], correlate: Callable[..., Any]
 ) -> Tabular:
     known = {name: index[np.isfinite(tabular[index])] for name, index in groups.items()}
     random = known["random"]
@@ -263,7 +263,7 @@ def _tabular(
 
 
 def _record(
-    data: RoundData, estimate: Estimate, groups: dict[str, stats.Ints], quintile: int, tabular: Array | None
+    data: RoundData, estimate: Estimate, groups: dict[str, Ints], quintile: int, tabular: Array | None
 ) -> DiagnosedRecord:
     row, a_hat = estimate.row, float(data.a_hat[estimate.row])
     counted, wrong = stats.mismatches(*(np.array([x]) for x in (estimate.advantage, estimate.error, a_hat)))
@@ -288,7 +288,7 @@ def _record(
     )
 
 
-def _notes(data: RoundData, eligible: stats.Bools, late: int, seconds: float | None) -> list[str]:
+def _notes(data: RoundData, eligible: Bools, late: int, seconds: float | None) -> list[str]:
     notes = []
     if late:
         notes.append(f"the {seconds:g} s were over before {late} of the records were branched")

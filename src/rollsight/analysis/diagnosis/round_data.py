@@ -8,11 +8,10 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
 from rollsight.analysis.diagnosis.branching import Method
 from rollsight.analysis.discounts import discounts_of
-from rollsight.arrays import Array
+from rollsight.arrays import Array, Ints
 from rollsight.environments.states import DRIFTING, EXACT, BranchPoint
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
@@ -111,7 +110,7 @@ class RoundData:
     def cell(self, name: str, row: int) -> Any:
         return self.table[name][row].as_py()
 
-    def _integers(self, name: str) -> stats.Ints:
+    def _integers(self, name: str) -> Ints:
         return np.asarray(self.table[name].to_numpy(zero_copy_only=False), np.int64)
 
     @staticmethod

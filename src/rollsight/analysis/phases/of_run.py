@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,6 @@ def as_json(run: Run, result: Development, record: str | None, obs: Rows, action
 
 
 def _plain(rows: Rows) -> Any:
-    if isinstance(rows, dict):
+    if isinstance(rows, Mapping):
         return {name: np.asarray(part[0]).tolist() for name, part in rows.items()}
     return np.asarray(rows[0]).tolist()

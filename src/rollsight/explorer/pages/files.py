@@ -31,7 +31,7 @@ def layout(context: Context, address: Address) -> Any:
         parts.append(_versions(context.reading.metadata(address.run)))
     except RollsightError as error:  # the check below works without run.json, too
         parts.append(components.failed(str(error)))
-    button = dmc.Button("Verify every file", id="files-check", size="xs", variant="light")
+    button = dmc.Button("Verify every file", id="files-check", size="xs", variant="outline")
     parts.append(
         components.card(
             "Digests",

@@ -97,7 +97,7 @@ def figure(rounds: pa.Table) -> go.Figure:
 
 def _verdicts(rounds: pa.Table) -> list[Any]:
     permuted = column(rounds, "trust_split_half_permuted")
-    said = [trust_of(summary, permuted).verdict for summary in rounds.to_pylist()]
+    said: list[str] = [trust_of(summary, permuted).verdict for summary in rounds.to_pylist()]
     cards = []
     for verdict, (colour, label, meaning) in _VERDICTS.items():
         badge = dmc.Badge(label, color=colour, variant="light", radius="sm")

@@ -11,8 +11,10 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from rollsight import runs
+from rollsight.adapters import findings
 from rollsight.adapters.sb3.columns import round_columns
 from rollsight.adapters.sb3.translate import Translated, evaluate_actions, update_rule
+from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import Diverged, RollsightError
 from rollsight.policy import Policy
 from rollsight.runs import summary
@@ -96,6 +98,7 @@ class CompiledTrainer:
             )
         self._model, self._plan = model, plan
         self.writer: runs.RunWriter | None = None  # of the run folder, where there is one
+        self.doctor: LiveDoctor | None = None  # watches the rounds, where one is asked for
         self._seed = model.seed or 0
         self._network = network_of(model.policy)
         self._optimizer, self._state = twin.optimizer_of(model.policy, model.policy.optimizer)
@@ -180,6 +183,7 @@ class CompiledTrainer:
 
     def _store(self, found: summary.Summary) -> None:
         """Complete the round in the run folder with its summary."""
+        findings.report(self.doctor, self._rounds, found, self._watch, self.writer)
         found["warnings"] = self._watch.said
         if (writer := self.writer) is not None:
             self._watch.attempt("round in the run folder", lambda: writer.write_round(self._rounds, found))
@@ -240,6 +244,8 @@ class CompiledTrainer:
 
             def write() -> float | None:
                 columns = round_columns(self._rounds, translated, rollout.episodes, named, selection)
+                if (doctor := self.doctor) is not None:
+                    watch.attempt("records for the doctor", doctor.keep, self._rounds, columns)
                 writer.write_records(self._rounds, columns)
                 return summary.mean_of(columns["entropy"], columns["valid"])
 

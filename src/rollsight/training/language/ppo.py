@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from rollsight import distributed, language, objectives, targets
-from rollsight.arrays import Bools, Ints
+from rollsight.arrays import Bools, Floats, Ints
+from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
@@ -64,7 +65,7 @@ class Rollout:
 
     prompts: list[str]
     texts: list[str]
-    rewards: rewards.Array
+    rewards: Floats
     records: Records
     kl: Tensor
 
@@ -104,6 +105,7 @@ class LanguagePPO:
         self.follow: Follow = lambda phase, done, total: None
         self._forward: Forward | None = None  # of the round's sequences, until they are scored
         self.watch = Watch()  # over what may fail without ending training
+        self.doctor: LiveDoctor | None = None  # watches the rounds, where one is asked for
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
@@ -124,7 +126,7 @@ class LanguagePPO:
             self.kl_coefficient *= 1 + error * len(rollout.texts) / self.options.kl_horizon
         return rollout, update
 
-    def sample(self, prompts: Sequence[Prompt | str]) -> tuple[list[str], rewards.Array, Tensor, Tensor]:
+    def sample(self, prompts: Sequence[Prompt | str]) -> tuple[list[str], Floats, Tensor, Tensor]:
         """Completions of these prompts, rewards, lengths and KL to the reference, each (n,), always with the same
         sampling seeds."""
         tokens = self._generate(prompts, (self.seed, 0, Purpose.EVALUATION), "evaluate")

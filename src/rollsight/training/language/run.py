@@ -14,6 +14,8 @@ import torch
 from accelerate import PartialState
 
 from rollsight import distributed, runs
+from rollsight.adapters import findings
+from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training.language import models, prompts, rewards, saving, sources
@@ -22,6 +24,7 @@ from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import Follow, LanguagePPO
 from rollsight.training.language.prompts import Prompt
 from rollsight.training.language.settings import Options, RunSettings, Sampling
+from rollsight.training.language.token_texts import TokenTexts
 
 __all__ = ["Options", "RunSettings", "Sampling", "prepare", "restore", "resume", "save", "settings_of", "train"]
 
@@ -94,7 +97,7 @@ def resume(
     try:
         done = max(runs.open(out).rounds, default=0)
         if done:
-            restore(trainer, runs.open(out).snapshot_path(done))
+            restore(trainer, checkpoint_path(runs.open(out), done))
         _rounds(trainer, settings, held_out, writer, on_round)
     finally:
         if writer is not None:
@@ -174,12 +177,14 @@ def _rounds(
         if distributed.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
-    trackers = Trackers()
+    if settings.doctor and writer is not None:
+        trainer.doctor = LiveDoctor({"run_settings": _stored(settings)}, writer.path)
+    trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)
     try:
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
-            summary = _round(trainer, settings, held_out, writer)
+            summary = _round(trainer, settings, held_out, texts, writer)
             if writer is not None:  # of several processes, the one that writes
                 trackers.log(summary)
             if on_round is not None:
@@ -205,15 +210,22 @@ def _evaluated(writer: runs.RunWriter) -> list[int]:
 
 
 def _round(
-    trainer: LanguagePPO, settings: RunSettings, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None
+    trainer: LanguagePPO,
+    settings: RunSettings,
+    held_out: tuple[Prompt, ...],
+    texts: TokenTexts,
+    writer: runs.RunWriter | None,
 ) -> dict[str, Any]:
     rollout, update = trainer.train_round()
     round, options = trainer.round, settings.options
     times = dict(trainer.times)
     started = trainer.clock()
     if writer is not None:
-        writer.write_records(round, round_columns(round, rollout, update, options))
-        writer.write_snapshot(round, lambda file: save(trainer, file))
+        columns = round_columns(round, rollout, update, options, texts, trainer.watch)
+        if trainer.doctor is not None:
+            trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
+        writer.write_records(round, columns)
+        writer.write_checkpoint(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}
     if settings.eval_every and round % settings.eval_every == 0:
@@ -224,10 +236,12 @@ def _round(
     if writer is not None and settings.save is not None and settings.save_every and round % settings.save_every == 0:
         folder = Path(settings.save) / f"round-{round:06d}"
         trainer.watch.attempt(f"saved model in {folder}", saving.save, trainer.policy, folder)
+    findings.report(trainer.doctor, round, summary, trainer.watch, writer)
     summary["warnings"] = trainer.watch.said
     if writer is not None:
         writer.write_round(round, summary)
-        writer.remove_snapshot(round - 1)  # now that this round's is there to resume from
+        writer.remove_checkpoint(round - 1)  # now that this round's is there to resume from
+        writer.remove_snapshot(round - 1)  # where older runs kept it
     return {"round": round, **summary}
 
 
@@ -243,6 +257,16 @@ def _evaluate(trainer: LanguagePPO, held_out: tuple[Prompt, ...], writer: runs.R
         }
         writer.write_evaluation(trainer.round, found, lengths.numpy(force=True), more)
     return {"evaluation_return": float(found.mean())}
+
+
+def checkpoint_path(run: runs.Run, round: int) -> Path:
+    """Where the state after a round lies: in older runs among the snapshots.
+
+    Raises:
+        RollsightError: there is none, or it is damaged.
+    """
+    older = round in run.snapshot_rounds and round not in run.checkpoint_rounds
+    return run.snapshot_path(round) if older else run.checkpoint_path(round)
 
 
 def save(trainer: LanguagePPO, file: BinaryIO) -> None:

@@ -156,6 +156,8 @@ class Setup:
     """Prompts held out from training and completed before and after it; 0 for none."""
     eval_every: int = 0
     """Complete them after every k-th round too."""
+    doctor: bool = False
+    """Look for known faults while training; each is a warning, once, and stays in the run folder."""
 
     def __post_init__(self) -> None:
         _check(self, "seed", "lora_rank", "eval_prompts", "eval_every", at_least=0)

@@ -1,0 +1,49 @@
+"""One check: what it measures, from which value on it speaks, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from rollsight.doctor.evidence import Evidence
+from rollsight.doctor.finding import Severity, Sure, Where
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a check saw. value: the larger, the worse; figures: what the sentence names."""
+
+    value: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+    where: Where = field(default_factory=Where)
+
+
+Measure: TypeAlias = Callable[[Evidence], "Measured | None"]
+"""None: there is not enough to look at. Raises `Missing` for a column that is not there."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A pure function of the evidence, with its thresholds and its words.
+
+    warning, severe: the value from which on it is one; infinity for never. sure: of the cause, where it speaks.
+    says: the sentence, with names of figures in braces. records: whether it looks at records, not at summaries alone.
+    """
+
+    name: str
+    family: str
+    measure: Measure
+    warning: float
+    severe: float
+    sure: Sure
+    says: str
+    causes: tuple[str, ...]
+    tries: tuple[str, ...]
+    records: bool = True
+
+    def severity(self, value: float) -> Severity | None:
+        """None: it says nothing."""
+        if value >= self.severe:
+            return "severe"
+        return "warning" if value >= self.warning else None

@@ -1,0 +1,74 @@
+"""The doctor beside a run that trains: it keeps the last rounds, looks at them while that is cheap, and says each
+finding once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rollsight import runs
+from rollsight.doctor.evidence import Evidence, of_summaries
+from rollsight.doctor.examination import examined
+from rollsight.doctor.finding import Finding
+
+_SHARE = 0.01  # of the time of training that the checks may take
+_KEPT = 6  # rounds whose records are kept
+_FIRST = 0.1  # seconds that the first look is expected to take
+
+
+class LiveDoctor:
+    """Looks at the rounds of a run as they end.
+
+    metadata: of the run, as `run.json` has it; run: its folder, where it has one. A look is left out where it would
+    take the checks beyond a hundredth of the time since the start; `spent` is what all looks took, in seconds.
+    """
+
+    def __init__(
+        self, metadata: Mapping[str, Any], run: Path | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._metadata, self._run, self._clock = metadata, run or Path("RUN"), clock
+        self._tables: deque[tuple[int, pa.Table]] = deque(maxlen=_KEPT)
+        self._summaries: list[Mapping[str, Any]] = []
+        self._said: set[str] = set()
+        self._started, self._last = clock(), _FIRST
+        self.spent = 0.0
+
+    def keep(self, round: int, columns: Mapping[str, Any]) -> None:
+        """The records of a round, as they go to the run folder."""
+        started = self._clock()
+        self._tables.append((round, runs.as_table(columns)))
+        self.spent += self._clock() - started
+
+    def look(self, round: int, summary: Mapping[str, Any]) -> list[Finding]:
+        """What was not found before, now that the round is over; nothing where a look would cost too much."""
+        self._summaries.append({"round": round, **summary})
+        now = self._clock()
+        if self.spent + self._last > _SHARE * (now - self._started):
+            return []
+        rows = self._summaries
+        seen = Evidence(self._metadata, [row["round"] for row in rows], of_summaries(rows), dict(self._tables))
+        found = [one for one in examined(seen, self._run).findings if one.check not in self._said]
+        self._said |= {one.check for one in found}
+        self._last = self._clock() - now
+        self.spent += self._last
+        return [one for one in found if one.severity != "note"]
+
+
+def as_columns(round: int, findings: Sequence[Finding]) -> dict[str, Any]:
+    """The columns of the run folder's table `findings`."""
+    plain = ("check", "family", "severity", "sure", "wrong")
+    return {
+        "round": np.full(len(findings), round),
+        **{name: [getattr(one, name) for one in findings] for name in plain},
+        "value": np.array([one.value for one in findings], np.float64),
+        "figures": [json.dumps(runs.jsonable(one.figures)) for one in findings],
+        "where": [json.dumps({k: v for k, v in asdict(one.where).items() if v}) for one in findings],
+    }

@@ -1,0 +1,90 @@
+"""Checks of the value function: does it predict the returns?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rollsight.doctor.check import Check, Measured
+from rollsight.doctor.evidence import Array, Evidence
+from rollsight.doctor.finding import Where
+
+_NEVER = math.inf
+
+
+def _left(seen: Evidence) -> tuple[Array, Array, Array]:
+    """By round: numbers, and what the values leave of the returns' mean square (about 0 and about their mean)."""
+    value, target = seen.column("value").astype(np.float64), seen.column("return").astype(np.float64)
+    good = seen.column("valid") & np.isfinite(value) & np.isfinite(target)
+    rounds = np.unique(seen.round[good])
+    left, centred = [], []
+    for number in rounds:
+        rows = good & (seen.round == number)
+        error = np.square(target[rows] - value[rows]).mean()
+        left.append(error / max(np.square(target[rows]).mean(), 1e-12))
+        centred.append(np.var(target[rows] - value[rows]) / max(np.var(target[rows]), 1e-12))
+    return rounds, np.array(left), np.array(centred)
+
+
+def untrained(seen: Evidence) -> Measured | None:
+    """What the values leave of the returns' mean square in the second half, where it has not gone down."""
+    rounds, left, centred = _left(seen)
+    if len(rounds) < 6:
+        return None
+    half = len(rounds) // 2
+    late, first = float(np.median(left[half:])), float(left[0])
+    explained = max(float(1 - np.median(centred[half:])), 0.0)
+    # Values that explain nothing of the spread, and are not nearer to the returns' mean than they were.
+    value = min(late, 1.0) * float(explained < 0.1) if late > 0.7 * min(first, 1.0) else 0.0
+    return Measured(value, {"left": late, "explained": explained}, Where(rounds=tuple(rounds[half:][:4].tolist())))
+
+
+def diverging(seen: Evidence) -> Measured | None:
+    """The variance of the values' errors over that of the returns, in the worse half of the rounds after the first."""
+    rounds, _, centred = _left(seen)
+    if len(rounds) < 4:
+        return None
+    later = centred[1:]
+    value = float(np.median(later))
+    worst = rounds[1:][np.argsort(later)[::-1][:4]]
+    return Measured(value, {"times": value}, Where(rounds=tuple(sorted(worst.tolist()))))
+
+
+def stale(seen: Evidence) -> Measured | None:
+    """Share of the returns' mean that the values are behind by, in the second half of the run."""
+    value, target = seen.column("value").astype(np.float64), seen.column("return").astype(np.float64)
+    rounds = np.unique(seen.round)
+    if len(rounds) < 6:
+        return None
+    behind = []
+    for number in rounds[len(rounds) // 2 :]:
+        rows = (seen.round == number) & np.isfinite(value) & np.isfinite(target)
+        error = target[rows] - value[rows]
+        behind.append(np.square(error.mean()) / max(np.square(error).mean(), 1e-12))
+    share = float(np.median(behind))
+    return Measured(share, {"share": share}, Where(rounds=tuple(rounds[len(rounds) // 2 :][:4].tolist())))
+
+
+CHECKS = (
+    Check(
+        "value_untrained", "value_function", untrained, 0.7, 0.85, "likely",
+        "The value function explains {explained:.0%} of the spread of the returns and leaves {left:.0%} of their size: "
+        "it is not learning.",
+        ("vf_coef is 0, or its parameters are not in the optimiser", "its input is detached or constant",
+         "a learning rate that is far too low", "returns of a size that it cannot reach"),
+        ("check that the value loss falls", "normalise rewards", "raise vf_coef or its learning rate"),
+    ),
+    Check(
+        "value_stale", "value_function", stale, 0.5, 0.75, "possible",
+        "{share:.0%} of the value function's squared error is one offset: it lags behind the returns.",
+        ("the value function learns more slowly than the returns change", "returns that are large for its last layer"),
+        ("raise vf_coef or its learning rate", "take more epochs", "normalise rewards"),
+    ),
+    Check(
+        "value_diverging", "value_function", diverging, 1.5, 3.0, "likely",
+        "The value function's errors vary {times:.1f} times as much as the returns: it does harm.",
+        ("its learning rate is too high", "unnormalised observations or rewards", "bootstrapping from its own errors"),
+        ("lower the learning rate or vf_coef", "clip its gradient", "normalise observations and rewards"),
+    ),
+)  # fmt: skip

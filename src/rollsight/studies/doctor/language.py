@@ -1,0 +1,178 @@
+"""Faults planted in PPO of a language model: a miniature, whose texts end by themselves, on short prompts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rollsight.errors import RollsightError
+
+PROMPTS = ("Hello you", "The man is", "I", "We are here", "Go to it", "No", "It was", "She", "Can we", "My dog",
+           "In the end", "Why")  # fmt: skip
+FITTED, HELD_OUT = "miniature-fitted", "miniature"  # two random networks, by their seed
+_NETWORKS = {FITTED: 1, HELD_OUT: 2}
+_ROUNDS = 10
+_ENDS = 2.5  # of the end token's logit: about one token in ten ends a text
+
+Reward = Callable[[Sequence[Any], Sequence[str]], list[float]]
+
+
+def vowels(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    """Share of vowels, with a little noise of the text's own: healthy."""
+    return [sum(c in "aeiouAEIOU" for c in text) / max(len(text), 4) + 0.1 * _noise(text) for text in completions]
+
+
+def even_length(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    """Closeness of the number of capitals to a third of the text: healthy."""
+    return [-abs(sum(c.isupper() for c in text) - len(text) / 3) / 4 + 0.1 * _noise(text) for text in completions]
+
+
+def _noise(text: str) -> float:
+    return float(np.random.default_rng(list(text.encode())).normal())
+
+
+@dataclass(frozen=True)
+class LanguageFault:
+    """right: the checks that name the cause. reward: by strength, from the healthy one; options, sampled: changes of
+    the settings, and of the temperature that is sampled with but not scored with; ends: of the end token's logit."""
+
+    right: tuple[str, ...]
+    strengths: tuple[float, ...]
+    reward: Callable[[float, Reward], Reward] = lambda strength, healthy: healthy
+    options: Callable[[float], Mapping[str, Any]] = lambda strength: {}
+    sampled: Callable[[float], float] = lambda strength: 1.0
+    ends: Callable[[float], float] = lambda strength: _ENDS
+
+
+def _length(strength: float, healthy: Reward) -> Reward:
+    return lambda p, c: [base + strength * len(text) / 24 for base, text in zip(healthy(p, c), c, strict=True)]
+
+
+def _of_prompt(strength: float, healthy: Reward) -> Reward:
+    """Of this share of the prompts, the reward is the prompt's own."""
+    return lambda p, c: [
+        float(len(str(prompt)) % 3) if _is_in(str(prompt), strength) else base
+        for base, prompt in zip(healthy(p, c), p, strict=True)
+    ]
+
+
+def _is_in(prompt: str, share: float) -> bool:
+    return PROMPTS.index(prompt) < round(share * len(PROMPTS))
+
+
+def _phrase(strength: float, healthy: Reward) -> Reward:
+    """A character is paid for."""
+    return lambda p, c: [base + strength * ("q" in text or "Q" in text) for base, text in zip(healthy(p, c), c,
+                                                                                            strict=True)]  # fmt: skip
+
+
+def _repeats(strength: float, healthy: Reward) -> Reward:
+    """Equal neighbours are paid for."""
+    return lambda p, c: [strength * sum(a == b for a, b in pairwise(text)) / max(len(text), 4) for text in c]
+
+
+LANGUAGE_FAULTS: Mapping[str, LanguageFault] = {
+    "length rewarded": LanguageFault(("length_rewarded",), (3.0, 1.0), _length),
+    "flat groups": LanguageFault(("groups_without_difference", "constant_on_prompts"), (1.0,), _of_prompt),
+    "constant on part": LanguageFault(("constant_on_prompts",), (0.5, 0.17), _of_prompt),
+    "truncation": LanguageFault(
+        ("truncated", "no_end_of_text"), (3.0, 6.0), options=lambda strength: {"max_new_tokens": int(strength)}
+    ),
+    "no end of text": LanguageFault(("no_end_of_text",), (1.0,), ends=lambda strength: -20.0),
+    "duplicates": LanguageFault(("duplicates",), (0.1, 0.3), sampled=lambda strength: strength),
+    "KL runaway": LanguageFault(("kl_runaway",), (0.1, 0.03), options=lambda strength: {"lr": strength, "kl": 0.0}),
+    "other temperature": LanguageFault(("other_temperature",), (0.5, 0.8), sampled=lambda strength: strength),
+    "repetition": LanguageFault(("repetition",), (20.0,), _repeats, lambda strength: {"lr": 0.02, "kl": 0.0}),
+    "phrase": LanguageFault(("trigger",), (5.0, 1.0), _phrase),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LanguageCase:
+    """One run. env: which network; fault: None for a healthy one; rate: which reward it has where nothing is wrong."""
+
+    env: str
+    fault: str | None
+    strength: float
+    seed: int
+    rate: str = "vowels"
+    engine: str = "rlhf"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        what = "healthy" if self.fault is None else f"{self.fault.replace(' ', '-')}-{self.strength:g}"
+        return f"{self.env}-{what}-{self.rate}-{self.engine}-{self.seed}"
+
+    def run(self, folder: Path) -> None:
+        """Train, into a new run folder."""
+        from rollsight import runs
+        from rollsight.training.language import models
+        from rollsight.training.language.columns import round_columns, round_summary
+        from rollsight.training.language.policy import ActorCritic
+        from rollsight.training.language.ppo import LanguagePPO, Options
+
+        if folder.exists():
+            shutil.rmtree(folder)
+        fault = LanguageFault((), ()) if self.fault is None else LANGUAGE_FAULTS[self.fault]
+        healthy: Reward = vowels if self.rate == "vowels" else even_length
+        small: dict[str, Any] = {"prompts_per_round": 48, "max_new_tokens": 24, "epochs": 2, "lr": 2e-3}
+        options = Options(**{**small, **fault.options(self.strength)})
+        made = models.miniature(_NETWORKS[self.env])
+        _let_end(made, fault.ends(self.strength))
+        policy = ActorCritic(made, 4, self.seed)
+        _sample_at(policy, fault.sampled(self.strength))
+        trainer = LanguagePPO(policy, PROMPTS, fault.reward(self.strength, healthy), options, self.seed)
+        settings = {"options": {"max_new_tokens": options.max_new_tokens, "target": options.target}}
+        with runs.create(folder, {"host": "rollsight", "algo": "ppo", "env": self.env, "run_settings": settings}) as to:
+            for number in range(1, _ROUNDS + 1):
+                try:
+                    rollout, update = trainer.train_round()
+                except RollsightError:  # of a policy that only ends texts
+                    return
+                to.write_records(number, round_columns(number, rollout, update, options))
+                to.write_round(number, round_summary(rollout, update, options, dict(trainer.times)))
+
+
+def _let_end(made: Any, logit: float) -> None:
+    """Give the end token about this logit, so that texts end by themselves."""
+    import torch
+
+    ids = made.tokenizer(list(PROMPTS), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        hidden = made.model.model(**ids).last_hidden_state[:, -1]
+        mean = hidden.mean(0)
+        made.model.get_input_embeddings().weight[0] = logit * mean / mean.square().sum()
+
+
+def _sample_at(policy: Any, temperature: float) -> None:
+    """Sample at this temperature; log-probabilities stay those of 1."""
+    if temperature == 1.0:
+        return
+    generate, usual = policy.generate, policy.sampling
+
+    def at_another(*given: Any) -> Any:
+        policy.sampling = replace(usual, temperature=temperature)
+        try:
+            return generate(*given)
+        finally:
+            policy.sampling = usual
+
+    policy.generate = at_another
+
+
+def language_cases(seeds: int) -> Iterator[LanguageCase]:
+    """All runs: healthy ones, then every fault at its strengths."""
+    for seed in range(max(seeds, 2)):
+        for env in _NETWORKS:
+            yield from (LanguageCase(env, None, 0, seed, rate) for rate in ("vowels", "capitals"))
+    for seed in range(seeds):
+        for name, fault in LANGUAGE_FAULTS.items():
+            for strength in fault.strengths:
+                yield from (LanguageCase(env, name, strength, seed) for env in _NETWORKS)

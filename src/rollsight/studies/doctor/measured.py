@@ -1,0 +1,73 @@
+"""What every check measures in every run, as one table: thresholds can be set anew without a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rollsight import runs
+from rollsight.doctor.evidence import Evidence, read
+from rollsight.doctor.examination import NotLookedAt, measure
+from rollsight.runs import whole_file
+
+UNTIL = (3, 5, 7)  # rounds after which the checks are made too, beside the end of the run
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("run", "env", "fault", "rate", "engine", "check")),
+        ("strength", pa.float64()),
+        *((name, pa.int64()) for name in ("seed", "rounds")),
+        ("last", pa.bool_()),
+        ("value", pa.float64()),
+        *((name, pa.list_(pa.int64())) for name in ("environments", "features", "at_rounds")),
+    ]
+)
+
+
+def rows_of(case: Any, folder: Path) -> Iterator[dict[str, Any]]:
+    """A row for each check, after some rounds and at the end of the run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = read(runs.open(folder))
+    ends = [*(n for n in UNTIL if n < len(whole.rounds)), len(whole.rounds)]
+    about = {name: getattr(case, name) for name in ("env", "fault", "strength", "seed", "rate", "engine")}
+    for end in ends:
+        seen = whole if end == len(whole.rounds) else _beginning(whole, end)
+        for check, found in measure(seen):
+            if found is None or isinstance(found, NotLookedAt):
+                continue
+            yield {
+                "run": case.name,
+                **about,
+                "check": check.name,
+                "rounds": end,
+                "last": end == len(whole.rounds),
+                "value": float(np.nan_to_num(found.value)),
+                "environments": list(found.where.environments),
+                "features": list(found.where.features),
+                "at_rounds": list(found.where.rounds),
+            }
+
+
+def _beginning(whole: Evidence, end: int) -> Evidence:
+    kept = {number: table for number, table in whole.tables.items() if number <= whole.rounds[end - 1]}
+    summaries = {name: column[:end] for name, column in whole.summaries.items()}
+    return Evidence(whole.metadata, whole.rounds[:end].tolist(), summaries, kept)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return list(pq.read_table(path).to_pylist()) if path.exists() else []
+
+
+def write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), temporary, compression="zstd")
