@@ -73,9 +73,9 @@ def page(
     kept = table.filter(_mask(table, where, search))
     sorted_rows = _sorted(kept, order)
     offset, limit = max(int(offset), 0), max(int(limit), 0)
-    chosen = (
-        kept if columns is None else kept.select([ROW, *(one for one in columns if _column(kept, one) and one != ROW)])
-    )
+    for name in columns or ():
+        _column(kept, name)
+    chosen = kept if columns is None else kept.select([ROW, *(name for name in columns if name != ROW)])
     rows = chosen.slice(offset, limit) if sorted_rows is None else chosen.take(sorted_rows.slice(offset, limit))
     return Page(rows, len(kept), len(table))
 
