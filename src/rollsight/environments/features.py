@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Feature:
     """One number of an observation or of a continuous action.
 
-    name: in plain words. unit: empty where there is none; "scaled" where the environment divides by a scale of its own.
+    name: in plain words.
+    unit: empty where there is none; "scaled" where the environment divides by a scale of its own.
     """
 
     name: str

@@ -43,7 +43,12 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """An episode. rows: round and row of each record, in order; frames: a PNG of each; source: as of `Picture`."""
+    """Pictures of an episode.
+
+    rows: round and row of each record, in order.
+    frames: a PNG of each.
+    source: as of `Picture`.
+    """
 
     rows: Sequence[tuple[int, int]]
     frames: Sequence[bytes]

@@ -41,7 +41,9 @@ _tables: OrderedDict[tuple[Path, int, int], pa.Table] = OrderedDict()
 class Page:
     """A part of a round's records.
 
-    rows: the page, with the column `row`; matching: how many records the filter leaves; records: how many there are.
+    rows: the page, with the column `row`.
+    matching: how many records the filter leaves.
+    records: how many there are.
     """
 
     rows: pa.Table
@@ -71,9 +73,9 @@ def page(
     kept = table.filter(_mask(table, where, search))
     sorted_rows = _sorted(kept, order)
     offset, limit = max(int(offset), 0), max(int(limit), 0)
-    chosen = (
-        kept if columns is None else kept.select([ROW, *(one for one in columns if _column(kept, one) and one != ROW)])
-    )
+    for name in columns or ():
+        _column(kept, name)
+    chosen = kept if columns is None else kept.select([ROW, *(name for name in columns if name != ROW)])
     rows = chosen.slice(offset, limit) if sorted_rows is None else chosen.take(sorted_rows.slice(offset, limit))
     return Page(rows, len(kept), len(table))
 
@@ -112,7 +114,11 @@ def change_token(path: Path) -> str:
 class RunLine:
     """One run among many.
 
-    token: of `change_token`; metadata: of its `run.json`; rounds: complete ones; last: the summary of the last one.
+    path: its folder.
+    token: of `change_token`.
+    metadata: of its `run.json`.
+    rounds: number of complete ones.
+    last: the summary of the last one.
     problem: in words, where it cannot be read; then the others are empty.
     """
 

@@ -133,6 +133,7 @@ ROUNDS = (
     Column("clip_fraction", "number", "", "share of probability ratios outside the clip range", _OWN_UPDATE),
     Column("policy_gradient_loss", "number", "", "mean policy loss of the update's steps", _OWN_UPDATE),
     Column("value_loss", "number", "", "mean value loss of the update's steps, as the host defines it", _OWN_UPDATE),
+    Column("grad_norm", "number", "", "mean norm of the steps' gradients before clipping", ("compiled", "rlhf")),
     Column("optimizer_steps", "integer", "", "optimiser steps of the update", _OWN_UPDATE),
     Column("updates", "integer", "", "the host's count of updates up to the end of the round", _STEPS),
     Column("learning_rate", "number", "", "learning rate of the update", _STEPS),

@@ -49,7 +49,7 @@ def add(folder: Path, keys: Sequence[str], key: Key, rows: Rows) -> None:
 
     Floats are kept to five significant digits.
     """
-    path = folder / _NEW / ("+".join(quote(str(part), safe="@=,:") for part in key).replace(":", "_") + ".parquet")
+    path = folder / _NEW / ("+".join(quote(str(part), safe="@=,") for part in key) + ".parquet")
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: np.array([_rounded(row.get(name)) for row in rows]) for name in names}
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,12 @@ import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
-from rollsight.doctor import Examined, Finding, examine_fully
+from rollsight.doctor import Examined, Finding, examine_fully, language
 from rollsight.errors import RollsightError
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address, address_of
 from rollsight.explorer.context import Context
+from rollsight.explorer.tables import is_language
 from rollsight.explorer.theme import number
 
 _AT_ONCE = 100  # rounds up to which a run is examined without being asked
@@ -44,8 +45,9 @@ def found(context: Context, name: str) -> Any:
         cards = [components.empty("Nothing was found", "That is no proof: each check has faults that it cannot see.")]
     read, of = examined.read
     left = [dmc.Text(f"Records of {read:,} of {of:,} rounds were read.", size="xs", c="dimmed")]
-    if examined.not_looked_at:
-        missing = "; ".join(f"{one.check}: {one.why}" for one in examined.not_looked_at)
+    other = set() if is_language(context.reading.metadata(name)) else {check.name for check in language.CHECKS}
+    missing = "; ".join(f"{one.check}: {one.why}" for one in examined.not_looked_at if one.check not in other)
+    if missing:
         left.append(dmc.Text(f"Not looked at: {components.text_of(missing)}.", size="xs", c="dimmed"))
     return dmc.Stack([*cards, *left], gap="sm")
 

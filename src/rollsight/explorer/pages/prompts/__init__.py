@@ -53,7 +53,7 @@ def layout(context: Context, address: Address) -> Any:
         components.heading(f"{address.run}: prompts of round {chosen.round}", _LEAD),
         components.follower("prompts", context.reading.token(address.run)),
         components.problems(context.reading.problems(address.run)),
-        dcc.Store(id="prompts-group", data=chosen.group),
+        dcc.Store(id="prompts-shown", data=_shown(chosen)),
         html.Div(_trust(context, chosen), id="prompts-trust"),
         _controls(context, chosen),
         html.Div(_body(context, chosen), id="prompts-body", className="rs-prompts"),
@@ -75,6 +75,19 @@ def _keys(chosen: Choice) -> dict[str, Address]:
 
 def _body(context: Context, chosen: Choice) -> list[Any]:
     return [listing(context, chosen), html.Div([*detail(context, chosen), elsewhere(context, chosen)])]
+
+
+def _shown(chosen: Choice) -> dict[str, Any]:
+    """The state of the controls, and the open prompt."""
+    return {
+        "round": str(chosen.round),
+        "show": chosen.show,
+        "order": chosen.order,
+        "shade": chosen.shade or "none",
+        "target": chosen.target,
+        "search": chosen.search,
+        "group": chosen.group,
+    }
 
 
 def _trust(context: Context, chosen: Choice) -> Any:
@@ -124,35 +137,34 @@ def register(app: Dash, context: Context) -> None:
         Output("prompts-trust", "children"),
         Output("query", "data", allow_duplicate=True),
         Output("keys", "data", allow_duplicate=True),
-        Output("prompts-group", "data"),
+        Output("prompts-shown", "data"),
         Input("prompts-round", "value"),
         Input("prompts-show", "value"),
         Input("prompts-order", "value"),
         Input("prompts-shade", "value"),
         Input("prompts-target", "value"),
         Input("prompts-search", "value"),
-        State("prompts-group", "data"),
+        State("prompts-shown", "data"),
         State("url", "pathname"),
         prevent_initial_call=True,
     )
     def choose(
-        round: str, show: str, order: str, shade: str, target: str | None, search: str, group: int | None, path: str
+        round: str, show: str, order: str, shade: str, target: str | None, search: str, shown: dict[str, Any], path: str
     ) -> Any:
         address = context.address(path, "")
-        if address is None or not ctx.triggered_id:
+        asked = {"round": round, "show": show, "order": order, "shade": shade, "target": target, "search": search or ""}
+        changed = {name for name, value in asked.items() if value != shown[name]}
+        if address is None or not changed:  # Dash calls this where the page appears, too
             raise PreventUpdate
         # Another shade or target leaves the open prompt open; with anything else the list is another.
-        stays = ctx.triggered_id in ("prompts-shade", "prompts-target")
-        asked = address.at(
-            round=round, show=show, order=order, shade=shade, target=target, search=search or None,
-            group=group if stays else None,
-        )  # fmt: skip
+        group = shown["group"] if changed <= {"shade", "target"} else None
+        address = address.at(**{**asked, "search": search or None, "group": group})
         try:
-            chosen = choice(context, asked)
+            chosen = choice(context, address)
         except RollsightError as error:
             return components.failed(str(error)), no_update, no_update, no_update, no_update
         links = {key: context.href(to) for key, to in _keys(chosen).items()}
-        return _body(context, chosen), _trust(context, chosen), dict(asked.query), links, chosen.group
+        return _body(context, chosen), _trust(context, chosen), dict(address.query), links, _shown(chosen)
 
     @app.callback(
         Output({"type": "prompts-text", "row": MATCH}, "children"),

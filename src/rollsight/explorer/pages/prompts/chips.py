@@ -36,7 +36,7 @@ def _statuses(completions: Completions, row: int) -> list[Any]:
     if not completions.valid[row]:
         found = [status("invalid", INVALID, "There is nothing in it to train on.")]
     elif completions.kept[row]:
-        found = [status("kept", "inherit", "It stayed in the update.")]
+        found = [status("kept", "var(--rs-soft)", "It stayed in the update.")]
     else:
         found = [status("dropped", DROPPED, "It was left out of the update.")]
     if completions.hack[row]:

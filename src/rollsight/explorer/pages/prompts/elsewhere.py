@@ -69,16 +69,15 @@ def _same_prompt(context: Context, choice: Choice) -> Any:
     head = ["Round", "Score", "Reward", "Status", "Completion"]
     body = []
     for row in rows:
-        score, colour = chips.signed(row.get(f"score_{choice.target}"))
         said = on_one_line(row["completion"] or "")
         to = Address("record", choice.address.run, row["round"], row["episode"])
         kept = row.get("kept") is not False
         body.append(
             [
                 components.link(number(row["round"]), to, context.prefix),
-                dmc.Text(score, c=colour, size="sm"),
+                chips.chip("", *chips.signed(row.get(f"score_{choice.target}"))),
                 number(row.get("reward")),
-                dmc.Text("kept" if kept else "dropped", c=None if kept else DROPPED, size="sm"),
+                chips.chip("", "kept") if kept else chips.chip("", "dropped", DROPPED),
                 components.text_of(said if len(said) <= _EXCERPT else f"{said[:_EXCERPT]}…"),
             ]
         )
