@@ -95,7 +95,8 @@ def thirds(round: Round) -> np.ndarray:
     """In which third of its episode's steps of this round each record (N,) is."""
     env = round.column("env") if round.has("env") else np.zeros(len(round))
     place, length = runs_of(round.column("episode"), env, round.column("step"))
-    return np.asarray(THIRDS)[3 * place // np.maximum(length, 1)]
+    named: np.ndarray = np.asarray(THIRDS)[3 * place // np.maximum(length, 1)]
+    return named
 
 
 def choices(round: Round) -> list[By]:

@@ -131,7 +131,7 @@ def register(app: Dash, context: Context, keys: Callable[[Context, Address], Map
         some = records[request["startRow"] : request["endRow"]]
         data = columns.cells(round, some)
         for row, record in zip(data, some.tolist(), strict=True):
-            kept = {} if target in (None, *round.targets[:1]) else {"target": target}
+            kept = {} if target is None or target in round.targets[:1] else {"target": target}
             row["href"] = context.href(Address("record", address.run, round.number, record, kept))
         response = {"rowData": data, "rowCount": len(records)}
         path_of_run = context.reading.run(address.run).path.resolve()
@@ -198,7 +198,7 @@ def register(app: Dash, context: Context, keys: Callable[[Context, Address], Map
         table = round_of(context.reading, address.run, address.round).table
         records = filtering.rows(table, filtering.sql(table, address.round, _asked(request or {})))
         name = f"{address.run}-round-{address.round}.{form}"
-        return dcc.send_bytes(exported(table, records, form), name)  # type: ignore[attr-defined]
+        return dcc.send_bytes(exported(table, records, form), name)
 
 
 def only_these(filters: dict[str, Any], name: str, target: str | None) -> dict[str, Any]:
