@@ -90,7 +90,7 @@ def _definition(round: Round, name: str, kind: Kind, shown: bool) -> dict[str, A
     if name == RECORD:
         column |= {"cellRenderer": "runLink", "pinned": "left", "width": 90}
     if name == STATUS:
-        column |= {"cellClass": {"function": "'rs-status rs-' + (params.value || '')"}}
+        column |= {"cellClass": {"function": "'rs-outcome rs-' + (params.value || '')"}}
     if name.startswith("score_"):
         sign = "params.value < 0 ? 'rs-hurt' : params.value > 0 ? 'rs-helped' : ''"
         column |= {"cellClass": {"function": f"'ag-right-aligned-cell ' + ({sign})"}}
