@@ -55,13 +55,12 @@ class Completions:
 
     @cached_property
     def hack(self) -> Mask:
-        """(N,) whether it hurts the target although its reward is among the highest quarter of the round, and above the
-        median: what a reward function likes and training should not have."""
+        """(N,) whether it hurts the target although its reward is among the highest quarter of the round, and not the
+        lowest of all: what a reward function likes and training should not have."""
         known = self.rewards[np.isfinite(self.rewards)]
         if not len(known):
             return np.zeros(len(self), np.bool_)
-        upper, median = np.quantile(known, 0.75), np.median(known)
-        return self.harmful & (self.rewards >= upper) & (self.rewards > median)
+        return self.harmful & (self.rewards >= np.quantile(known, 0.75)) & (self.rewards > known.min())
 
     @cached_property
     def same_rewards(self) -> Mask:

@@ -53,7 +53,9 @@ def learning(
     strips = [Strip(measure, first)]
     if second:
         strips.append(Strip(f"difference to<br>{plain_html(baseline)[:30]}", second))
-    return over_rounds(strips, 210)
+    figure = over_rounds(strips, 210)
+    last = max(float(rounds[-1]) for rounds, *_ in means.values())
+    return figure.update_xaxes(dtick=1 if last <= 20 else None)
 
 
 def gains(differences: Mapping[str, Mapping[str, Interval]]) -> go.Figure:

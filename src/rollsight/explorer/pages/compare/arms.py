@@ -29,22 +29,18 @@ def cards(one: Compared, index: int) -> list[Any]:
     """Curves and gains of one environment. index: makes the ids of figures differ."""
     found = one.comparison
     means = {arm.name: (found.rounds, arm.mean, arm.half_width) for arm in found.arms}
-    note = (
-        f"Mean of each arm with its 95 % interval over seeds, over {describe_rounds(found.rounds.tolist())}; below, "
-        "the difference on the same seed."
-    )
+    others = any(arm.final_difference is not None for arm in found.arms)
+    note = f"Mean of each arm with its 95 % interval over seeds, over {describe_rounds(found.rounds.tolist())}"
+    note += "; below, the difference on the same seed." if others else "."
     curves = components.graph(
         f"compare-curves-{index}", figures.learning(one.curves, means, found.baseline, found.measure)
     )
     parts = [components.card(components.text_of(found.env), curves, note=note, mb="sm")]
     notes = [components.text_of(f"{text[:1].upper()}{text[1:]}.") for text in found.notes]
     told = [dmc.Text(text, size="xs", c="dimmed") for text in notes]
-    gains = _gains(one)
-    drawn = [] if gains is None else [components.graph(f"compare-gains-{index}", gains)]
-    title = f"Gains over {components.text_of(found.baseline)}" if drawn else "Final return and area"
-    what = (
-        "Final return: mean over the last tenth of the rounds. Area: mean over all rounds. 95 % intervals over seeds."
-    )
+    drawn = [components.graph(f"compare-gains-{index}", _gains(one))] if others else []
+    title = f"Gains over {components.text_of(found.baseline)}" if others else "Final return and area"
+    what = "Final return: mean over the last tenth of the rounds. Area: mean over all. 95 % intervals over seeds."
     return [*parts, components.card(title, _table(one), *drawn, *told, note=what, mb="sm")]
 
 
@@ -120,4 +116,4 @@ def _gains(one: Compared) -> Any:
     arms = one.comparison.arms
     final = {arm.name: arm.final_difference for arm in arms if arm.final_difference is not None}
     area = {arm.name: arm.area_difference for arm in arms if arm.area_difference is not None}
-    return figures.gains({"final return": final, "area": area}) if final else None
+    return figures.gains({"final return": final, "area": area})

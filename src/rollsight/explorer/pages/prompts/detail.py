@@ -85,11 +85,10 @@ def _completion(context: Context, choice: Choice, row: int, scale: Scale | None)
 def _facts(choice: Choice, rows: np.ndarray) -> list[Any]:
     completions = choice.completions
     rewards, scores = completions.rewards[rows], completions.scores[rows]
-    score, colour = chips.signed(chips.mean(scores))
     facts = [
         components.fact("Completions", number(len(rows))),
         components.fact("Mean reward", number(chips.mean(rewards))),
-        components.fact("Mean score", score, None, colour),
+        components.fact("Mean score", chips.chip("", *chips.signed(chips.mean(scores)))),
         components.fact("Harmful", f"{int(completions.harmful[rows].sum())} of {len(rows)}"),
     ]
     known = rewards[np.isfinite(rewards)]
