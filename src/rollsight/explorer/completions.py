@@ -32,7 +32,8 @@ class Completions:
         scores: (N,) for the chosen target, NaN where there is none.
         rewards: (N,).
         kept, valid: (N,) whether it stayed in the update, whether there was something to train on.
-        truncated: (N,) whether it was cut off at the greatest length.
+        truncated: (N,) whether it was cut off at the greatest length; of runs without the texts of tokens, whether it
+            has that length.
         empty: (N,) whether it says nothing.
     """
 
@@ -47,6 +48,11 @@ class Completions:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def ends_known(self) -> bool:
+        """Whether the run stores how completions end, so that those of full length that end by themselves are known."""
+        return "token_texts" in self.table.column_names
 
     @cached_property
     def harmful(self) -> Mask:

@@ -47,10 +47,16 @@ def _statuses(completions: Completions, row: int) -> list[Any]:
         hint = "Its reward is in the highest quarter of the round, but it hurts the target: a hack of the reward?"
         found.append(status("high reward but harmful", _HURT, hint))
     if completions.truncated[row]:
-        found.append(status("truncated", _INVALID, "It was cut off at the greatest length."))
+        found.append(_at_the_limit(completions))
     if completions.empty[row]:
         found.append(status("empty", _INVALID, "It says nothing."))
     return found
+
+
+def _at_the_limit(completions: Completions) -> Any:
+    if completions.ends_known:
+        return status("truncated", _INVALID, "It was cut off at the greatest length.")
+    return status("length limit", _INVALID, "It has as many tokens as are allowed, so it may be cut off.")
 
 
 def same(completions: Completions, group: int) -> str:
