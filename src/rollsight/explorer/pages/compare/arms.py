@@ -40,7 +40,9 @@ def cards(one: Compared, index: int) -> list[Any]:
     told = [dmc.Text(text, size="xs", c="dimmed") for text in notes]
     drawn = [components.graph(f"compare-gains-{index}", _gains(one))] if others else []
     title = f"Gains over {components.text_of(found.baseline)}" if others else "Final return and area"
-    what = "Final return: mean over the last tenth of the rounds. Area: mean over all. 95 % intervals over seeds."
+    single = any(arm.final.n == 1 for arm in found.arms)
+    what = "Final return: mean over the last tenth of the rounds. Area: mean over all. 95 % intervals over seeds"
+    what += ", none for a single seed." if single else "."
     return [*parts, components.card(title, _table(one), *drawn, *told, note=what, mb="sm")]
 
 

@@ -19,6 +19,7 @@ from rollsight.explorer.context import Context
 from rollsight.explorer.pairing import IDENTITIES, Identity, Pairs, differing, identities, paired
 from rollsight.explorer.tables import column
 from rollsight.explorer.theme import number
+from rollsight.explorer.trust import trust_of
 
 SHOWN = 500  # pairs in the table
 _EXCERPT = 400  # characters of a text in the table
@@ -127,7 +128,16 @@ def _pairs(context: Context, pairs: Pairs, tables: tuple[pa.Table, pa.Table], pa
     for i in chosen[:SHOWN].tolist():
         to = context.href(Address("record", pair.a, pair.round, int(pairs.a[i])))
         rows.append({"id": str(i), "href": to, **_row(pairs, i, tables, scores, changes)})
-    return dmc.Stack([dmc.Text(said, size="xs", c="dimmed"), _grid(rows, pairs.by)], gap=6)
+    return dmc.Stack([*_trust(context, pair), dmc.Text(said, size="xs", c="dimmed"), _grid(rows, pairs.by)], gap=6)
+
+
+def _trust(context: Context, pair: Sides) -> list[Any]:
+    """Whether the scores of either side can be believed."""
+    lines = [(side, trust_of(context.summary(name, pair.round))) for side, name in (("A", pair.a), ("B", pair.b))]
+    return [
+        dmc.Group([dmc.Text(side, fw=600, size="sm"), components.trust_line(trust)], gap="xs", align="baseline")
+        for side, trust in lines
+    ]
 
 
 def _row(
