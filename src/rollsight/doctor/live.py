@@ -44,6 +44,8 @@ class LiveDoctor:
     def keep(self, round: int, columns: Mapping[str, Any]) -> None:
         """The records of a round, as they go to the run folder."""
         started = self._clock()
+        if self.spent > _SHARE * (started - self._started):
+            return
         # Copies: some are views of a buffer that the next round fills. What they cost as tables a look pays.
         copied = {name: np.array(c) if isinstance(c, np.ndarray) else c for name, c in columns.items()}
         self._columns.append((round, {name: c for name, c in copied.items() if name not in _NOT_LOOKED_AT}))

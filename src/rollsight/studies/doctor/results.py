@@ -11,11 +11,13 @@ import numpy as np
 from rollsight.doctor.check import Check
 from rollsight.doctor.examination import CHECKS
 from rollsight.doctor.finding import SEVERITIES
+from rollsight.studies.doctor import language
 from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD, UNDONE
 from rollsight.studies.doctor.language import LANGUAGE_FAULTS
 
 Rows = Sequence[Mapping[str, Any]]
 _BY_NAME = {check.name: check for check in CHECKS}
+_SET_ON = (*FITTED, language.FITTED)
 _ORDER = {check.name: place for place, check in enumerate(CHECKS)}
 
 
@@ -149,7 +151,7 @@ def totals(runs: Sequence[Told]) -> dict[str, str]:
 
 def held_out(runs: Sequence[Told]) -> list[Told]:
     """Runs in environments that no threshold was set on."""
-    return [one for one in runs if one.env not in FITTED]
+    return [one for one in runs if one.env not in _SET_ON]
 
 
 def separated(rows: Rows) -> list[list[object]]:
@@ -157,7 +159,7 @@ def separated(rows: Rows) -> list[list[object]]:
     largest of the runs with its fault: what a threshold is chosen between."""
     found: list[list[object]] = []
     for check in CHECKS:
-        mine = [r for r in rows if r["check"] == check.name and r["last"] and r["env"] in (*FITTED, "miniature-fitted")]
+        mine = [r for r in rows if r["check"] == check.name and r["last"] and r["env"] in _SET_ON]
         healthy = [row["value"] for row in mine if row["fault"] is None]
         planted = [row["value"] for row in mine if check.name in right_checks(row["fault"])]
         if healthy and planted:
