@@ -8,9 +8,10 @@ from rollsight.cli import COMMANDS
 project = "Rollsight"
 copyright = "the Rollsight developers"
 version = release = rollsight.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are stored with outputs; tests/test_notebooks.py runs them
 suppress_warnings = ["myst.header"]  # pages of results begin with a second-level heading
 exclude_patterns = ["_build"]
 html_theme = "furo"

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import torch
 import tyro
-from rollsight.studies.paper.arms import arm_of
-from rollsight.studies.paper.training import trainer_of
 
+from rollsight.studies.ppo_arms import PPOArm
+from rollsight.studies.trainer import trainer_of
 from rollsight.training.compiled import environments
 from rollsight.training.compiled.trainer import Plan
 from rollsight.training.paper import settings_for
@@ -43,7 +43,7 @@ def main(
         out: the CSV file to write, a row for every tenth round.
     """
     torch.set_num_threads(1)
-    before, after = (arm_of(text).resolved(settings_for(env)) for text in (first, then))
+    before, after = (PPOArm.of(text).resolved(settings_for(env)) for text in (first, then))
     until, from_then_on = before.training(seed), after.training(seed)
     plan = Plan(
         arm=lambda round: (until if round.number <= at else from_then_on)(round),

@@ -75,7 +75,7 @@ def ray() -> None:
 
 def docs() -> None:
     import furo  # noqa: F401
-    import myst_parser  # noqa: F401
+    import myst_nb  # noqa: F401
 
 
 def dev() -> None:

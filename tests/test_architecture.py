@@ -12,6 +12,7 @@ import rollsight
 SOURCE = Path(rollsight.__file__).parent
 # From the top; what is in none of these packages is the ground floor.
 FLOORS = ("cli", "explorer", "studies", "analysis", "training", "playing", "adapters", "environments", "doctor", "runs")
+STUDIES = ("paper", "directions", "rlhf", "grpo")
 APPLICATIONS = ("diagnosis", "fidelity", "intervention", "phases")
 
 
@@ -40,11 +41,14 @@ def test_imports_point_downwards(path):
         assert height(theirs[0]) <= height(mine[0]), f"{'/'.join(mine)} imports {module}, which is above it"
         if mine[0] == theirs[0] == "analysis" and theirs[1] in APPLICATIONS:
             assert mine[1] == theirs[1], f"{'/'.join(mine)} imports {module}, another application"
+        if mine[0] == theirs[0] == "studies" and theirs[1] in STUDIES:
+            assert mine[1] == theirs[1], f"{'/'.join(mine)} imports {module}, a study"
 
 
 def test_the_floors_exist():
     assert all((SOURCE / floor / "__init__.py").is_file() for floor in FLOORS)
     assert all((SOURCE / "analysis" / name / "__init__.py").is_file() for name in APPLICATIONS)
+    assert all((SOURCE / "studies" / name / "study.py").is_file() for name in STUDIES)
 
 
 def loaded(*modules):

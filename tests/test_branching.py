@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 
-from rollsight.analysis.diagnosis.branching import Brancher, BranchPoint, can_be_set, choose_method
+from rollsight.analysis.diagnosis.branching import Brancher, choose_method
 from rollsight.environments.episode_start import START, restart
 from rollsight.environments.make import make_environment
+from rollsight.environments.states import BranchPoint, can_be_set
 from rollsight.errors import RollsightError
 
 

@@ -17,8 +17,8 @@ from rollsight import runs
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.analysis.learning_curves import evaluation_curve, training_curve
 from rollsight.cli import COMMANDS, output
-from rollsight.cli.conversations import in_full, on_one_line
 from rollsight.cli.tables import Column, Grid, cell, cut
+from rollsight.conversations import in_full, on_one_line
 
 WIDTHS = (60, 100, 160)
 

@@ -106,6 +106,8 @@ def test_one_round_is_stable_baselines3s(settings: dict[str, Any], options: dict
     assert difference(after.parameters, model.policy) < 1e-5
     assert minibatches.steps == summaries[-1]["optimizer_steps"]
     assert float(after.approx_kl) == pytest.approx(summaries[-1]["approx_kl"], rel=1e-3, abs=1e-6)
+    for name in ("clip_fraction", "policy_gradient_loss", "value_loss"):
+        assert float(after.means[name]) == pytest.approx(summaries[-1][name], rel=1e-3, abs=1e-5), name
     if options:
         assert summaries[-1]["dropped"] > 0
 

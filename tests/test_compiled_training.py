@@ -192,7 +192,7 @@ def test_missing_jax_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in [name for name in sys.modules if name.startswith("rollsight.training")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jax", None)
-    with pytest.raises(RollsightError, match=r"needs JAX: pip install 'rollsight\[fast\]'"):
+    with pytest.raises(RollsightError, match=r"needs the package jax: pip install 'rollsight\[fast\]'"):
         run_of(tmp_path / "run")
 
 

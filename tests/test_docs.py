@@ -48,3 +48,13 @@ def test_no_line_of_the_front_page_is_long_and_no_link_is_dead() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (ROOT / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_test_of_the_contributing_page_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"__name__": "own_target"}
+    _, target = next(blocks(ROOT / "docs/how_to/own_target.md"))
+    exec(compile(target, "own_target.md", "exec", dont_inherit=True), names)
+    monkeypatch.setattr("rollsight.targets.Certainty", names["Certainty"], raising=False)
+    (code,) = (code for language, code in blocks(ROOT / "CONTRIBUTING.md") if language == "python")
+    exec(compile(code, "CONTRIBUTING.md", "exec", dont_inherit=True), names)
+    names["test_a_step_along_a_records_gradient_moves_certainty_by_its_score"]()

@@ -40,10 +40,11 @@ def settings(prompt_file, monkeypatch):
 
 def state(folder):
     opened = runs.open(folder)
-    return torch.load(opened.snapshot_path(opened.rounds[-1]), weights_only=True)
+    return torch.load(opened.checkpoint_path(opened.rounds[-1]), weights_only=True)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path):
+@pytest.mark.parametrize("older", [False, True], ids=["", "a run that kept its state among the snapshots"])
+def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path, older):
     run.train(settings, tmp_path / "whole")
 
     def stop(summary):
@@ -52,6 +53,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run.train(settings, tmp_path / "parts", on_round=stop)
+    if older:
+        kept = (tmp_path / "parts/checkpoints/round-000002.pt").read_bytes()
+        with runs.resume(tmp_path / "parts") as writer:
+            writer.remove_checkpoint(2)
+            writer.write_snapshot(2, lambda file: file.write(kept))
     (tmp_path / "parts/records/round-000003.parquet").write_bytes(b"half a round")
     run.resume(tmp_path / "parts")
     whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
@@ -60,7 +66,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path):
     for query in ("select * from records", 'select round, prompt, completion, "return" from evaluations'):
         one, other = (runs.open(tmp_path / name).sql(query).fetchall() for name in ("whole", "parts"))
         assert one == other
-    assert runs.open(tmp_path / "parts").snapshot_rounds == [3]
+    again = runs.open(tmp_path / "parts")
+    assert (again.checkpoint_rounds, again.snapshot_rounds) == ([3], [])
 
 
 def test_the_rounds_reach_an_active_tracker(settings, tmp_path, monkeypatch):
@@ -89,6 +96,10 @@ def test_the_run_folder_says_what_happened(settings, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 8
     assert all(len(json.loads(row["token_ids"])) == int(row["length"]) for row in rows)
+    assert all(len(json.loads(row["token_texts"])) == int(row["length"]) for row in rows)
+    for row in rows:  # the completion is without special tokens
+        joined = "".join(json.loads(row["token_texts"]))
+        assert joined.replace("<end>", "").replace("<unknown>", "") == row["completion"]
     assert all((float(row["score_sequence"]) >= 0) == (row["kept"] == "True") for row in rows)
     capsys.readouterr()
     assert main(["compare", str(folder), "--json"]) == 0

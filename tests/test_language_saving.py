@@ -77,7 +77,7 @@ def test_a_run_saves_as_it_goes_and_at_its_end(settings, tmp_path):
     assert all(torch.equal(last[name], weights[1][name]) for name in last)
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in last)
     opened = runs.open(tmp_path / "run")
-    kept = torch.load(opened.snapshot_path(2), weights_only=True)["trainable"]
+    kept = torch.load(opened.checkpoint_path(2), weights_only=True)["trainable"]
     name = next(name for name in kept if "lora_B" in name)
     stored = name.removeprefix("language_model.").replace(".default", "")
     assert torch.equal(kept[name], weights[1][stored])

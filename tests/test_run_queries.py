@@ -102,6 +102,11 @@ def test_what_cannot_be_asked_is_said(run, asked, said):
         queries.page(run, 1, **asked)
 
 
+def test_a_page_of_nothing_has_its_columns(run):
+    page = queries.page(run, 1, [("row", "<", 0)], [("score_return", "ascending")], columns=["kept", "obs"])
+    assert (page.rows.column_names, len(page.rows), page.matching) == (["row", "kept", "obs"], 0, 0)
+
+
 def test_columns_can_be_chosen(run):
     assert queries.page(
         run, 1, columns=["kept", "action"], order=[("score_return", "ascending")]

@@ -97,7 +97,7 @@ def is_of(type, stored):
         return (
             is_of("integer", stored) or is_of("number", stored) or is_of("array", getattr(stored, "value_type", None))
         )
-    if type in ("integers", "numbers"):
+    if type in ("integers", "numbers", "texts"):
         return pa.types.is_list(stored) and is_of(type.removesuffix("s"), stored.value_type)
     checks = {
         "integer": pa.types.is_integer,

@@ -275,7 +275,7 @@ def test_the_parts_of_trl_it_stands_on_are_those_it_was_written_for(
 def test_without_trl_the_extra_is_named() -> None:
     code = "import sys; sys.modules['trl'] = None; import rollsight.adapters.trl"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ImportError: rollsight.adapters.trl needs TRL: pip install 'rollsight[llm]'" in result.stderr
+    assert "MissingExtra: rollsight.adapters.trl needs the package trl: pip install 'rollsight[llm]'" in result.stderr
 
 
 def test_the_example_runs_offline(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

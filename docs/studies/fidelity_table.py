@@ -1,6 +1,7 @@
 """The tables of fidelity.md from the results of `rollsight fidelity`.
 
-    python docs/studies/fidelity_table.py RESULT.json ... > tables.md    # and fidelity.parquet
+    python docs/studies/fidelity_table.py RESULT.json ... > tables.md    # and fidelity.parquet, fidelity.png
+    python docs/studies/fidelity_table.py                                # the picture alone, from fidelity.parquet
 
 Each result's folder is named ENVIRONMENT-SEED-ROUND, as the commands in fidelity.md write them.
 """
@@ -20,6 +21,9 @@ REFERENCE = "single checkpoint"
 
 
 def main() -> None:
+    if not sys.argv[1:]:
+        draw()
+        return
     results = {}
     for path in map(Path, sys.argv[1:]):
         _, seed, round_ = path.parent.name.rsplit("-", 2)
@@ -32,6 +36,31 @@ def main() -> None:
         print_table(results, envs, outcome)
     print("\nDifference to the single checkpoint on the fresh buffer, one number per environment, seed and round\n")
     print_differences(results)
+    draw()
+
+
+def draw() -> None:
+    """LDS on the fresh buffer by environment and round: the mean of the seeds as a dot, each seed as a small one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = pq.read_table(Path(__file__).with_name("fidelity.parquet")).to_pandas()
+    rows = rows[rows.outcome == "fresh"]
+    rounds = rows[["env", "round"]].drop_duplicates().sort_values(["env", "round"]).to_records(index=False).tolist()
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    scores = {"ceiling": "lightgrey", "single checkpoint": "tab:blue", "every step": "tab:orange"}
+    for shift, (score, colour) in zip((0, -0.12, 0.12), scores.items(), strict=True):
+        for place, (env, number) in enumerate(rounds):
+            lds = rows[(rows.env == env) & (rows["round"] == number) & (rows.score == score)].lds
+            axes.scatter([place + shift] * len(lds), lds, s=8, color=colour, alpha=0.6)
+            axes.scatter(place + shift, lds.mean(), s=50, color=colour, label=score if place == 0 else None)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(ylabel="LDS, fresh buffer", xticks=range(len(rounds)))
+    axes.set_xticklabels([f"{env}\nround {number}" for env, number in rounds], fontsize=7)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
+    figure.savefig(Path(__file__).with_name("fidelity.png"), dpi=130)
 
 
 def write_figures(results: dict) -> None:

@@ -35,6 +35,17 @@ class OptionError(RollsightError):
         return sentence
 
 
+class MissingExtra(RollsightError, ImportError):
+    """A package is not installed that comes with one of rollsight's extras.
+
+    what: what needs it, as the beginning of a sentence; package: its name; extra: what to install.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        message = f"{what} needs the package {package}: pip install 'rollsight[{extra}]'"
+        ImportError.__init__(self, message, name=package)
+
+
 class Diverged(RollsightError):
     """Training reached parameters, or scores by them, that are not finite, and cannot go on."""
 

@@ -48,10 +48,10 @@ def t_interval(values: Sequence[float] | Floats) -> Interval:
 
 
 def percentile_interval(value: float, resampled: Any, n: int = 0) -> Interval:
-    """A value with the 2.5 and 97.5 percentiles of what resampling made of it (B,); those that are nan are left out,
-    and where none is left there is no interval."""
+    """A value with the 2.5 and 97.5 percentiles of what resampling made of it (B,); what is not finite is left out, and
+    where nothing is left there is no interval."""
     drawn = np.asarray(resampled, np.float64)
-    known = drawn[~np.isnan(drawn)]
+    known = drawn[np.isfinite(drawn)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return Interval(value, float(low), float(high), n)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rollsight import runs
 from rollsight.cli import output
 from rollsight.cli.progress import cores, progress_bar
+from rollsight.cli.replayable import check_snapshots
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 
@@ -173,6 +174,5 @@ def _sign(record: Any) -> str:
 
 
 def _last_snapshot(run: runs.Run) -> int:
-    if not run.snapshot_rounds:
-        raise RollsightError(f"{run.path} has no snapshots, which diagnose needs: train with --snapshots")
+    check_snapshots(run, "diagnose needs")
     return run.snapshot_rounds[-1]

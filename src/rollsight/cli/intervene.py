@@ -13,6 +13,7 @@ from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import cores, progress_bar, use_one_thread
 from rollsight.cli.record_lists import read_record_list
+from rollsight.cli.replayable import check_snapshots
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
@@ -134,9 +135,8 @@ def chosen_rounds(run: Run, text: str | None, default: list[int] | None) -> list
     Raises:
         RollsightError: a round has no snapshot, or the run has none at all.
     """
+    check_snapshots(run, "replays start from")
     stored = run.snapshot_rounds
-    if not stored:
-        raise RollsightError(f"{run.path} has no snapshots, which replays start from: train with --snapshots")
     if text is None:
         rounds = stored if default is None else sorted(default)
     else:

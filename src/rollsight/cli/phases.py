@@ -14,6 +14,7 @@ from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import progress_bar, use_one_thread
 from rollsight.cli.record_lists import parse_record_name
+from rollsight.cli.replayable import check_snapshots
 from rollsight.cli.top import find_record
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
@@ -84,8 +85,7 @@ def phases(
     if (record is None) == (obs is None or action is None) or (record is not None and (obs or action)):
         raise RollsightError("name one behaviour: either --obs and --action, or --record ROUND:ENV:STEP")
     opened = runs.open(run)
-    if not opened.snapshot_rounds:
-        raise RollsightError(f"{opened.path} has no snapshots, which the scores need: train with --snapshots all")
+    check_snapshots(opened, "the scores need")
 
     from rollsight.analysis.phases.draw import draw
     from rollsight.analysis.phases.of_run import as_json, behaviour_of, development_of

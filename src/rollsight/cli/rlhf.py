@@ -16,11 +16,7 @@ from rollsight import runs
 from rollsight.cli import output
 from rollsight.cli.progress import RoundBars, cores, round_bars
 from rollsight.errors import OptionError, RollsightError
-
-try:
-    from rollsight.training.language.settings import Options, RunSettings, Sampling, Setup
-except ModuleNotFoundError as error:
-    raise RollsightError(str(error)) from error
+from rollsight.training.language.settings import Options, RunSettings, Sampling, Setup
 
 PHASES = {
     "generate": "time_generate",
@@ -114,11 +110,7 @@ def rlhf(
         settings = RunSettings(**vars(setup), options=options, sampling=sampling, **given)
         arm = settings.arm.replace(" ", "-").replace("=", "")
         folder = out or Path("runs") / f"rlhf-{arm}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:  # here: an extra, and seconds of imports
-        from rollsight.training import language  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise RollsightError(str(error)) from error
-    import torch
+    import torch  # here and below: seconds of imports
 
     from rollsight.studies.cells import silence_transformers
     from rollsight.training.language import run

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from rollsight.cli import conversations
+from rollsight import conversations
 from rollsight.cli.tables import Column, Grid, cell
 from rollsight.escaping import visible
 

@@ -9,6 +9,7 @@ import tyro
 from rollsight import runs
 from rollsight.arrays import Floats
 from rollsight.cli import output, shown_records
+from rollsight.cli.replayable import check_snapshots
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
@@ -102,11 +103,10 @@ def snapshot_round(run: Run, round: int | None) -> int:
     Raises:
         RollsightError: the run has no snapshots.
     """
+    check_snapshots(run, "scores of an action need")
     if round is not None:
         run.snapshot_path(round)  # names the rounds that have one
         return round
-    if not run.snapshot_rounds:
-        raise RollsightError(f"{run.path} has no snapshots, which scores of an action need: train with --snapshots")
     return run.snapshot_rounds[-1]
 
 

@@ -12,7 +12,12 @@ from rollsight.doctor.finding import Severity, Sure, Where
 
 @dataclass(frozen=True)
 class Measured:
-    """What a check saw. value: the larger, the worse; figures: what the sentence names."""
+    """What a check saw.
+
+    value: the larger, the worse.
+    figures: what the sentence names.
+    where: what the value is about.
+    """
 
     value: float
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -27,8 +32,16 @@ Measure: TypeAlias = Callable[[Evidence], "Measured | None"]
 class Check:
     """A pure function of the evidence, with its thresholds and its words.
 
-    warning, severe: the value from which on it is one; infinity for never. sure: of the cause, where it speaks.
-    says: the sentence, with names of figures in braces. records: whether it looks at records, not at summaries alone.
+    name: as in the documentation.
+    family: its page there.
+    measure: what it computes from the evidence.
+    warning: the value from which on it is a warning; higher warns later, infinity never.
+    severe: the value from which on it is severe; infinity for never.
+    sure: how sure it is of the cause, where it speaks.
+    says: the sentence, with names of figures in braces.
+    causes: likely ones, the likeliest first.
+    tries: what to try, the likeliest first.
+    records: whether it looks at records, not at summaries alone.
     """
 
     name: str

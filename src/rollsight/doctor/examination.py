@@ -29,7 +29,11 @@ CHECKS: tuple[Check, ...] = (
 
 @dataclass(frozen=True)
 class NotLookedAt:
-    """A check that could not be made, and why."""
+    """A check that could not be made.
+
+    check: its name.
+    why: the reason, in words.
+    """
 
     check: str
     why: str
@@ -37,8 +41,12 @@ class NotLookedAt:
 
 @dataclass(frozen=True)
 class Examined:
-    """findings: worst first; not_looked_at: checks whose columns are missing; read: how many rounds' records were
-    read, and of how many."""
+    """What an examination found.
+
+    findings: worst first.
+    not_looked_at: checks whose columns are missing.
+    read: how many rounds' records were read, and of how many.
+    """
 
     findings: tuple[Finding, ...]
     not_looked_at: tuple[NotLookedAt, ...]

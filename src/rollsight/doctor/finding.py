@@ -14,8 +14,13 @@ SEVERITIES: tuple[Severity, ...] = ("severe", "warning", "note")
 
 @dataclass(frozen=True)
 class Where:
-    """What a finding is about; empty: the whole run.
+    """What a finding is about; all empty: the whole run.
 
+    rounds: numbers of rounds.
+    environments: numbers of environments.
+    episodes: numbers of episodes.
+    features: numbers of the observation.
+    prompts: texts of prompts.
     records: (round, index in the round's table) of some that show it.
     """
 
@@ -31,10 +36,19 @@ class Where:
 class Finding:
     """One thing that is wrong with a run.
 
-    check: its name, as in the documentation; family: the page there; wrong: one sentence; value: the check's statistic,
-    larger is worse; figures: what shows it; causes, tries: likely ones, and what to try, the likeliest first; command,
-    address: what shows the place, the words of a command line and the page of the explorer; found_in: the round after
-    which it was found.
+    check: its name, as in the documentation.
+    family: the page there.
+    severity: how bad it is.
+    sure: how sure the check is of the cause.
+    wrong: one sentence.
+    value: the check's statistic; larger is worse.
+    figures: what shows it.
+    where: what it is about.
+    causes: likely ones, the likeliest first.
+    tries: what to try, the likeliest first.
+    command: the words of a command line that shows the place.
+    address: the page of the explorer that shows the place.
+    found_in: the round after which it was found.
     """
 
     check: str

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from rollsight.environments.episode_start import EpisodeStart
 from rollsight.environments.vector import seen_alone
-from rollsight.errors import RollsightError
+from rollsight.errors import MissingExtra, RollsightError
 
 Observations: TypeAlias = Literal["vector", "minigrid", "atari"]
 
@@ -24,7 +24,6 @@ STACKED = {
     "wrapper": "stable_baselines3.common.vec_env.vec_frame_stack:VecFrameStack",
     "arguments": {"n_stack": FRAMES, "channels_order": None},
 }
-_EXTRA = "pip install 'rollsight[envs]'"
 
 # Environments that another package registers, by the start of their names.
 _PACKAGES = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "highway-": "highway_env", "ALE/": "ale_py"}
@@ -86,7 +85,9 @@ def _said(env: str) -> Iterator[None]:
     try:
         yield
     except gym.error.DependencyNotInstalled as error:
-        raise RollsightError(f"{env} needs a package that is not installed ({error}): {_EXTRA}") from error
+        raise RollsightError(
+            f"{env} needs a package that is not installed ({error}): pip install 'rollsight[envs]'"
+        ) from error
     except (gym.error.Error, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise RollsightError(f"The environment {env!r} cannot be made: {reason}") from error
@@ -99,7 +100,7 @@ def _register(env: str) -> None:
     try:
         module = importlib.import_module(package)
     except ImportError as error:
-        raise RollsightError(f"{env} needs the package {package}, which is not installed: {_EXTRA}") from error
+        raise MissingExtra(env, package, "envs") from error
     if package != "minigrid":
         gym.register_envs(module)
 
@@ -124,9 +125,7 @@ def _wrap_atari(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     try:
         import cv2  # noqa: F401
     except ImportError as error:
-        raise RollsightError(
-            f"Atari's frames need the package opencv-python-headless, which is not installed: {_EXTRA}"
-        ) from error
+        raise MissingExtra("Atari", "opencv-python-headless", "envs") from error
     return EpisodeStart(AtariWrapper(env))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from rollsight.errors import MissingExtra
+
 try:
     import dash as _dash  # noqa: F401
     import dash_ag_grid as _dash_ag_grid  # noqa: F401
     import dash_mantine_components as _dash_mantine_components  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"the explorer needs the package {error.name}: pip install 'rollsight[explorer]'", name=error.name
-    ) from error
+    raise MissingExtra("the explorer", error.name or "dash", "explorer") from error
 
 from rollsight.explorer.app import create_app
 from rollsight.explorer.reading import Reading

@@ -5,7 +5,7 @@
 /runs/NAME                   one run over its rounds      /runs/NAME/behaviour          how a behaviour formed
 /runs/NAME/round/7           one round                    /runs/NAME/trust              can its scores be believed
 /runs/NAME/record/7/123      one record of it             /runs/NAME/prompts            language: prompts, completions
-                                                          /runs/NAME/files              is everything there
+/runs/NAME/findings          what is wrong with it        /runs/NAME/files              is everything there
 ```
 
 What is chosen on a page stands behind the question mark, as `?target=return&kept=false`.
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-RUN_PAGES = ("overview", "round", "record", "behaviour", "trust", "prompts", "files")
+RUN_PAGES = ("overview", "round", "record", "behaviour", "findings", "trust", "prompts", "files")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ def address_of(path: str, search: str = "") -> Address | None:
             return Address("round", run, int(round), query=query)
         case ["runs", run, "record", round, record] if round.isdecimal() and record.isdecimal():
             return Address("record", run, int(round), int(record), query)
-        case ["runs", run, ("behaviour" | "trust" | "prompts" | "files") as page]:
+        case ["runs", run, ("behaviour" | "findings" | "trust" | "prompts" | "files") as page]:
             return Address(page, run, query=query)
     return None

@@ -194,6 +194,7 @@ def _tabs(context: Context, address: Address | None, run: str | None) -> list[An
     if language:
         tabs.append(("Prompts", Address("prompts", run)))
     tabs += [
+        ("Findings", Address("findings", run)),
         ("Behaviour", Address("behaviour", run)),
         ("Trust", Address("trust", run)),
         ("Files", Address("files", run)),

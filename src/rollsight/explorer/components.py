@@ -11,7 +11,7 @@ from dash import dcc, html
 
 from rollsight.escaping import visible
 from rollsight.explorer.addresses import Address, path_of
-from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID
+from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID, number
 from rollsight.explorer.trust import Trust
 
 POLL = 2_000  # milliseconds between looks for new rounds
@@ -57,6 +57,12 @@ def fact(name: str, value: Component, hint: str | None = None, colour: str | Non
         [label, dmc.Text(value, fw=600, size="sm", style={"color": _TEXT[colour]} if colour else {})], gap=0
     )
     return dmc.Tooltip(body, label=hint, multiline=True, w=260, position="bottom") if hint else body
+
+
+def score(value: float, **options: Any) -> Component:
+    """A score in the colour of its sign."""
+    sign = "rs-hurt" if value < 0 else "rs-helped" if value > 0 else None
+    return dmc.Text(number(value), size="sm", className=sign, **options)
 
 
 def facts(*parts: Component) -> Component:

@@ -28,7 +28,12 @@ _hearing = threading.Lock()  # Python's warnings are caught for the whole proces
 
 @dataclass
 class _Rows:
-    """The rows of a table as they were last read: the run's change token then, each round's file, all rows."""
+    """The rows of a table as they were last read.
+
+    token: the run's change token then.
+    states: each round's file then.
+    table: all rows.
+    """
 
     token: str
     states: dict[int, tuple[int, int]]
@@ -37,7 +42,13 @@ class _Rows:
 
 @dataclass
 class _Shown:
-    """One run as far as it was read. Lock before use: a `Run` is for one thread."""
+    """One run as far as it was read. Lock before use: a `Run` is for one thread.
+
+    run: the opened run.
+    lock: held while the run is read.
+    tables: what was read, by table.
+    problems: what reading said, once each.
+    """
 
     run: runs.Run
     lock: threading.RLock = field(default_factory=threading.RLock)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rollsight.explorer.theme import number
+
 
 def column(table: pa.Table, name: str) -> np.ndarray:
     """A column of numbers as (N,) floats; NaN for null, for text, and all over where there is no such column."""
@@ -53,3 +55,16 @@ def arm_of(metadata: Mapping[str, Any]) -> str:
     """How it was trained: the arm, or the rule that selected."""
     rule = metadata.get("arm") or metadata.get("rule") or "scored only"
     return str(rule)
+
+
+def action_of(metadata: Mapping[str, Any], action: Any) -> str:
+    """An action as people call it: its number with its name, where that is known."""
+    from rollsight.environments.features import action_names
+
+    if isinstance(action, int) and not isinstance(action, bool):
+        names = action_names(str(metadata.get("env") or ""))
+        return f"{action} · {names[action]}" if names is not None and 0 <= action < len(names) else str(action)
+    if isinstance(action, list):
+        shown = ", ".join(number(one) if isinstance(one, int | float) else str(one) for one in action[:8])
+        return f"[{shown}{', …' if len(action) > 8 else ''}]"
+    return number(action) if isinstance(action, float) else str(action)

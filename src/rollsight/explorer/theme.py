@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 # One meaning each, told apart by people who see fewer colours, and readable on white and on black.
 HELPED, HURT, DROPPED, INVALID = "#1f86c9", "#d9601a", "#b5569f", "#8a8f98"
+KEPT = "#4f9d69"  # next to DROPPED, where the sign of the score is not meant
 # Series without a meaning of their own: runs and arms.
 SERIES = ("#0f9d8a", "#6c5ce7", "#b8860b", "#c2475f", "#4f7f3a", "#3d5a80", "#9b6b43", "#7a8450")
 # Low scores hurt, high ones help.

@@ -17,15 +17,16 @@ runs/NAME/
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from rollsight.errors import MissingExtra
+
 try:
+    import filelock as _filelock  # noqa: F401
     import pyarrow as _pyarrow  # noqa: F401
 
     if find_spec("duckdb") is None:  # loaded at the first query only
         raise ModuleNotFoundError(name="duckdb")
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"run folders need the package {error.name}: pip install 'rollsight[runs]'", name=error.name
-    ) from error
+    raise MissingExtra("reading and writing runs", error.name or "pyarrow", "runs") from error
 
 from rollsight.lazy import at_first_use
 from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file

@@ -28,11 +28,13 @@ class Completeness:
     """What of a run is there.
 
     state: somebody holds the lock ("writing"); nobody does ("ended"), but files of an unfinished round are there
-    ("stopped in a round": the writer was killed or crashed).
-    complete: rounds with their summary. in_flight: rounds of which there are files and no summary.
-    missing: kind of file -> rounds whose file was written and is gone. unreadable: round -> what is wrong with its
-    records, in words.
-    rows: records there; expected: records that the summaries count, None where they do not say.
+        ("stopped in a round": the writer was killed or crashed).
+    complete: rounds with their summary.
+    in_flight: rounds of which there are files and no summary.
+    missing: kind of file -> rounds whose file was written and is gone.
+    unreadable: round -> what is wrong with its records, in words.
+    rows: records that are there.
+    expected: records that the summaries count, None where they do not say.
     """
 
     state: State

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollsight.runs.layout import DIGESTS, read_bytes, whole_file
+from rollsight.runs.layout import DIGESTS, PLAIN, read_bytes, whole_file
 
 SELF = "sha256"  # the entry of `run.json` with the digest of the others
 _LINE = re.compile(r"([0-9a-f]{64})  ((\w+)/round-(\d{6,})\.\w+)")
@@ -77,7 +77,7 @@ def write_digests(run: Path, files: Mapping[str, str], complete: int) -> None:
     """Write the list anew: files that are there, name -> digest, of the rounds up to `complete`."""
     with whole_file(run / DIGESTS) as temporary:
         lines = [*map(_line, files.items()), _complete(complete)]
-        temporary.write_text("".join(lines), "utf-8")
+        temporary.write_text("".join(lines), "utf-8", newline="\n")
 
 
 def go_on_with_digests(run: Path, last: int) -> None:
@@ -120,8 +120,8 @@ class DigestList:
             os.truncate(self._path, size)
 
     def _append(self, lines: Iterable[str], sync: bool = True) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | PLAIN, 0o666)
+        with os.fdopen(descriptor, "a", encoding="utf-8", newline="\n") as file:
             file.writelines(lines)
             file.flush()
             if sync:

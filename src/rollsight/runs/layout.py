@@ -1,14 +1,16 @@
 """Where things lie in a run folder, and how a file gets there whole or not at all."""
 
 import errno
-import fcntl
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+
+from filelock import lock_descriptor, unlock_descriptor
 
 from rollsight.errors import RollsightError
 
@@ -18,6 +20,9 @@ FORMAT = 1  # raised when a reader of the older layout could misread a newer fol
 METADATA = "run.json"
 LOCK = ".lock"
 DIGESTS = "SHA256SUMS"
+# For `os.open`: follow no symbolic link (Windows cannot say so), and change no line end (as only Windows would).
+PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_TRIES, _BETWEEN_TRIES = 4, 0.002  # of taking the lock; seconds
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a write to an open file fails with; a library may report it in its own way.
 _WRITE_ERRORS = (*_DISK_FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -38,14 +43,23 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_being_written(run: Path) -> bool:
-    """Whether a process holds the run for writing now. Takes the lock for a moment, for which writers wait."""
+    """Whether a process holds the run for writing now. Takes the lock for a moment, for which others wait."""
     try:
         with open(run / LOCK, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            if free := take_lock(file.fileno()):
+                unlock_descriptor(file.fileno())
+            return not free
     except OSError:
         return False  # no lock file: of another machine, or never written to by this version
+
+
+def take_lock(descriptor: int) -> bool:
+    """Lock an open file for this process alone; whether that went. Who only looks whether somebody writes holds the
+    lock for some microseconds."""
+    for _ in range(_TRIES):
+        if lock_descriptor(descriptor, blocking=False):
+            return True
+        time.sleep(_BETWEEN_TRIES)
     return False
 
 
@@ -94,13 +108,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the rename stays on one file system
     descriptor = None
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | PLAIN, 0o666)
         yield temporary
         os.fsync(descriptor)
         if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
             raise RollsightError(f"{path} could not be written (somebody replaced {temporary}): choose another place")
+        os.close(descriptor)  # Windows neither renames nor removes an open file
+        descriptor = None
         os.replace(temporary, path)
     except BaseException as error:
+        if descriptor is not None:
+            os.close(descriptor)
         temporary.unlink(missing_ok=True)
         cause = _system_error(error)
         if cause is None:
@@ -109,9 +127,6 @@ def whole_file(path: Path) -> Iterator[Path]:
             f"{path} could not be written ({cause.strerror or cause}): {_advice(cause)}, everything written before it "
             "is intact"
         ) from error
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def _advice(error: OSError) -> str:

@@ -41,7 +41,9 @@ _tables: OrderedDict[tuple[Path, int, int], pa.Table] = OrderedDict()
 class Page:
     """A part of a round's records.
 
-    rows: the page, with the column `row`; matching: how many records the filter leaves; records: how many there are.
+    rows: the page, with the column `row`.
+    matching: how many records the filter leaves.
+    records: how many there are.
     """
 
     rows: pa.Table
@@ -67,13 +69,13 @@ def page(
     Raises:
         RollsightError: there is no such round, column or operator, or a value does not fit its column.
     """
-    table = _records(run, round)
+    table = records(run, round)
     kept = table.filter(_mask(table, where, search))
     sorted_rows = _sorted(kept, order)
     offset, limit = max(int(offset), 0), max(int(limit), 0)
-    chosen = (
-        kept if columns is None else kept.select([ROW, *(one for one in columns if _column(kept, one) and one != ROW)])
-    )
+    for name in columns or ():
+        _column(kept, name)
+    chosen = kept if columns is None else kept.select([ROW, *(name for name in columns if name != ROW)])
     rows = chosen.slice(offset, limit) if sorted_rows is None else chosen.take(sorted_rows.slice(offset, limit))
     return Page(rows, len(kept), len(table))
 
@@ -112,7 +114,11 @@ def change_token(path: Path) -> str:
 class RunLine:
     """One run among many.
 
-    token: of `change_token`; metadata: of its `run.json`; rounds: complete ones; last: the summary of the last one.
+    path: its folder.
+    token: of `change_token`.
+    metadata: of its `run.json`.
+    rounds: number of complete ones.
+    last: the summary of the last one.
     problem: in words, where it cannot be read; then the others are empty.
     """
 
@@ -145,7 +151,7 @@ def _line(path: Path, known: RunLine | None) -> RunLine:
         return RunLine(path, token, {}, 0, {}, str(error))
 
 
-def _records(run: Run, round: int) -> pa.Table:
+def records(run: Run, round: int) -> pa.Table:
     """A round's records with their places, kept for the next page of them."""
     path = round_path(run.path, "records", round)
     try:
@@ -163,6 +169,37 @@ def _records(run: Run, round: int) -> pa.Table:
     while len(_tables) > 1 and sum(one.nbytes for one in _tables.values()) > _KEPT_BYTES:
         _tables.popitem(last=False)
     return table
+
+
+def episode_rows(run: Run, round: int, row: int) -> list[tuple[int, int]]:
+    """Round and row of every stored step of a record's episode, in order, over rounds; only the record itself where
+    the run does not number its episodes. Rows that only reset are left out.
+
+    Raises:
+        RollsightError: there is no such record, or a file is damaged.
+    """
+    table = records(run, round)
+    if not 0 <= row < len(table):
+        raise RollsightError(f"round {round} of {run.path} has {len(table)} records and none of number {row}")
+    if not {"episode", "episode_step"} <= set(table.column_names):
+        return [(round, row)]
+    number = table["episode"][row].as_py()
+    complete, found = run.rounds, dict[int, list[tuple[int, int]]]()
+    place = complete.index(round)
+    for rounds in (complete[place::-1], complete[place + 1 :]):
+        for one in rounds:
+            if not (steps := _steps_of(records(run, one), number)):
+                break
+            found[one] = [(step, at) for step, at in steps if step >= 0]
+            if one <= round and steps[0][0] <= 0:
+                break  # it began in this round
+    return [(one, at) for one in sorted(found) for _, at in sorted(found[one])]
+
+
+def _steps_of(table: pa.Table, episode: int) -> list[tuple[int, int]]:
+    """The episode's steps in a round, each with its row, in order."""
+    part = table.filter(pc.equal(table["episode"], episode))
+    return sorted(zip(part["episode_step"].to_pylist(), part[ROW].to_pylist(), strict=True))
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:

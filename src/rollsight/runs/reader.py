@@ -153,8 +153,9 @@ class Run:
     ) -> Any:
         """A table of the run as a data frame: one row per record, complete round or evaluation episode.
 
-        rounds: those to read, None for all; the records of many rounds are large. columns: None for all of them; null
-        where a round has none of that name. as_: "pandas", "polars" or "arrow".
+        rounds: those to read, None for all; the records of many rounds are large.
+        columns: None for all of them; null where a round has none of that name.
+        `as_`: "pandas", "polars" or "arrow".
 
         Raises:
             RollsightError: there is no such table or round, a file is damaged, or the library is not installed.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 SCHEMA = 2  # `schema` in run.json; runs without it are of 1
 
 Host = Literal["sb3", "compiled", "trl", "rlhf", "own"]
-Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers"]
+Type = Literal["integer", "number", "boolean", "text", "array", "integers", "numbers", "texts"]
 Table = Literal["records", "rounds", "evaluations", "findings"]
 
 
@@ -19,7 +19,8 @@ class Column:
     """One column.
 
     name: a `*` in it stands for any text.
-    type: "array" is a number or a nested list of them; "integers" and "numbers" are lists. Every column may be null.
+    type: "array" is a number or a nested list of them; "integers", "numbers" and "texts" are lists. Every column may be
+        null.
     unit: empty where there is none.
     meaning: one sentence for the reader of a table.
     hosts: who writes it: Stable-Baselines3 with sb3-contrib ("sb3"), `rollsight train`'s compiled engine ("compiled"),
@@ -67,6 +68,7 @@ RECORDS = (
     Column("log_prob", "number", "nats", "log-probability of the action when it was taken", _STEPS_OWN),
     Column("entropy", "number", "nats", "entropy of the policy there before the update", _STEPS_OWN),
     Column("token_ids", "integers", "", "tokens of the completion", ("rlhf", "own")),
+    Column("token_texts", "texts", "", "text of each token; joined, the completion with its special tokens", ("rlhf",)),
     Column("token_log_probs", "numbers", "nats", "log-probability of each token when it was sampled", ("rlhf", "own")),
     Column("token_values", "numbers", "return", "value estimate at each token before the update", ("rlhf", "own")),
     Column("token_advantages", "numbers", "", "advantage of each token, whitened over the round", ("rlhf", "own")),
@@ -131,6 +133,7 @@ ROUNDS = (
     Column("clip_fraction", "number", "", "share of probability ratios outside the clip range", _OWN_UPDATE),
     Column("policy_gradient_loss", "number", "", "mean policy loss of the update's steps", _OWN_UPDATE),
     Column("value_loss", "number", "", "mean value loss of the update's steps, as the host defines it", _OWN_UPDATE),
+    Column("grad_norm", "number", "", "mean norm of the steps' gradients before clipping", ("compiled", "rlhf")),
     Column("optimizer_steps", "integer", "", "optimiser steps of the update", _OWN_UPDATE),
     Column("updates", "integer", "", "the host's count of updates up to the end of the round", _STEPS),
     Column("learning_rate", "number", "", "learning rate of the update", _STEPS),

@@ -1,12 +1,9 @@
 """The one writer of a run folder: append-only, atomic files, an operating-system lock."""
 
-import contextlib
 import datetime
-import fcntl
 import operator
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import unlock_descriptor
 
 from rollsight.arrays import Array
 from rollsight.errors import OptionError, RollsightError
@@ -24,19 +22,20 @@ from rollsight.runs.layout import (
     DIGESTS,
     LOCK,
     METADATA,
+    PLAIN,
     SUFFIXES,
     Kind,
     is_run,
     round_name,
     round_numbers,
     round_path,
+    take_lock,
     temporary_files,
     whole_file,
 )
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
 Column = Array | Sequence[Any]
-_TRIES, _BETWEEN_TRIES = 4, 0.01  # of the lock; seconds
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
@@ -219,7 +218,7 @@ class RunWriter:
         """Let another writer in. Closing twice is harmless."""
         if self._lock is not None:
             if os.getpid() == self._process:  # a child that was forked meanwhile holds the lock too
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                unlock_descriptor(self._lock)
             os.close(self._lock)
             self._lock = None
 
@@ -301,27 +300,14 @@ def _lock(path: Path) -> int:
     if (earlier := _open_writers.pop(_key(path), None)) is not None and earlier._lock is not None:
         earlier.close()
         earlier._taken_over = True
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | PLAIN, 0o644)
     try:
-        _take(descriptor)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RollsightError(
-            f"another process is writing to the run {path}: wait for it, or choose another place"
-        ) from None
+        if not take_lock(descriptor):
+            raise RollsightError(f"another process is writing to the run {path}: wait for it, or choose another place")
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _take(descriptor: int) -> None:
-    """Lock it, or raise BlockingIOError. Who looks whether somebody writes holds the lock for some microseconds."""
-    for _ in range(_TRIES - 1):
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(_BETWEEN_TRIES)
-    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _key(path: Path) -> tuple[int, Path]:

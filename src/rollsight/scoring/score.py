@@ -74,7 +74,7 @@ def score_records(
                 computes the objective's mean gradient over the records.
     cross_fit:  score each record against the gradient of the half of the buffer that does not hold it (halves by
                 episode, drawn with `seed`), so that no record's own contribution is in its score.
-    leave_self_out: score each record against the target less the record's own part of it (the target's mean keeps its
+    leave_self_out: score each record against the target minus the record's own part of it (the target's mean keeps its
                 denominator). For policies whose trainable layers are `nn.Linear`, a LoRA adapter's for example.
     chunk_size: records evaluated at once, which bounds the memory; default 4096, fewer for large observations, about
                 1024 tokens of sequences.

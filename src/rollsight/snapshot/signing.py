@@ -66,7 +66,8 @@ def _key() -> bytes | None:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            # Windows has no such bits: a home folder there is its user's alone.
+            if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077):
                 raise RollsightError(
                     f"{path}, which signs your snapshots, can be read by others: chmod 600 it, or remove it"
                 )
@@ -85,7 +86,8 @@ def _new_key() -> bytes:
     temporary = path.with_name(f".key.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        plain = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # Windows has the second, others the first
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | plain, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(secrets.token_bytes(32))

@@ -144,9 +144,9 @@ def standard_of(arm: AnArm, found: Container[AnArm], against: AnArm | None = Non
     return next((one for one in choices if one in found and one != arm), None)
 
 
-def used(kinds: Mapping[str, Kind], arms: Container[str]) -> dict[str, str]:
-    """What the kinds of arms that are shown do, by name."""
-    return {name: kind.text for name, kind in kinds.items() if name in arms}
+def used_kinds(arms: Iterable[Arm]) -> dict[str, str]:
+    """What the kinds of these arms do, by name."""
+    return {arm.kind: arm.kinds[arm.kind].text for arm in sorted(arms, key=lambda arm: arm.kind_number)}
 
 
 def spelled(arm: type[Arm]) -> str:

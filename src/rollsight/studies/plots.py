@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rollsight.analysis.intervals import band
 from rollsight.analysis.page import Panel, dress, write_page
 from rollsight.arrays import Floats
 from rollsight.escaping import plain_html, plain_label
+from rollsight.studies.arms import Arm, used_kinds
 from rollsight.studies.curves import Curve
 
 _CAPTION = "Mean over seeds with its 95 % band; click an arm in the legend to hide it, twice to see it alone."
@@ -82,17 +83,17 @@ def colour(place: int) -> str:
     return str(qualitative.Dark24[place])
 
 
-def line(arm: object, place: int, x: Floats, rows: Sequence[Floats]) -> Line:
-    """The line of an arm, one row (n,) per seed. place: of its colour."""
+def line(arm: Arm, x: Floats, rows: Sequence[Floats], name: str | None = None) -> Line:
+    """The line of an arm, one row (n,) per seed. name: None is the arm's."""
     mean, half = band(rows)
-    name = f"{arm} ({len(rows)} seed{'s' if len(rows) > 1 else ''})"
-    return Line(name, colour(place), x, mean, np.nan_to_num(half))
+    seeds = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}"
+    return Line(f"{name or arm} ({seeds})", colour(arm.kind_number), x, mean, np.nan_to_num(half))
 
 
-def by_round(arm: object, place: int, curves: Iterable[Curve], name: str) -> Line:
+def by_round(arm: Arm, curves: Iterable[Curve], column: str, name: str | None = None) -> Line:
     """A column of an arm's curves."""
     found = list(curves)
-    return line(arm, place, found[0]["round"], [curve[name] for curve in found])
+    return line(arm, found[0]["round"], [curve[column] for curve in found], name)
 
 
 def draw(plots: Sequence[Axes], path: Path, columns: int, size: tuple[float, float]) -> Path:
@@ -131,14 +132,25 @@ def panels(plots: Sequence[Axes], first: int = 0) -> list[Panel]:
     ]
 
 
-def write(panels: Sequence[Panel], path: Path, title: str, kinds: Mapping[str, str]) -> Path:
-    """The page. kinds: of the arms shown, explained.
+def write(panels: Sequence[Panel], path: Path, title: str, arms: Iterable[Arm]) -> Path:
+    """The page. arms: that are shown; their kinds are explained.
 
     Raises:
         RollsightError: the file cannot be written.
     """
-    lead = "Each arm: " + "; ".join(f"{kind}: {text}" for kind, text in kinds.items()) + "."
+    lead = "Each arm: " + "; ".join(f"{kind}: {text}" for kind, text in used_kinds(arms).items()) + "."
     return write_page(path, title, lead, panels)
+
+
+def write_both(
+    plots: Sequence[Axes], folder: Path, columns: int, size: tuple[float, float], title: str, arms: Iterable[Arm]
+) -> list[Path]:
+    """The same plots as a picture, curves.png, and as a page, index.html.
+
+    Raises:
+        RollsightError: a file cannot be written.
+    """
+    return [draw(plots, folder / "curves.png", columns, size), write(panels(plots), folder / "index.html", title, arms)]
 
 
 def _page(plot: Axes) -> go.Figure:

@@ -12,10 +12,10 @@ from rollsight.errors import RollsightError
 from rollsight.studies import arms
 from rollsight.studies.arms import Kind, Option, above_zero
 from rollsight.training.options import Optimizer
-from rollsight.training.paper import EnvSettings, rates
 
 if TYPE_CHECKING:
     from rollsight.training.compiled.arms import Arm as TrainingArm
+    from rollsight.training.paper import EnvSettings
 
 _FLOOR = 64  # one minibatch stays
 _CLIP = 0.5
@@ -107,6 +107,8 @@ class _Parts:
 
 
 def _optimizer(text: str) -> str:
+    from rollsight.training.paper import rates  # here: it loads the environments
+
     if text not in rates():
         raise ValueError(text)
     return text

@@ -37,11 +37,10 @@ def stored(folder: Path, keys: Sequence[str]) -> dict[Key, Columns]:
     Raises:
         RollsightError: a file is damaged, or of another kind of study.
     """
-    new = _new_files(folder)  # first: they may be gathered meanwhile
+    new = [_read(path, keys) for path in _new_files(folder)]  # first: they may be gathered meanwhile
     runs = dict[Key, Columns]()
-    for path in (folder / _CURVES, *new):
-        if path.exists():
-            runs |= _read(path, keys)
+    for found in (_read(folder / _CURVES, keys), *new):
+        runs |= found
     return dict(sorted(runs.items()))
 
 
@@ -50,25 +49,26 @@ def add(folder: Path, keys: Sequence[str], key: Key, rows: Rows) -> None:
 
     Floats are kept to five significant digits.
     """
-    path = folder / _NEW / ("+".join(quote(str(part), safe="@=,:") for part in key).replace(":", "_") + ".parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / _NEW / ("+".join(quote(str(part), safe="@=,") for part in key) + ".parquet")
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: np.array([_rounded(row.get(name)) for row in rows]) for name in names}
-    _write(path, keys, {key: columns})
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / _LOCK):  # another process may be gathering
+        path.parent.mkdir(exist_ok=True)
+        _write(path, keys, {key: columns})
 
 
 def gather(folder: Path, keys: Sequence[str]) -> None:
     """Put the small files into the one."""
     if not (folder / _NEW).is_dir():
         return
-    with FileLock(folder / _LOCK):  # another process may be gathering
-        new = _new_files(folder)
-        if new:
+    with FileLock(folder / _LOCK):
+        if new := _new_files(folder):
             _write(folder / _CURVES, keys, stored(folder, keys))
         for path in new:
             path.unlink()
-    if not any((folder / _NEW).iterdir()):
-        (folder / _NEW).rmdir()
+        if (folder / _NEW).is_dir() and not any((folder / _NEW).iterdir()):
+            (folder / _NEW).rmdir()
 
 
 def _new_files(folder: Path) -> list[Path]:
@@ -91,15 +91,19 @@ def _write(path: Path, keys: Sequence[str], runs: Mapping[Key, Columns]) -> None
         parts = [columns.get(name, np.full(n, np.nan)) for columns, n in zip(runs.values(), lengths, strict=True)]
         whole = np.concatenate(parts)
         table[name] = pa.array(whole.astype(np.int64) if name in _WHOLE_NUMBERS else whole, from_pandas=True)
+    texts = [name for name, column in table.items() if pa.types.is_string(column.type)]
     with whole_file(path) as temporary:
-        pq.write_table(pa.table(table), temporary, compression="zstd", compression_level=19)
+        # Numbers seldom repeat, so that a dictionary of them makes the file larger.
+        pq.write_table(pa.table(table), temporary, compression="zstd", compression_level=19, use_dictionary=texts)
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict[Key, Columns]:
-    """The runs in a file, whose rows stand together."""
+    """The runs in a file, whose rows stand together; none where there is no file."""
     try:
         table = pq.read_table(path)
         named = [np.asarray(table[name].to_pylist(), dtype=object) for name in keys]
+    except FileNotFoundError:
+        return {}
     except (pa.ArrowException, KeyError) as error:
         raise RollsightError(f"{path} does not hold the curves of this study ({error}): give its folder") from error
     columns = {name: table[name].to_numpy() for name in table.column_names if name not in keys}

@@ -22,7 +22,7 @@ from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
 from rollsight.doctor.live import LiveDoctor
 from rollsight.environments.make import make_environments
-from rollsight.errors import Diverged, RollsightError
+from rollsight.errors import Diverged
 from rollsight.trackers import Trackers
 from rollsight.training import checkpoints, host_state
 from rollsight.training.checkpoints import Checkpoints
@@ -124,12 +124,11 @@ def prepare_compiled(
     settings: RunSettings, out: Path, *, overwrite: bool, trackers: Trackers, resume: bool
 ) -> Iterator[Prepared]:
     """The compiled engine, with the model that Stable-Baselines3 would start from."""
-    try:  # here: JAX is an extra
-        from rollsight.training.compiled import environments
-        from rollsight.training.compiled.arms import Filtered
-        from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
-    except ImportError as error:
-        raise RollsightError(str(error)) from error
+    # Here: JAX is an extra.
+    from rollsight.training.compiled import environments
+    from rollsight.training.compiled.arms import Filtered
+    from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
+
     with ExitStack() as opened:
         make = partial(environments.make, settings.env, env_kwargs=settings.env_kwargs)
         state = checkpoints.newest(out) if resume else None

@@ -1,9 +1,11 @@
 """TRL: `attach(trainer, drop=0.5)` before `trainer.train()`, for `GRPOTrainer` and `RLOOTrainer`."""
 
+from rollsight.errors import MissingExtra
+
 try:
     import trl  # noqa: F401
 except ImportError as error:
-    raise ImportError("rollsight.adapters.trl needs TRL: pip install 'rollsight[llm]'") from error
+    raise MissingExtra("rollsight.adapters.trl", "trl", "llm") from error
 
 from rollsight.adapters.trl.attachment import Attachment, attach
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollsight.analysis.diagnosis.branching import EXACT, Brancher, BranchPoint, Env, Method
+from rollsight.analysis.diagnosis.branching import Brancher, Method
 from rollsight.arrays import Array, Bools, Floats
+from rollsight.environments.states import EXACT, BranchPoint, Env
 from rollsight.environments.trained import TrainedEnvironment
 from rollsight.playing.actor import Actor
 from rollsight.processes import no_interrupts_inherited, start_worker, terminate

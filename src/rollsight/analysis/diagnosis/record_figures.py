@@ -12,11 +12,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text import FrozenLakeEnv
 
-from rollsight.analysis.diagnosis.branching import Env, replay, set_state
 from rollsight.analysis.diagnosis.figures import WRONG
 from rollsight.analysis.diagnosis.round import DiagnosedRecord, Diagnosis
 from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.analysis.drawing import new_figure, save_figure
+from rollsight.environments.states import Env, replay, set_state
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_label
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from rollsight.analysis.diagnosis import statistics as stats
 from rollsight.analysis.diagnosis.advantages import Estimate, Experiment, estimate_all
-from rollsight.analysis.diagnosis.branching import EXPLAINED, Method, can_be_set, choose_method
+from rollsight.analysis.diagnosis.branching import EXPLAINED, Method, choose_method
 from rollsight.analysis.diagnosis.round_data import TARGET, RoundData
 from rollsight.arrays import Array, Bools, Ints
+from rollsight.environments.states import can_be_set
 from rollsight.errors import RollsightError
 from rollsight.runs import column_as_floats
 from rollsight.scoring.ranks import spearman

@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from rollsight.analysis.diagnosis.advantages import Experiment, flat
-from rollsight.analysis.diagnosis.branching import DRIFTING, EXACT, BranchPoint, Method
+from rollsight.analysis.diagnosis.branching import Method
 from rollsight.analysis.discounts import discounts_of
 from rollsight.arrays import Array, Ints
+from rollsight.environments.states import DRIFTING, EXACT, BranchPoint
 from rollsight.environments.trained import MakeEnv, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.playing.actor import Actor

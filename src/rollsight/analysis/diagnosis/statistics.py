@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from rollsight.analysis.intervals import percentile_interval
 from rollsight.arrays import Array, Bools, Floats, Ints
 from rollsight.scoring.ranks import spearman
 
@@ -145,9 +146,8 @@ def correlate(one: Floats, other: Floats, units: Array, rng: np.random.Generator
     for _ in range(_RESAMPLES if len(names) > 1 else 0):
         index = np.concatenate([members[unit] for unit in rng.integers(len(names), size=len(names))])
         values.append(spearman(one[index], other[index]))
-    known = np.array([value for value in values if np.isfinite(value)])
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return Correlation(spearman(one, other), float(low), float(high), len(one), len(names))
+    found = percentile_interval(spearman(one, other), values)
+    return Correlation(found.value, found.low, found.high, len(one), len(names))
 
 
 def harmful_mass(scores: Floats, keys: Ints, eligible: Bools) -> list[Mass]:

@@ -14,6 +14,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from rollsight.analysis.intervals import percentile_interval
 from rollsight.arrays import Bools, Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
@@ -171,9 +172,5 @@ def _centred_ranks(values: Floats, counts: Floats) -> Floats:
 
 
 def _interval(values: Floats) -> tuple[float, float]:
-    """The 2.5 and 97.5 % quantiles of what is a number; nan where nothing is."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return float("nan"), float("nan")
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)
+    found = percentile_interval(float("nan"), values)
+    return found.low, found.high

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.analysis.intervals import percentile_interval
 from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
 from rollsight.records import Records
@@ -188,8 +189,8 @@ def _resampled(values: Floats, key: tuple[int, ...]) -> Floats:
 
 
 def _interval(mean: np.floating[Any], resampled: Floats) -> Difference:
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return Difference(float(mean), float(low), float(high))
+    found = percentile_interval(float(mean), resampled)
+    return Difference(found.value, found.low, found.high)
 
 
 def scores_of(snapshot: Snapshot, permutation: tuple[int, ...] | None = None) -> Scores:

@@ -8,7 +8,7 @@ window.dash_clientside = window.dash_clientside || {};
     window.dispatchEvent(new PopStateEvent("popstate"));
     window.scrollTo(0, 0);
   };
-  window.dash_clientside.rollsight = {
+  Object.assign((window.dash_clientside.rollsight = window.dash_clientside.rollsight || {}), {
     keepAddress: function (query) {
       const given = Object.entries(query || {}).filter(([, value]) => value !== null && value !== "");
       const search = given.length ? "?" + new URLSearchParams(given).toString() : "";
@@ -25,7 +25,7 @@ window.dash_clientside = window.dash_clientside || {};
       if (href) go(href);
       return window.dash_clientside.no_update;
     },
-  };
+  });
   document.addEventListener("keydown", function (event) {
     const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.target.isContentEditable;
     if (event.ctrlKey || event.metaKey || event.altKey || typing) return;

@@ -10,7 +10,7 @@ from dash import Dash
 
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages import behaviour, files, overview, runs, trust
+from rollsight.explorer.pages import behaviour, files, findings, overview, prompts, record, round, runs, trust
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,11 @@ class Page:
 PAGES: Mapping[str, Page] = {
     "runs": Page(runs.layout, runs.register),
     "overview": Page(overview.layout, overview.register),
+    "round": Page(round.layout, round.register, round.keys),
+    "record": Page(record.layout, record.register, record.keys),
     "behaviour": Page(behaviour.layout, behaviour.register),
+    "findings": Page(findings.layout, findings.register),
     "trust": Page(trust.layout, trust.register),
+    "prompts": Page(prompts.layout, prompts.register, prompts.keys),
     "files": Page(files.layout, files.register),
 }

@@ -7,23 +7,27 @@ from typing import Any
 
 import pyarrow as pa
 
+from rollsight.errors import RollsightError
 from rollsight.escaping import plain_html, visible
-from rollsight.explorer.report.document import table
+from rollsight.explorer.report.document import picture, table
 from rollsight.explorer.tables import column
 from rollsight.explorer.theme import number
-from rollsight.runs import rank_records
+from rollsight.playing.pictures import Pictures, as_png
+from rollsight.runs import Run, rank_records
 
 _EACH = 6  # records of each end
 _TEXT = 1_500  # characters of a text that are shown
 
 
-def record_tables(records: pa.Table, score: str, metadata: Mapping[str, Any]) -> str:
+def record_tables(run: Run, round: int, records: pa.Table, score: str) -> str:
     """HTML: the records with the lowest and the highest scores."""
     scores = column(records, score)
+    pictures = Pictures(run)
+    records = records.append_column("record", pa.array(range(len(records))))
     parts = []
     for title, style, lowest in (("Hurt most", "hurt", True), ("Helped most", "helped", False)):
         rows = rank_records(records, scores, _EACH, lowest=lowest)
-        shown = _texts(rows) if "completion" in records.column_names else _steps(rows, metadata)
+        shown = _texts(rows) if "completion" in records.column_names else _steps(rows, pictures, round)
         parts.append(f'<h3 class="{style}">{title}</h3>{shown}')
     return "\n".join(parts)
 
@@ -42,15 +46,15 @@ def _texts(rows: list[dict[str, Any]]) -> str:
     return table(["score", "reward", "", "prompt", "completion"], cells, (0, 1))
 
 
-def _steps(rows: list[dict[str, Any]], metadata: Mapping[str, Any]) -> str:
-    del metadata  # pictures of what the agent saw need the environment's name
+def _steps(rows: list[dict[str, Any]], pictures: Pictures, round: int) -> str:
+    headings = ["", "score", "env:step", "episode", "action", "reward", "advantage", "", "observation"]
     cells = []
     for row in rows:
-        place = f"{row.get('env', '–')}:{row.get('step', '–')}"
         cells.append(
             [
+                _picture(pictures, round, row["record"]),
                 number(row["score"]),
-                place,
+                f"{row.get('env', '–')}:{row.get('step', '–')}",
                 number(row.get("episode")),
                 _value(row.get("action")),
                 number(row.get("reward")),
@@ -59,9 +63,16 @@ def _steps(rows: list[dict[str, Any]], metadata: Mapping[str, Any]) -> str:
                 _value(row.get("obs")),
             ]
         )
-    return table(
-        ["score", "env:step", "episode", "action", "reward", "advantage", "", "observation"], cells, (0, 2, 4, 5)
-    )
+    return table(headings, cells, (1, 3, 5, 6))
+
+
+def _picture(pictures: Pictures, round: int, record: int) -> str:
+    """What the agent saw, where its observation says all of it: nothing is played again for a report."""
+    try:
+        image = pictures.observed(round, record)
+    except RollsightError:
+        return ""
+    return "" if image is None else picture(as_png(image, 96), f"record {record}", 120)
 
 
 def _kept(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from rollsight import runs
+from rollsight.doctor import examine
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_html
 from rollsight.explorer.context import Context
@@ -23,6 +24,7 @@ from rollsight.explorer.tables import arm_of, column, has, is_language, performa
 from rollsight.explorer.theme import SERIES, number, percent
 from rollsight.explorer.verdict import dropped_sentence, harm_sentence, harmful_groups, learned
 
+_FINDINGS = 5  # of the doctor's, in the verdict
 _GROUPS = 8  # rows of the table of harmful groups
 
 
@@ -92,7 +94,10 @@ def _top(context: Context, name: str, shown: int | None) -> Section:
         sorted({text for text in rounds["warnings"].to_pylist() if text}) if "warnings" in rounds.column_names else []
     )
     sentences += [("Warning", text) for text in [*warnings, *reading.problems(name)]]
-    sentences.append(("What to try", _try(context, name, shown)))
+    findings = [finding for finding in examine(reading.path(name)) if finding.severity != "note"]
+    sentences += [(f"Found ({finding.sure})", finding.wrong) for finding in findings[:_FINDINGS]]
+    advice = findings[0].tries[0] if findings and findings[0].tries else _try(context, name, shown)
+    sentences.append(("What to try", advice))
     items = "\n".join(
         f"<li><strong>{plain_html(question)}</strong> {plain_html(answer)}</li>" for question, answer in sentences
     )
@@ -166,7 +171,7 @@ def _records(context: Context, name: str, shown: int, figures: Figures) -> list[
             "<h3>Where the harm lies</h3>"
             + table(["records of", "share of the harm", "share of the records"], rows, (1, 2))
         )
-    ends = record_tables(records, f"score_{target}", reading.metadata(name))
+    ends = record_tables(reading.run(name), shown, records, f"score_{target}")
     return [
         Section(f"Round {shown}: what helped and what hurt", "\n".join(parts)),
         Section("Records at both ends", ends),

@@ -14,7 +14,6 @@ from rollsight.streams import Purpose
 from rollsight.studies.ppo_arms import PPOArm
 from rollsight.studies.runner import Report
 from rollsight.studies.store import Columns, Key
-from rollsight.training.paper import settings_for
 
 _SIDE_BY_SIDE = 8  # environments that fresh records come from
 _COMPARED = 30  # rounds of a run, where nothing is said
@@ -72,6 +71,7 @@ class Cell:
         from rollsight.studies.trainer import trainer_of
         from rollsight.training.compiled import environments
         from rollsight.training.compiled.trainer import Plan
+        from rollsight.training.paper import settings_for
 
         made = {str(arm): arm.resolved(settings_for(self.env)).training(self.seed) for arm in self.arms}
         fresh = environments.make(self.env, _SIDE_BY_SIDE, (self.seed, 0, Purpose.FRESH_ENVIRONMENTS))
@@ -95,6 +95,8 @@ def cells_of(envs: Sequence[str], arms: Sequence[PPOArm], seeds: Sequence[int], 
     Raises:
         RollsightError: the arms differ in their options, or there are fewer rounds than one comparison takes.
     """
+    from rollsight.training.paper import settings_for  # here: it loads the environments
+
     cells = []
     for env in envs:
         paper = settings_for(env)

@@ -12,9 +12,8 @@ from rollsight.analysis.intervals import Interval, t_interval
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
 from rollsight.studies import interval_plots, markdown, plots
-from rollsight.studies.arms import used
 from rollsight.studies.interval_plots import Dot
-from rollsight.studies.ppo_arms import KINDS, PPOArm
+from rollsight.studies.ppo_arms import PPOArm
 from rollsight.studies.results import row
 from rollsight.studies.store import Columns, stored
 from rollsight.training.paper import settings_for
@@ -114,8 +113,7 @@ def write(results: Sequence[Directions], path: Path) -> Path:
         RollsightError: the file cannot be written.
     """
     panels = [interval_plots.panel(_plot(r), f"plot{place}", _caption([r])) for place, r in enumerate(results)]
-    kinds = used(KINDS, {arm.kind for result in results for arm in result.means})
-    return plots.write(panels, path, "Which way the arms go", kinds)
+    return plots.write(panels, path, "Which way the arms go", {arm for result in results for arm in result.means})
 
 
 def _directions(env: str, trained: PPOArm, by_seed: Sequence[Columns]) -> Directions:

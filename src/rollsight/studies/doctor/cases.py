@@ -50,7 +50,16 @@ _LEARNT = {"undone"}  # faults that need a policy that has learnt something
 
 @dataclass(frozen=True)
 class Case:
-    """One run. fault: None for a healthy one; rate: "tuned" or "untuned"; engine: "sb3" or "compiled"."""
+    """One run.
+
+    env: name of the environment.
+    fault: name of the planted one, None for a healthy run.
+    strength: of the fault.
+    seed: of every random stream.
+    rate: learning rate, "tuned" or "untuned".
+    engine: "sb3" or "compiled".
+    rounds: of training.
+    """
 
     env: str
     fault: str | None

@@ -23,8 +23,11 @@ Place = Literal["run", "environment", "feature", "round"]
 class Plant:
     """What is changed. A plain run changes nothing.
 
-    wrap: an environment and its number; all_environments: the vector of them; settings: of `RunSettings`;
-    model: the new model; callback: one that comes before Rollsight's.
+    wrap: an environment and its number -> the changed environment.
+    all_environments: the vector of them -> the changed one.
+    settings: changed settings of `RunSettings`.
+    model: changes the new model.
+    callback: makes one that comes before Rollsight's.
     """
 
     wrap: Callable[[gym.Env[Any, Any], int], gym.Env[Any, Any]] = lambda env, number: env
@@ -36,9 +39,13 @@ class Plant:
 
 @dataclass(frozen=True)
 class PlantedFault:
-    """A fault. right: the checks of which any names the cause; place: what the finding must point to.
+    """A fault.
 
-    plant: by strength and seed; strengths: the strongest first; envs: where it is planted.
+    right: the checks of which any names the cause.
+    envs: where it is planted.
+    strengths: the strongest first.
+    plant: by strength and seed.
+    place: what the finding must point to.
     """
 
     right: tuple[str, ...]

@@ -39,8 +39,15 @@ def _noise(text: str) -> float:
 
 @dataclass(frozen=True)
 class LanguageFault:
-    """right: the checks that name the cause. reward: by strength, from the healthy one; options, sampled: changes of
-    the settings, and of the temperature that is sampled with but not scored with; ends: of the end token's logit."""
+    """A fault of a language model's training.
+
+    right: the checks that name the cause.
+    strengths: the strongest first.
+    reward: by strength, from the healthy one.
+    options: by strength, changes of the settings.
+    sampled: by strength, the temperature that is sampled with but not scored with.
+    ends: by strength, what is added to the end token's logit.
+    """
 
     right: tuple[str, ...]
     strengths: tuple[float, ...]
@@ -95,7 +102,15 @@ LANGUAGE_FAULTS: Mapping[str, LanguageFault] = {
 
 @dataclass(frozen=True)
 class LanguageCase:
-    """One run. env: which network; fault: None for a healthy one; rate: which reward it has where nothing is wrong."""
+    """One run.
+
+    env: which network.
+    fault: name of the planted one, None for a healthy run.
+    strength: of the fault.
+    seed: of every random stream.
+    rate: which reward it has where nothing is wrong.
+    engine: always "rlhf".
+    """
 
     env: str
     fault: str | None

@@ -23,8 +23,15 @@ _ORDER = {check.name: place for place, check in enumerate(CHECKS)}
 
 @dataclass(frozen=True)
 class Told:
-    """What the doctor says of one run. findings: (check, severity), first shown first; after: rounds until the right
-    check spoke, None where it did not; place: whether it pointed to the right place."""
+    """What the doctor says of one run.
+
+    env: name of the environment.
+    fault: name of the planted one, None for a healthy run.
+    strength: of the fault.
+    findings: (check, severity), first shown first.
+    after: rounds until the right check spoke, None where it did not.
+    place: whether it pointed to the right place; None where there is none.
+    """
 
     env: str
     fault: str | None

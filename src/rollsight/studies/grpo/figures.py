@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rollsight.studies import plots
-from rollsight.studies.arms import used
 from rollsight.studies.curves import after_start
-from rollsight.studies.grpo.arms import KINDS
 from rollsight.studies.grpo.results import Results
 
 _EVALUATED = {"accuracy": "accuracy of sampled answers", "greedy": "accuracy without sampling"}
@@ -16,34 +14,21 @@ _SINCE = {"train_reward": "mean reward of training completions", "kept": "share 
 
 def axes(results: Results) -> list[plots.Axes]:
     """What is evaluated from the start on, and means over the rounds up to each evaluation."""
-    evaluated = {
-        name: [plots.by_round(one.arm, one.arm.kind_number, one.curves.values(), name) for one in results.arms]
-        for name in _EVALUATED
-    }
-    since = {
-        name: [
-            plots.by_round(one.arm, one.arm.kind_number, map(after_start, one.curves.values()), name)
-            for one in results.arms
-        ]
-        for name in _SINCE
-    }
-    return [plots.Axes("round", title, (evaluated | since)[name]) for name, title in (_EVALUATED | _SINCE).items()]
+    found = list[plots.Axes]()
+    for name, title in (_EVALUATED | _SINCE).items():
+        lines = list[plots.Line]()
+        for one in results.arms:
+            curves = one.curves.values() if name in _EVALUATED else map(after_start, one.curves.values())
+            lines.append(plots.by_round(one.arm, curves, name))
+        found.append(plots.Axes("round", title, lines))
+    return found
 
 
-def draw(results: Results, path: Path) -> Path:
-    """All plots as one picture.
+def pictures(results: Results, folder: Path) -> list[Path]:
+    """All plots as one picture, and as a page.
 
     Raises:
-        RollsightError: the file cannot be written.
+        RollsightError: a file cannot be written.
     """
-    return plots.draw(axes(results), path, 2, (12.0, 8.0))
-
-
-def write(results: Results, path: Path) -> Path:
-    """The same as a page.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    kinds = used(KINDS, {one.arm.kind for one in results.arms})
-    return plots.write(plots.panels(axes(results)), path, "GRPO with influence-based filtering", kinds)
+    arms = [one.arm for one in results.arms]
+    return plots.write_both(axes(results), folder, 2, (12.0, 8.0), "GRPO with influence-based filtering", arms)

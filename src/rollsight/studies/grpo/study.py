@@ -13,10 +13,6 @@ from rollsight.studies.grpo.results import Results, read_results, rows
 from rollsight.studies.study import Study
 
 
-def _pictures(results: Results, folder: Path) -> list[Path]:
-    return [figures.draw(results, folder / "curves.png"), figures.write(results, folder / "index.html")]
-
-
 def _texts(folder: Path, results: Results, round: int | None) -> Mapping[str, str]:
     return {"completions.md": completions.page(folder, [one for one in results.arms if one.arm.scored], round)}
 
@@ -28,7 +24,7 @@ STUDY = Study(
     read_results,
     tables.markdown,
     rows,
-    _pictures,
+    figures.pictures,
     _texts,
     ("results.md", "results.csv", "completions.md", "curves.png", "index.html"),
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rollsight.studies.arms import used
-from rollsight.studies.grpo.arms import KINDS
+from rollsight.studies.arms import used_kinds
 from rollsight.studies.grpo.results import MEASURES, Results
 from rollsight.studies.grpo.settings import PHASES
 from rollsight.studies.markdown import numbers, table
@@ -22,8 +21,7 @@ def markdown(results: Results) -> str:
         f"without sampling, on {s.evaluation} problems that are neither trained nor scored on, others for each seed. "
         f"Mean ± 95 % t-interval over seeds; in brackets the difference to {results.standard}, paired by seed."
     )
-    shown = {one.arm.kind for one in results.arms}
-    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in used(KINDS, shown).items())
+    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in used_kinds(one.arm for one in results.arms).items())
     return "\n\n".join((head, legend, _accuracy(results), _rounds(results))) + "\n"
 
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from rollsight.analysis.page import Panel
 from rollsight.studies import interval_plots, plots
-from rollsight.studies.arms import used
 from rollsight.studies.interval_plots import Dot
 from rollsight.studies.metrics import Null
 from rollsight.studies.paper.results import ArmResult, EnvResult
-from rollsight.studies.ppo_arms import KINDS, PPOArm
+from rollsight.studies.ppo_arms import PPOArm
 from rollsight.training.paper import EnvSettings, rates, settings_for
 
 # A setting's name, its axis, its value in an arm, and the arm without it.
@@ -77,13 +76,13 @@ def write(results: Sequence[EnvResult], path: Path) -> Path:
     Raises:
         RollsightError: the file cannot be written.
     """
-    kinds = used(KINDS, {one.arm.kind for result in results for one in result.arms})
+    arms = {one.arm for result in results for one in result.arms}
     drawn = list[Panel]()
     for result in results:
         drawn += plots.panels((*panels(result), *sweeps(result)), len(drawn))
         compared = enumerate(comparisons(result), len(drawn))
         drawn += [interval_plots.panel(one, f"plot{place}", _CAPTION) for place, one in compared]
-    return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", kinds)
+    return plots.write(drawn, path, "Iterative influence-based filtering: the paper's study, repeated", arms)
 
 
 def panels(result: EnvResult) -> Iterator[plots.Axes]:
@@ -162,7 +161,7 @@ def _by_options(result: EnvResult) -> Iterator[tuple[str, list[ArmResult]]]:
 
 
 def _axes(arms: Sequence[ArmResult], title: str) -> plots.Axes:
-    lines = [plots.by_round(one.arm.name, one.arm.kind_number, one.curves.values(), "return") for one in arms]
+    lines = [plots.by_round(one.arm, one.curves.values(), "return", one.arm.name) for one in arms]
     return plots.Axes("round", "mean evaluation return", lines, title)
 
 

@@ -34,7 +34,10 @@ _MEANS = {
 
 @dataclass(frozen=True)
 class Cell(LanguageCell[RLHFArm, run.RunSettings]):
-    """One run. judge: of toxicity."""
+    """One run.
+
+    judge: measures toxicity.
+    """
 
     judge: Probe
 

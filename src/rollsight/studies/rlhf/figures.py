@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rollsight.studies import plots as shared
-from rollsight.studies.arms import used
 from rollsight.studies.plots import Axes, Line
-from rollsight.studies.rlhf.arms import KINDS
 from rollsight.studies.rlhf.metrics import at_kl
 from rollsight.studies.rlhf.results import ArmResult, Results
 
@@ -32,32 +30,22 @@ def plots(results: Results) -> list[Axes]:
     return [by_round[0], against, *by_round[1:]]
 
 
-def draw(results: Results, path: Path) -> Path:
-    """All plots as one picture.
+def pictures(results: Results, folder: Path) -> list[Path]:
+    """All plots as one picture, and as a page.
 
     Raises:
-        RollsightError: the file cannot be written.
+        RollsightError: a file cannot be written.
     """
-    found = plots(results)
-    return shared.draw(found, path, (len(found) + 1) // 2, (15.0, 8.4))
-
-
-def write(results: Results, path: Path) -> Path:
-    """The same as a page.
-
-    Raises:
-        RollsightError: the file cannot be written.
-    """
-    kinds = used(KINDS, {one.arm.kind for one in results.arms})
-    return shared.write(shared.panels(plots(results)), path, "Language models with influence-based filtering", kinds)
+    title = "Language models with influence-based filtering"
+    return shared.write_both(plots(results), folder, 3, (15.0, 8.4), title, [one.arm for one in results.arms])
 
 
 def _by_round(one: ArmResult, name: str) -> Line:
-    return shared.by_round(one.arm, one.arm.kind_number, one.curves.values(), name)
+    return shared.by_round(one.arm, one.curves.values(), name)
 
 
 def _over_kl(one: ArmResult) -> Line:
     curves = list(one.curves.values())
     levels = np.linspace(0, min(curve["kl"].max() for curve in curves), _POINTS)
     rows = [np.array([at_kl(curve, level) for level in levels.tolist()]) for curve in curves]
-    return shared.line(one.arm, one.arm.kind_number, levels, rows)
+    return shared.line(one.arm, levels, rows)

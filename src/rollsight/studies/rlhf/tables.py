@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rollsight.studies.arms import used
+from rollsight.studies.arms import used_kinds
 from rollsight.studies.markdown import numbers, percent, table
-from rollsight.studies.rlhf.arms import KINDS
 from rollsight.studies.rlhf.metrics import ENDS, PHASES
 from rollsight.studies.rlhf.results import Results
 
@@ -30,8 +29,7 @@ def markdown(results: Results) -> str:
         f"tells those from {quality['neutral']:.0f} ordinary sentences of other sources with an AUC of "
         f"{quality['auc']:.3f}."
     )
-    shown = {one.arm.kind for one in results.arms}
-    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in used(KINDS, shown).items())
+    legend = "\n".join(f"- `{kind}`: {text}" for kind, text in used_kinds(one.arm for one in results.arms).items())
     return "\n\n".join((head, legend, _ends(results), _at_kl(results), _savings(results), _rounds(results))) + "\n"
 
 

@@ -32,6 +32,7 @@ class Update:
     selection: None where there was none.
     time_score: seconds until the records were chosen.
     time_train: seconds of the rest.
+    semantic: how dropped records left the update: "repack", or "mask" with the loss that they left.
     """
 
     trained: Trained
@@ -40,10 +41,13 @@ class Update:
     selection: Selection | None
     time_score: float
     time_train: float
+    semantic: str = "repack"
 
 
 # The search for an update's factor ends at the largest it may have, and at 1e-5 of what it began with.
 _FARTHEST, _HALVINGS = 2.0**10, 16
+
+_MASKED = {"in_policy": "of the policy's loss", "in_value": "of the value loss"}
 
 Arm: TypeAlias = Callable[[Round], Update]
 
@@ -81,7 +85,9 @@ class Filtered:
         part = {} if self.only is None or selection is None else {self.only: selection.weights.numpy() > 0}
         minibatches = draw_minibatches(round.order(), len(round.records), round.rule, kept, fill=self.as_many_steps)
         trained = round.train(minibatches, **part)
-        return Update(trained, minibatches.steps, scores, selection, chosen - started, round.clock() - chosen)
+        semantic = "mask, " + _MASKED[self.only] if self.only else "repack"
+        times = chosen - started, round.clock() - chosen
+        return Update(trained, minibatches.steps, scores, selection, *times, semantic)
 
     def _selected(self, round: Round, scores: Scores | None) -> Selection | None:
         """What the rule chooses; None, which keeps every record, without a rule and where it fails."""

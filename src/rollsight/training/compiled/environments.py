@@ -15,7 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rollsight.arrays import Array
 from rollsight.environments.episode_start import START
 from rollsight.environments.make import check_environment, make_environment, observations_of
-from rollsight.errors import RollsightError
+from rollsight.errors import MissingExtra, RollsightError
 from rollsight.streams import sequence
 from rollsight.training.compiled.acting import executable
 from rollsight.training.restoring import History
@@ -182,7 +182,7 @@ class Pool:
         try:
             import envpool
         except ImportError as error:
-            raise RollsightError("EnvPool is not installed: pip install 'rollsight[fast]'") from error
+            raise MissingExtra(env, "envpool", "fast") from error
         if env not in envpool.list_all_envs():
             raise RollsightError(f"EnvPool has no environment {env!r}; step it with gymnasium.")
         self.count, self.resets_next_step = len(seeds), len(seeds) > 1

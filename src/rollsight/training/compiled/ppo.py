@@ -48,17 +48,23 @@ class Rates(NamedTuple):
     max_grad_norm: float
 
 
+MEANS = ("clip_fraction", "policy_gradient_loss", "value_loss", "grad_norm")
+
+
 class Trained(NamedTuple):
     """After an update.
 
     parameters: of policy and value function.
     state: of the optimiser.
     approx_kl: mean over the last epoch's minibatches, as Stable-Baselines3 logs it.
+    means: over all minibatches, by name: `clip_fraction`, `policy_gradient_loss`, `value_loss`, and `grad_norm` before
+        clipping.
     """
 
     parameters: Parameters
     state: State
     approx_kl: Array
+    means: dict[str, Array]
 
 
 def split(rule: UpdateRule, learning_rate: float) -> tuple[Loss, Rates]:
@@ -108,20 +114,24 @@ def _update(
     def step(i: Array, trained: Trained) -> Trained:
         minibatch: Batch = jax.tree.map(lambda column: column[index[i]], batch)
         slope = jax.value_and_grad(partial(_minibatch_loss, network, loss, rates, minibatch, size[i]), has_aux=True)
-        (_, kl), gradients = slope(trained.parameters)
-        gradients = _clip(gradients, rates.max_grad_norm)
+        (_, (kl, seen)), gradients = slope(trained.parameters)
+        gradients, length = _clip(gradients, rates.max_grad_norm)
         moved, state = optimizer.apply(trained.parameters, gradients, trained.state, rates.learning_rate)
-        return Trained(moved, state, trained.approx_kl + jnp.where(i >= last_epoch, kl, 0.0))
+        sums = jax.tree.map(jnp.add, trained.means, {**seen, "grad_norm": length})
+        return Trained(moved, state, trained.approx_kl + jnp.where(i >= last_epoch, kl, 0.0), sums)
 
     # The number of steps is data, so padded steps are not computed at all and a selection compiles nothing anew.
-    trained: Trained = jax.lax.fori_loop(0, steps, step, Trained(parameters, state, jnp.zeros(())))
-    return trained._replace(approx_kl=trained.approx_kl / (steps - last_epoch))
+    zeros = {name: jnp.zeros(()) for name in MEANS}
+    trained: Trained = jax.lax.fori_loop(0, steps, step, Trained(parameters, state, jnp.zeros(()), zeros))
+    means = {name: total / steps for name, total in trained.means.items()}
+    return trained._replace(approx_kl=trained.approx_kl / (steps - last_epoch), means=means)
 
 
 def _minibatch_loss(
     network: Network, loss: Loss, rates: Rates, minibatch: Batch, size: Array, parameters: Parameters
-) -> tuple[Array, Array]:
-    """The minimised loss over the first `size` records of a padded minibatch, and the approximate KL."""
+) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+    """The minimised loss over the first `size` records of a padded minibatch; the approximate KL, and its part of
+    `Trained.means`."""
     real = jnp.arange(len(minibatch.log_probs)) < size
     acts, judges = real & minibatch.in_policy, real & minibatch.in_value
 
@@ -134,15 +144,18 @@ def _minibatch_loss(
         advantages = normalized(advantages, acts)
     log_ratio = evaluation.log_prob - minibatch.log_probs
     ratio = jnp.exp(log_ratio)
-    total = -mean(surrogate(ratio, advantages, rates.clip_range), acts)
+    policy_loss = -mean(surrogate(ratio, advantages, rates.clip_range), acts)
     value = evaluation.value
     if loss.clip_values:
         change = jnp.clip(value - minibatch.values, -rates.clip_range_vf, rates.clip_range_vf)
         value = minibatch.values + change
-    total += loss.vf_coef * mean((minibatch.returns - value) ** 2, judges)
+    value_loss = mean((minibatch.returns - value) ** 2, judges)
+    total = policy_loss + loss.vf_coef * value_loss
     if loss.ent_coef:
         total -= loss.ent_coef * mean(evaluation.entropy, acts)
-    return total, mean((ratio - 1) - log_ratio, acts)
+    outside = mean(jnp.abs(ratio - 1) > rates.clip_range, acts)
+    seen = {"clip_fraction": outside, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
+    return total, (mean((ratio - 1) - log_ratio, acts), seen)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -166,7 +179,8 @@ def normalized(advantages: Array, among: Array) -> Array:
     return jnp.asarray(jnp.where(n > 1, deviation / (std + 1e-8), advantages))
 
 
-def _clip(gradients: Any, max_norm: Any) -> Any:
-    """Gradients scaled to a common norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does."""
+def _clip(gradients: Any, max_norm: Any) -> tuple[Any, Array]:
+    """Gradients scaled to a common norm of at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` does, and the norm
+    that they had."""
     length = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
-    return jax.tree.map(lambda g: g * jnp.minimum(1.0, max_norm / (length + 1e-6)), gradients)
+    return jax.tree.map(lambda g: g * jnp.minimum(1.0, max_norm / (length + 1e-6)), gradients), length

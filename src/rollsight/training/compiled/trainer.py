@@ -18,17 +18,18 @@ from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import Diverged, RollsightError
 from rollsight.policy import Policy
 from rollsight.runs import summary
-from rollsight.scoring import Scores, trust_line
+from rollsight.scoring import trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
 from rollsight.training.compiled import twin
 from rollsight.training.compiled.acting import Actor
-from rollsight.training.compiled.arms import Arm, Filtered
+from rollsight.training.compiled.arms import Arm, Filtered, Update
 from rollsight.training.compiled.collect import Collector, Rollout
 from rollsight.training.compiled.environments import Environments
 from rollsight.training.compiled.evaluation import play, side_by_side
 from rollsight.training.compiled.networks import network_of
+from rollsight.training.compiled.ppo import MEANS
 from rollsight.training.compiled.round import Round
 from rollsight.training.restoring import History
 from rollsight.watching import Watch
@@ -60,10 +61,8 @@ class Plan:
     clock: Callable[[], float] = time.perf_counter
 
 
-# What the compiled update does not add up; the other engine's logger has it.
-_NOT_KEPT = {"clip_fraction": None, "policy_gradient_loss": None, "value_loss": None}
 # Of a round whose update was not made.
-_NO_UPDATE = {"update_norm": None, "approx_kl": None, "optimizer_steps": 0, **_NOT_KEPT}
+_NO_UPDATE = {"update_norm": None, "approx_kl": None, **dict.fromkeys(MEANS), "optimizer_steps": 0}
 
 
 def _check_finite(rollout: Rollout, number: int) -> None:
@@ -152,10 +151,10 @@ class CompiledTrainer:
             _check_finite(rollout, number)
             update = plan.arm(round)
         except Diverged:  # after its records are kept: they are what one looks at then
-            self._store(self._record(rollout, None, None, round, clock) | _NO_UPDATE)
+            self._store(self._record(rollout, None, round, clock) | _NO_UPDATE)
             raise
         clock.measured({"time_score": update.time_score, "time_train": update.time_train})
-        found = self._record(rollout, update.scores, update.selection, round, clock)
+        found = self._record(rollout, update, round, clock)
         if plan.snapshot_every and number % plan.snapshot_every == 0:
             self._watch.attempt("snapshot", lambda: self._take_snapshot(rollout, round, update.selection))
         model._n_updates += round.rule.n_epochs  # as the host counts them
@@ -168,7 +167,7 @@ class CompiledTrainer:
         found |= {
             "update_norm": length**0.5,
             "approx_kl": float(update.trained.approx_kl),
-            **_NOT_KEPT,
+            **{name: float(mean) for name, mean in update.trained.means.items()},
             "optimizer_steps": update.steps,
             "updates": model._n_updates,
             "learning_rate": round.learning_rate,
@@ -224,13 +223,15 @@ class CompiledTrainer:
     def _record(
         self,
         rollout: Rollout,
-        scores: Scores | None,
-        selection: Selection | None,
+        update: Update | None,
         round: Round,
         clock: summary.Clock,
     ) -> summary.Summary:
         """Trust line and records, while the twin still is the policy that collected them; the summary so far."""
         records, objective, line, watch = rollout.records, round.rule.policy_term(), None, self._watch
+        scores, selection, semantic = None, None, "repack"
+        if update is not None:
+            scores, selection, semantic = update.scores, update.selection, update.semantic
         if scores is not None:
             weights = None if selection is None else selection.weights
             line = watch.attempt(
@@ -256,7 +257,7 @@ class CompiledTrainer:
             **summary.of_records(records),
             **rollout.episodes.numbers(),
             "entropy_mean": entropy,
-            **summary.of_scoring(records.valid_rows, scores, selection, line, "repack"),
+            **summary.of_scoring(records.valid_rows, scores, selection, line, semantic),
             **clock.laps,
             "overhead_s": sum(clock.laps.get(f"time_{name}", 0.0) for name in ("score", "trust", "write")),
         }

@@ -2,8 +2,8 @@
 
 from importlib.util import find_spec
 
+from rollsight.errors import MissingExtra
+
 for _package in ("transformers", "peft", "accelerate"):
     if find_spec(_package) is None:
-        raise ModuleNotFoundError(
-            f"training language models needs the package {_package}: pip install 'rollsight[llm]'", name=_package
-        )
+        raise MissingExtra("training language models", _package, "llm")

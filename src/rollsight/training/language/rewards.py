@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from rollsight.arrays import Floats
-from rollsight.errors import RollsightError
+from rollsight.errors import MissingExtra, RollsightError
 from rollsight.training.language.prompts import Prompt, as_prompt
 
 Reward: TypeAlias = Callable[..., "Sequence[float] | Floats"]
@@ -153,9 +153,7 @@ def _profanity() -> Reward:
     try:
         from profanity_check import predict_prob
     except ModuleNotFoundError as error:
-        raise RollsightError(
-            f"the reward 'profanity' needs the package {error.name}: pip install 'rollsight[llm]'"
-        ) from error
+        raise MissingExtra("the reward 'profanity'", error.name or "alt-profanity-check", "llm") from error
 
     def reward(prompts: Sequence[Any], completions: Sequence[str]) -> Floats:
         p = np.clip(np.asarray(predict_prob(list(completions)), np.float64), 1e-9, 1 - 1e-9)

@@ -24,6 +24,7 @@ from rollsight.training.language.policy import ActorCritic
 from rollsight.training.language.ppo import Follow, LanguagePPO
 from rollsight.training.language.prompts import Prompt
 from rollsight.training.language.settings import Options, RunSettings, Sampling
+from rollsight.training.language.token_texts import TokenTexts
 
 __all__ = ["Options", "RunSettings", "Sampling", "prepare", "restore", "resume", "save", "settings_of", "train"]
 
@@ -96,7 +97,7 @@ def resume(
     try:
         done = max(runs.open(out).rounds, default=0)
         if done:
-            restore(trainer, runs.open(out).snapshot_path(done))
+            restore(trainer, checkpoint_path(runs.open(out), done))
         _rounds(trainer, settings, held_out, writer, on_round)
     finally:
         if writer is not None:
@@ -178,12 +179,12 @@ def _rounds(
 
     if settings.doctor and writer is not None:
         trainer.doctor = LiveDoctor({"run_settings": _stored(settings)}, writer.path)
-    trackers = Trackers()
+    trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)
     try:
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
-            summary = _round(trainer, settings, held_out, writer)
+            summary = _round(trainer, settings, held_out, texts, writer)
             if writer is not None:  # of several processes, the one that writes
                 trackers.log(summary)
             if on_round is not None:
@@ -209,18 +210,22 @@ def _evaluated(writer: runs.RunWriter) -> list[int]:
 
 
 def _round(
-    trainer: LanguagePPO, settings: RunSettings, held_out: tuple[Prompt, ...], writer: runs.RunWriter | None
+    trainer: LanguagePPO,
+    settings: RunSettings,
+    held_out: tuple[Prompt, ...],
+    texts: TokenTexts,
+    writer: runs.RunWriter | None,
 ) -> dict[str, Any]:
     rollout, update = trainer.train_round()
     round, options = trainer.round, settings.options
     times = dict(trainer.times)
     started = trainer.clock()
     if writer is not None:
-        columns = round_columns(round, rollout, update, options)
+        columns = round_columns(round, rollout, update, options, texts, trainer.watch)
         if trainer.doctor is not None:
             trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
         writer.write_records(round, columns)
-        writer.write_snapshot(round, lambda file: save(trainer, file))
+        writer.write_checkpoint(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}
     if settings.eval_every and round % settings.eval_every == 0:
@@ -235,7 +240,8 @@ def _round(
     summary["warnings"] = trainer.watch.said
     if writer is not None:
         writer.write_round(round, summary)
-        writer.remove_snapshot(round - 1)  # now that this round's is there to resume from
+        writer.remove_checkpoint(round - 1)  # now that this round's is there to resume from
+        writer.remove_snapshot(round - 1)  # where older runs kept it
     return {"round": round, **summary}
 
 
@@ -251,6 +257,16 @@ def _evaluate(trainer: LanguagePPO, held_out: tuple[Prompt, ...], writer: runs.R
         }
         writer.write_evaluation(trainer.round, found, lengths.numpy(force=True), more)
     return {"evaluation_return": float(found.mean())}
+
+
+def checkpoint_path(run: runs.Run, round: int) -> Path:
+    """Where the state after a round lies: in older runs among the snapshots.
+
+    Raises:
+        RollsightError: there is none, or it is damaged.
+    """
+    older = round in run.snapshot_rounds and round not in run.checkpoint_rounds
+    return run.snapshot_path(round) if older else run.checkpoint_path(round)
 
 
 def save(trainer: LanguagePPO, file: BinaryIO) -> None:

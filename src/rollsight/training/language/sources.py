@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rollsight.errors import OptionError, RollsightError
+from rollsight.errors import MissingExtra, OptionError, RollsightError
 from rollsight.training.language.models import DATA_WHEELS
 from rollsight.training.language.prompts import Prompt
 
@@ -63,7 +63,7 @@ def _real_toxicity_prompts() -> list[str]:
 
 def _rows(name: str, split: str) -> Iterator[Prompt]:
     if find_spec("datasets") is None:
-        raise RollsightError(f"prompts {name!r} are not a text file, and data sets need: pip install 'rollsight[llm]'")
+        raise MissingExtra(f"prompts {name!r} are not a text file, and a data set", "datasets", "llm")
     column = ""
     if not Path(name).exists():
         name, _, column = name.partition("#")

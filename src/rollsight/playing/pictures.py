@@ -1,0 +1,240 @@
+"""What the agent saw: the picture of a record, and an episode as a film strip.
+
+Where the observation says all (classic control, toy text, MiniGrid, Atari's frames) it is drawn itself, which needs
+nothing but the records. Elsewhere the episode is played again from its start with its own actions, and what is seen on
+the way is compared with what the run stores.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from rollsight.arrays import Array
+from rollsight.environments.episode_start import restart
+from rollsight.environments.make import check_environment, observations_of
+from rollsight.environments.plain_values import decode
+from rollsight.environments.states import DRIFTING, EXACT, BranchPoint, Env, can_be_set, check_reproduced, set_state
+from rollsight.environments.trained import TrainedEnvironment, trained_environment
+from rollsight.errors import RollsightError
+from rollsight.playing.grids import draw_grid
+from rollsight.runs import Run
+from rollsight.runs.queries import episode_rows, records
+
+_UNCHANGING = {"VecTransposeImage", "VecMonitor", "VecCheckNan"}  # what the policy sees is still the observation
+_ATARI = 84  # pixels of its frames
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """image: (H, W, 3) bytes of red, green, blue.
+    source: "observation" where it was drawn from the record alone, "replay" where its episode was played again."""
+
+    image: Array
+    source: Literal["observation", "replay"]
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """Pictures of an episode.
+
+    rows: round and row of each record, in order.
+    frames: a PNG of each.
+    source: as of `Picture`.
+    """
+
+    rows: Sequence[tuple[int, int]]
+    frames: Sequence[bytes]
+    source: Literal["observation", "replay"]
+
+
+class Pictures:
+    """Draws records of a run, without a display. For use in one thread."""
+
+    def __init__(self, run: Run) -> None:
+        os.environ.setdefault(
+            "SDL_VIDEODRIVER", "dummy"
+        )  # pygame looks for a screen, and complains where there is none
+        self._run = run
+        self._name = str(run.metadata.get("env") or "")
+        self._trained: dict[int, TrainedEnvironment] = {}
+
+    def of_record(self, round: int, row: int) -> Picture:
+        """The picture of a record.
+
+        Raises:
+            RollsightError: there is none, in one sentence with the reason; show the observation's numbers instead.
+        """
+        drawn = self.observed(round, row)
+        if drawn is not None:
+            return Picture(drawn, "observation")
+        rows = episode_rows(self._run, round, row)
+        *_, last = self._replayed(rows[: rows.index((round, row)) + 1], only_last=True)
+        return Picture(last, "replay")
+
+    def of_episode(self, round: int, row: int, height: int = 96) -> Strip:
+        """The episode of a record, as far as the run stores it, in pictures of `height` pixels.
+
+        Raises:
+            RollsightError: as `of_record`.
+        """
+        rows = episode_rows(self._run, round, row)
+        drawn = [self.observed(*one) for one in rows]
+        if all(image is not None for image in drawn):
+            return Strip(rows, [as_png(image, height) for image in drawn if image is not None], "observation")
+        return Strip(rows, [as_png(image, height) for image in self._replayed(rows)], "replay")
+
+    def observed(self, round: int, row: int) -> Array | None:
+        """The observation as a picture (H, W, 3); None where it does not say enough, or is not stored."""
+        observed = self._observation(round, row)
+        if observed is None or not self._sees_all:
+            return None
+        kind = observations_of(self._name)
+        if kind == "minigrid" or self._name.startswith("BabyAI-"):
+            return draw_grid(observed, self._channels_first)
+        if kind == "atari":
+            return _last_frame(observed, self._channels_first)
+        if (env := self._settable) is None or observed.size != gym.spaces.flatdim(_numbers(env.observation_space)):
+            return None
+        set_state(env, BranchPoint(row, 0, observed, None))
+        return _rendered(env, self._name)
+
+    def _observation(self, round: int, row: int) -> Array | None:
+        """(D,) as it is stored; None where it is not."""
+        table = records(self._run, round)
+        if not 0 <= row < len(table):
+            raise RollsightError(f"round {round} of {self._run.path} has {len(table)} records and none of number {row}")
+        stored = table["obs"][row].as_py() if "obs" in table.column_names else None
+        return None if stored is None else np.asarray(stored).reshape(-1)
+
+    @cached_property
+    def _wrappers(self) -> set[str]:
+        """Names of what was around the environments, as far as it could change what the policy sees."""
+        named = self._run.metadata.get("env_wrappers") or []
+        return {str(name) for name in named} - _UNCHANGING
+
+    @cached_property
+    def _channels_first(self) -> bool:
+        return "VecTransposeImage" in (self._run.metadata.get("env_wrappers") or [])
+
+    @cached_property
+    def _sees_all(self) -> bool:
+        """Whether the stored observations are the environment's own."""
+        harmless = {"VecFrameStack"} if observations_of(self._name) == "atari" else {"ImgObsWrapper"}
+        return not self._wrappers - harmless
+
+    @cached_property
+    def _settable(self) -> Env | None:
+        """The bare environment, if its state can be set from what it shows; ready to be set."""
+        described = self._run.metadata.get("environment") or {}
+        keywords = decode(described.get("kwargs") or {}) or dict(self._run.metadata.get("env_kwargs") or {})
+        if "map_name" in keywords and keywords["map_name"] is None and keywords.get("desc") is None:
+            return None  # FrozenLake on a map of its own, which nobody knows
+        try:
+            check_environment(self._name)
+            env = gym.make(self._name, **{**keywords, "render_mode": "rgb_array"})
+            if not can_be_set(env):
+                return None
+            space = self._run.metadata.get("observation_space")
+            if space is not None and space != str(env.observation_space):
+                return None  # a wrapper showed something else
+            env.reset(seed=0)
+        except (RollsightError, gym.error.Error, TypeError, ImportError):
+            return None
+        return env
+
+    def _replayed(self, rows: Sequence[tuple[int, int]], only_last: bool = False) -> Iterator[Array]:
+        """Pictures of an episode's steps, in order, from its first."""
+        round, row = rows[0]
+        table = records(self._run, round)
+        names = set(table.column_names)
+        start = table["episode_start"][row].as_py() if "episode_start" in names else None
+        if start is None or table["episode_step"][row].as_py() != 0:
+            raise RollsightError(
+                f"{self._name or 'the environment'} cannot be drawn: its observations do not say all of its state, and "
+                "the run does not store how this episode started"
+            )
+        trained = self._environment(rows[-1][0])
+        env = trained.alone("rgb_array")
+        try:
+            obs = restart(env, str(start))
+            for place, (number, at) in enumerate(rows):
+                stored = self._observation(number, at)
+                if stored is not None:
+                    seen = self._flat(obs, stored.size)
+                    check_reproduced(env, seen, stored, place, DRIFTING if trained.statistics else EXACT)
+                if not only_last or place + 1 == len(rows):
+                    yield _rendered(env, self._name)
+                obs, *_ = env.step(_executable(env.action_space, records(self._run, number)["action"][at].as_py()))
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, RollsightError):
+                raise
+            raise RollsightError(
+                f"{self._name} cannot be drawn: its episode cannot be played again ({error})"
+            ) from error
+        finally:
+            env.close()
+
+    def _environment(self, round: int) -> TrainedEnvironment:
+        if round not in self._trained:
+            self._trained[round] = trained_environment(self._run, "its records cannot be drawn", round=round)
+        return self._trained[round]
+
+    def _flat(self, obs: Any, size: int) -> Array:
+        """(D,) an observation as the run stores it."""
+        seen = np.asarray(obs)
+        if self._channels_first and seen.ndim == 3 and seen.size == size:
+            seen = seen.transpose(2, 0, 1)
+        return seen.reshape(-1)
+
+
+def as_png(image: Array, height: int | None = None) -> bytes:
+    """An image (H, W, 3) as a PNG; made smaller where it is higher than `height`."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image, np.uint8))
+    if height is not None and picture.height > height:
+        picture = picture.resize((max(1, picture.width * height // picture.height), height), Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _rendered(env: Env, name: str) -> Array:
+    try:
+        picture: Any = env.render()
+    except Exception as error:  # of an environment's own code
+        raise RollsightError(f"{name} cannot be drawn ({type(error).__name__}: {error})") from error
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+        raise RollsightError(f"{name} cannot be drawn: its frame is a {type(picture).__name__}")
+    return picture[..., :3].astype(np.uint8)
+
+
+def _last_frame(observed: Array, channels_first: bool) -> Array | None:
+    """(H, W, 3) the newest of the stacked frames; None for observations of another size."""
+    count, rest = divmod(observed.size, _ATARI * _ATARI)
+    if rest or not count:
+        return None
+    shape = (count, _ATARI, _ATARI) if channels_first else (_ATARI, _ATARI, count)
+    frames = observed.reshape(shape)
+    newest = frames[-1] if channels_first else frames[..., -1]
+    return np.repeat(newest.astype(np.uint8)[..., None], 3, axis=-1).repeat(2, axis=0).repeat(2, axis=1)
+
+
+def _numbers(space: Any) -> gym.Space[Any]:
+    """The space of what a record stores: a discrete state is one number."""
+    return gym.spaces.Box(-np.inf, np.inf, (1,)) if isinstance(space, gym.spaces.Discrete) else space
+
+
+def _executable(space: gym.Space[Any], action: Any) -> Any:
+    """A stored action as the environment takes it: hosts clip to the space."""
+    if isinstance(space, gym.spaces.Box):
+        return np.clip(np.asarray(action, space.dtype).reshape(space.shape), space.low, space.high)
+    return int(action) if np.ndim(action) == 0 else np.asarray(action)
