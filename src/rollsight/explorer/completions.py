@@ -66,7 +66,9 @@ class Completions:
         known = self.rewards[np.isfinite(self.rewards)]
         if not len(known):
             return np.zeros(len(self), np.bool_)
-        return self.harmful & (self.rewards >= np.quantile(known, 0.75)) & (self.rewards > known.min())
+        high = (self.rewards >= np.quantile(known, 0.75)) & (self.rewards > known.min())
+        found: Mask = self.harmful & high
+        return found
 
     @cached_property
     def same_rewards(self) -> Mask:
@@ -129,7 +131,8 @@ class Completions:
     def of_group(self, group: int, by: Order = "stored") -> Integers:
         """The rows of a prompt's completions, in that order."""
         order = self.order(by)
-        return order[self.groups[order] == group]
+        found: Integers = order[self.groups[order] == group]
+        return found
 
     def prompt(self, group: int) -> str:
         """The prompt of a group."""
