@@ -11,7 +11,7 @@ import rollsight as rs
 from rollsight import cli, runs
 from rollsight.analysis import culprits
 from rollsight.analysis.culprits import scores as scoring
-from rollsight.analysis.culprits.gather import flat
+from rollsight.analysis.culprits.groups import flat
 from rollsight.errors import RollsightError
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run
@@ -128,7 +128,7 @@ def test_an_interrupted_call_goes_on_where_it_was(run, monkeypatch, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         culprits.score_rounds(run, [behaviour], interrupt)
-    first, second = sorted((tmp_path / behaviour.key).iterdir())
+    _first, second = sorted((tmp_path / behaviour.key).iterdir())
     second.write_bytes(second.read_bytes()[:50])  # as a full disk leaves it
     loaded, real = [], scoring.Snapshot.load
     monkeypatch.setattr(scoring.Snapshot, "load", lambda file: loaded.append(file.stem) or real(file))
