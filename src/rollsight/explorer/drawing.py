@@ -49,7 +49,7 @@ def drawn(run: Run, round: int, record: int, episode: Sequence[int], *, replay: 
             images = {one: image for one, image in seen.items() if image is not None}
             if record not in images:
                 raise RollsightError(
-                    "what can be seen here is more than the observation says, so a picture needs the episode to be played "
+                    "the observation does not say all that can be seen, so a picture needs the episode to be played "
                     "again: this runs the environment, for as long as the episode is"
                 )
             return Drawn(as_png(images[record]), {one: as_png(image, _HEIGHT) for one, image in images.items()}, False)

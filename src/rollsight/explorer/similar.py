@@ -93,14 +93,14 @@ class Near:
     opposed: np.ndarray
 
 
-def nearest(round: Round, record: int, count: int = 8) -> tuple[Near, Near] | None:
-    """The records with the nearest observations: those with the same action, and those with another. None where
-    observations or actions cannot be compared, or the record's own is not stored.
+def nearest(round: Round, record: int, count: int = 8) -> tuple[Near, Near | None] | None:
+    """The records with the nearest observations: those with the same action, and those with another. Where actions are
+    no numbers of choices, all are in the first, and the second is None. None where the record's own is not stored.
 
     States that are numbers of places, as FrozenLake's, are alike where they are equal, and not otherwise.
     """
     seen, actions = observations(round), _actions(round)
-    if seen is None or actions is None or not np.isfinite(seen[record]).all():
+    if seen is None or not np.isfinite(seen[record]).all():
         return None
     differences = seen - seen[record]
     if "obs" in round.table.column_names and pa.types.is_integer(round.table["obs"].type):
@@ -113,7 +113,6 @@ def nearest(round: Round, record: int, count: int = 8) -> tuple[Near, Near] | No
         distances = np.sqrt(np.mean((differences[:, used] / scale[used]) ** 2, axis=1))
     distances[record] = np.nan
     distances[round.status == "invalid"] = np.nan
-    same = (actions == actions[record]).all(axis=1)
 
     def of(which: np.ndarray) -> Near:
         found = np.flatnonzero(which & np.isfinite(distances))
@@ -121,6 +120,9 @@ def nearest(round: Round, record: int, count: int = 8) -> tuple[Near, Near] | No
         opposed = round.scores[found] * round.scores[record] < 0
         return Near(found, distances[found], opposed)
 
+    if actions is None:
+        return of(np.ones(len(round), dtype=bool)), None
+    same = (actions == actions[record]).all(axis=1)
     return of(same), of(~same)
 
 

@@ -91,12 +91,12 @@ def _found(context: Context, address: Address) -> tuple[Round, int]:
 
 def _where(address: Address, round: Round, record: int) -> Any:
     parts = [address.run, f"round {round.number}"]
-    for name, label in (("env", "environment"), ("group", "prompt"), ("step", "step"), ("episode", "episode")):
+    episode = "completion" if round.has("completion") else "episode"
+    for name, label in (("env", "environment"), ("group", "prompt"), ("step", "step"), ("episode", episode)):
         if round.has(name):
             parts.append(f"{label} {number(round.table[name][record].as_py())}")
-    episode = episode_of(round, record)
-    if episode is not None:
-        parts[-1] += f", step {number(float(episode.steps[episode.place]))} of it"
+    if (steps := episode_of(round, record)) is not None:
+        parts[-1] += f", step {number(float(steps.steps[steps.place]))} of it"
     return components.text_of(" · ".join(parts))
 
 

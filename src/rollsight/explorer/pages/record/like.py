@@ -28,22 +28,16 @@ def layout(context: Context, address: Address, round: Round, record: int) -> Any
         return components.card(
             "Nearest records",
             dmc.Text(
-                "Records cannot be compared here: the observation is not stored, or actions are not numbered.",
+                "Records cannot be compared here: the observation of this one is not stored.",
                 size="sm", c="dimmed",
             ),
         )  # fmt: skip
     same, other = found
-    return dmc.SimpleGrid(
-        [
-            components.card(
-                title,
-                _table(context, address, round, near),
-                note="By observation. A distance of 1 is one standard deviation of the round's observations.",
-            )
-            for title, near in (("Nearest with the same action", same), ("Nearest with another action", other))
-        ],
-        cols={"base": 1, "md": 2}, spacing="sm",
-    )  # fmt: skip
+    title = "Nearest records" if other is None else "Nearest with the same action"
+    tables = [(title, same), *([("Nearest with another action", other)] if other is not None else [])]
+    note = "By observation. A distance of 1 is one standard deviation of the round's observations."
+    cards = [components.card(title, _table(context, address, round, near), note=note) for title, near in tables]
+    return dmc.SimpleGrid(cards, cols={"base": 1, "md": len(cards)}, spacing="sm")
 
 
 def _table(context: Context, address: Address, round: Round, near: Near) -> Any:
@@ -107,4 +101,4 @@ def _link(context: Context, address: Address, round: Round, record: int, label: 
 
 def _status(round: Round, record: int) -> Any:
     status = str(round.status[record])
-    return dmc.Text(status, size="sm", className=f"rs-status rs-{status}")
+    return dmc.Text(status, size="sm", className=f"rs-outcome rs-{status}")

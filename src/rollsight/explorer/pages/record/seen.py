@@ -15,6 +15,7 @@ from rollsight.explorer.rounds import Round
 from rollsight.explorer.theme import number
 
 _NUMBERS = 24  # of an observation
+_OPEN = 10  # numbers without a name that are shown at once
 _TEXT = 20_000  # characters of a text
 
 
@@ -76,5 +77,9 @@ def _numbers(round: Round, record: int, env: str) -> Any:
         )
         for name, value in rows
     ]  # fmt: skip
+    named = all(not name.startswith("obs[") for name, _ in rows)
     said = [dmc.Text(f"and {number(more)} further numbers", size="xs", c="dimmed", mt=4)] if more else []
-    return html.Div([dmc.SimpleGrid(cells, cols={"base": 1, "sm": 2}, spacing=16, verticalSpacing=2), *said])
+    body = [dmc.SimpleGrid(cells, cols={"base": 1, "sm": 2}, spacing=16, verticalSpacing=2), *said]
+    if named or len(rows) <= _OPEN:
+        return html.Div(body)
+    return html.Details([html.Summary(f"Its {number(len(rows) + more)} numbers"), *body], className="rs-queries")
