@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def train(path):
     from rollsight.cli import main
 
-    given = ["--rounds", "2", "--n-steps", str(RECORDS), "--eval-episodes", "1", "--epochs", "2", "--quiet"]
+    given = ["--rounds", "2", "--n-steps", str(RECORDS), "--eval-episodes", "1", "--epochs", "2", "--batch-size", "16"]
     assert main(["train", "CartPole-v1", *given, "--snapshots", "all", "--drop", "0.5", "--out", str(path)]) == 0
 
 

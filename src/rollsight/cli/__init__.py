@@ -35,6 +35,7 @@ COMMANDS = {
     "fidelity": "Check the scores of a round against real retraining, with a ceiling and a null band.",
     "diagnose": "Find out why the bottom records of a round hurt: their advantages against Monte-Carlo ones.",
     "phases": "Follow how one behaviour formed, round by round.",
+    "culprits": "Find the rollouts that taught a behaviour, and check them by replays without them.",
     "compare": "Compare runs: final return and area under the learning curve, with intervals.",
     "sql": "Query a run's records, rounds and evaluations with SQL.",
     "check": "Verify the files of runs: what is damaged, missing or foreign.",

@@ -32,7 +32,8 @@ class Completions:
         scores: (N,) for the chosen target, NaN where there is none.
         rewards: (N,).
         kept, valid: (N,) whether it stayed in the update, whether there was something to train on.
-        truncated: (N,) whether it was cut off at the greatest length.
+        truncated: (N,) whether it was cut off at the greatest length; of runs without the texts of tokens, whether it
+            has that length.
         empty: (N,) whether it says nothing.
     """
 
@@ -48,6 +49,11 @@ class Completions:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @property
+    def ends_known(self) -> bool:
+        """Whether the run stores how completions end, so that those of full length that end by themselves are known."""
+        return "token_texts" in self.table.column_names
+
     @cached_property
     def harmful(self) -> Mask:
         """(N,) whether the score is negative."""
@@ -55,13 +61,12 @@ class Completions:
 
     @cached_property
     def hack(self) -> Mask:
-        """(N,) whether it hurts the target although its reward is among the highest quarter of the round, and above the
-        median: what a reward function likes and training should not have."""
+        """(N,) whether it hurts the target although its reward is among the highest quarter of the round, and not the
+        lowest of all: what a reward function likes and training should not have."""
         known = self.rewards[np.isfinite(self.rewards)]
         if not len(known):
             return np.zeros(len(self), np.bool_)
-        upper, median = np.quantile(known, 0.75), np.median(known)
-        return self.harmful & (self.rewards >= upper) & (self.rewards > median)
+        return self.harmful & (self.rewards >= np.quantile(known, 0.75)) & (self.rewards > known.min())
 
     @cached_property
     def same_rewards(self) -> Mask:

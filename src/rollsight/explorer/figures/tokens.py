@@ -107,7 +107,7 @@ def by_position(values: Sequence[float], scale: Scale, texts: Sequence[str] | No
             hovertemplate="%{customdata}token %{x}: %{y:.4g}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title_text="token", tickformat="d")
+    figure.update_xaxes(title_text="token", dtick=1 if len(heights) <= 24 else None)
     figure.update_yaxes(title_text=scale.measure.title, nticks=4, title_font_size=11)
     return dressed(figure, 130, margin={"l": 56, "r": 8, "t": 6, "b": 36}, bargap=0.15)
 

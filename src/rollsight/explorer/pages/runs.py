@@ -93,7 +93,9 @@ def layout(context: Context, address: Address) -> Any:
     return [
         components.follower("runs", context.token()),
         components.heading(
-            "Runs", "Tick runs to draw them. Open one by its name, or a round by a click on its curve.", search
+            "Runs",
+            "Tick runs to draw them. Open one by its name, or a round by a click on its curve.",
+            dmc.Group([search, dmc.Button("Compare", id="runs-compare", size="xs", variant="light")], gap="sm"),
         ),
         dmc.Paper(grid, withBorder=True, radius="md", mb="sm", style={"overflow": "hidden"}),
         components.card(
@@ -177,6 +179,20 @@ def register(app: Dash, context: Context) -> None:
         "(text) => ({quickFilterText: text || ''})",
         Output("runs-table", "dashGridOptions", allow_duplicate=True),
         Input("runs-search", "value"),
+        prevent_initial_call=True,
+    )
+
+    app.clientside_callback(
+        """(clicks, rows, path) => {
+            const names = ((rows && rows.ids) || rows || []).map((row) => row.name || row);
+            if (!clicks) return window.dash_clientside.no_update;
+            const to = path.replace(/\\/?$/, "/compare");
+            return window.dash_clientside.rollsight.go(to + "?" + new URLSearchParams({runs: names.join(",")}));
+        }""",
+        Output("runs-compare", "id"),
+        Input("runs-compare", "n_clicks"),
+        State("runs-table", "selectedRows"),
+        State("url", "pathname"),
         prevent_initial_call=True,
     )
 
