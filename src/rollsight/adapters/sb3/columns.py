@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -41,7 +42,8 @@ def as_trained_on(buffer: Any) -> Columns:
 
     columns = {"value": buffer.values, "advantage": buffer.advantages, "return": buffer.returns}
     columns |= {"log_prob": buffer.log_probs, "kept": np.ones_like(buffer.values, dtype=bool)}
-    return {name: _env_major(column) for name, column in columns.items()}
+    nothing_left_out = {"reason": pa.nulls(buffer.values.size, pa.string())}
+    return {name: _env_major(column) for name, column in columns.items()} | nothing_left_out
 
 
 def _env_major(column: Any) -> Any:

@@ -285,7 +285,8 @@ class Attachment:
         """The round, to the run folder."""
         if self._writer is None and self._doctor is None:
             return
-        columns = table.run_columns(self._trainer, self.round, found, self.scores, kept)
+        reason = "" if self.selection is None else self.selection.reason
+        columns = table.run_columns(self._trainer, self.round, found, self.scores, reason, kept)
         if self._doctor is not None:
             self._attempt("records for the doctor", partial(self._doctor.keep, self.round, columns))
         findings.report(self._doctor, self.round, summed, self._watch, self._writer)
