@@ -24,13 +24,18 @@ def round_columns(
     episodes: RoundEpisodes,
     scores: Mapping[str, Scores],
     selection: Selection | None,
+    *,
+    entropy: bool = True,
 ) -> Columns:
-    """Every record of the round, one row each, in the host's flat order (row = env * n_steps + step)."""
+    """Every record of the round, one row each, in the host's flat order (row = env * n_steps + step).
+
+    entropy: whether the policy's is among them, which takes a forward.
+    """
     more = {
         "episode": _env_major(episodes.episode),
         "episode_step": _env_major(episodes.episode_step),
         "reward": _env_major(episodes.reward),
-        "entropy": columns.as_numpy(entropy_of(translated)),
+        **({"entropy": columns.as_numpy(entropy_of(translated))} if entropy else {}),
         "episode_return": [None if np.isnan(x) else x for x in _env_major(episodes.episode_return)],
         "episode_start": list(_env_major(episodes.start)),
     }

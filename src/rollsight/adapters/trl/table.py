@@ -140,6 +140,12 @@ def run_columns(
     return columns
 
 
+def event_writers(trainer: Any) -> list[Any]:
+    """The writers of TensorBoard's event files that the trainer's callbacks have open."""
+    found = (getattr(callback, "tb_writer", None) for callback in trainer.callback_handler.callbacks)
+    return [writer for writer in found if writer is not None]
+
+
 def describe(trainer: Any, algorithm: str) -> dict[str, Any]:
     """What a run folder says about the trainer that wrote it, as plain values."""
     args, optimizer = trainer.args, trainer.optimizer
