@@ -86,10 +86,10 @@ def _no_screen() -> Iterator[None]:
 
 def _shrunk(image: Array) -> Array:
     """An image (H, W, 3) of bytes, made smaller by a whole factor."""
-    factor = math.ceil(image.shape[0] / _HEIGHT)
-    height, width = (size // factor for size in image.shape[:2])
-    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
-    return blocks.mean((1, 3)).astype(np.uint8)
+    from PIL import Image
+
+    small = Image.fromarray(np.ascontiguousarray(image)).reduce(math.ceil(image.shape[0] / _HEIGHT))
+    return np.asarray(small)
 
 
 def _plain(value: Any) -> Any:
