@@ -179,7 +179,10 @@ def test_files_hold_the_rows_in_their_order(round):
     records = np.array([7, 3, 5])
     in_parquet = pq.read_table(BufferReader(exported(round.table, records, "parquet")))
     assert in_parquet["record"].to_pylist() == [7, 3, 5]
-    assert in_parquet.drop(["record"]).equals(round.table.take(records))
+    stored = round.table.take(records)
+    assert in_parquet.column_names == ["record", *stored.column_names]
+    assert in_parquet.drop(["record", "score_return"]).equals(stored.drop(["score_return"]))
+    assert np.array_equal(in_parquet["score_return"], stored["score_return"], equal_nan=True)
     rows = list(csv.DictReader(io.StringIO(exported(round.table, records, "csv").decode())))
     assert [row["record"] for row in rows] == ["7", "3", "5"]
     assert json.loads(rows[0]["obs"]) == round.table["obs"][7].as_py()
@@ -329,3 +332,19 @@ def test_completions_stand_by_prompt(tmp_path):
     assert "\u202e" not in cells[1]["completion"]
     assert len(cells[2]["completion"]) < 400
     assert "round-table" in str(PAGES["round"].layout(context, Address("round", "texts", 1)))
+
+
+def test_columns_that_are_called_like_ours_keep_their_values(tmp_path):
+    with runs.create(tmp_path / "own", {"host": "own"}) as writer:
+        stored = {"record": [9, 8, 7], "status": ["a", "b", "a"], "search": [[1], [2], [3]]}
+        writer.write_records(1, {"round": [1] * 3, **stored, "score_return": [1.0, -1.0, 2.0]})
+        writer.write_round(1, {"records": 3})
+    round = round_of(Reading([tmp_path]), "own", 1)
+    query = filtering.sql(
+        round.table, 1, Chosen({"stored_status": equal("text", "a"), "status": equal("text", "kept")})
+    )
+    assert filtering.rows(round.table, query).tolist() == [0, 2]
+    asked = runs.open(tmp_path / "own").sql(query).to_arrow_table()
+    assert asked["record"].to_pylist() == [0, 2]
+    assert asked["stored_record"].to_pylist() == [9, 7]
+    assert asked["stored_search"].to_pylist() == [[1], [3]]

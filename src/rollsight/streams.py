@@ -59,6 +59,8 @@ class Purpose(IntEnum):
     BRANCHES = 0xADA
     SHUFFLED_INFLUENCE = 0x9A5E
     CHANGE_POINTS = 0xC4A6
+    BEHAVIOUR_PAIRS = 0xBE4A
+    AS_MANY_AS_CULPRITS = 0xC017
     BACKGROUND = 0x5A3B  # records that are shown as background; the number of SAMPLING by history, not by intent
 
     # Studies

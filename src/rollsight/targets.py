@@ -11,7 +11,7 @@ from torch import Tensor
 from rollsight import objectives
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation
-from rollsight.records import Records, Rows, as_rows, rows_of
+from rollsight.records import Records, Rows, as_rows, as_tensor, rows_of
 
 
 class Target(Protocol):
@@ -202,10 +202,11 @@ class Action:
     """`f_action` = log pi(a given s) for given state-action pairs: why does the agent do this here?
 
     obs, actions: as in `Records`, with leading M. each=False explains their mean (scores (N,)); each=True explains
-    every pair on its own (scores (N, M)).
+    every pair on its own (scores (N, M)), or with `groups`, (M,) integers, the mean of the pairs of every group
+    (scores (N, G), groups ascending).
     """
 
-    def __init__(self, obs: Any, actions: Any, each: bool = False, name: str = "action") -> None:
+    def __init__(self, obs: Any, actions: Any, each: bool = False, name: str = "action", *, groups: Any = None) -> None:
         self.obs: Rows = as_rows(obs, "obs")
         self.actions: Rows = as_rows(actions, "actions")
         self.each = each
@@ -214,6 +215,12 @@ class Action:
             raise RollsightError(
                 f"targets.Action: {rows_of(self.obs)} observations and {rows_of(self.actions)} actions; "
                 "give the same number of both, at least one (with a leading dimension)."
+            )
+        self.groups = None if groups is None else as_tensor(groups)
+        if self.groups is not None and (not each or self.groups.shape != (rows_of(self.obs),)):
+            raise RollsightError(
+                f"targets.Action: groups has shape {tuple(self.groups.shape)} and each={each}; give one integer for "
+                f"each of the {rows_of(self.obs)} pairs, and each=True."
             )
         none = torch.zeros(rows_of(self.obs))
         self.records = Records(self.obs, self.actions, none, none)

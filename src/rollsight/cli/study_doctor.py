@@ -62,16 +62,4 @@ def study_doctor(
                 (runs / f"{case.name}.done").unlink()
     if not rows:
         raise RollsightError(f"{table} holds nothing to report: leave out --only-report")
-    told = results.told(rows)
-    for title, chosen in (("held-out environments", results.held_out(told)), ("all environments", told)):
-        totals = results.totals(chosen)
-        console.print(output.table([title, ""], [list(one) for one in totals.items()]))
-    headings = ["fault", "strength", "runs", "found", "first", "place", "rounds"]
-    console.print(output.table(headings, results.by_fault(told)))
-    console.print(output.table(["check", "healthy runs", "severe", "environments"], results.alarms(told)))
-    marks = ["check", "healthy, largest", "planted, least", "median", "largest", "warning", "severe"]
-    console.print(output.table(marks, results.separated(rows), title="fitted environments"))
-    without = results.told(rows, lambda check: not check.records)
-    console.print(
-        output.table(["from the round table alone", ""], [list(one) for one in results.totals(without).items()])
-    )
+    output.print_text(console, results.markdown(rows))

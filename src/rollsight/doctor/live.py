@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rollsight import runs
 from rollsight.doctor.evidence import Evidence, of_summaries
@@ -21,6 +20,7 @@ from rollsight.doctor.finding import Finding
 
 _SHARE = 0.01  # of the time of training that the checks may take
 _KEPT = 6  # rounds whose records are kept
+_NOT_LOOKED_AT = ("episode_start",)
 _FIRST = 0.1  # seconds that the first look is expected to take
 
 
@@ -35,7 +35,7 @@ class LiveDoctor:
         self, metadata: Mapping[str, Any], run: Path | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._metadata, self._run, self._clock = metadata, run or Path("RUN"), clock
-        self._tables: deque[tuple[int, pa.Table]] = deque(maxlen=_KEPT)
+        self._columns: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=_KEPT)
         self._summaries: list[Mapping[str, Any]] = []
         self._said: set[str] = set()
         self._started, self._last = clock(), _FIRST
@@ -44,7 +44,11 @@ class LiveDoctor:
     def keep(self, round: int, columns: Mapping[str, Any]) -> None:
         """The records of a round, as they go to the run folder."""
         started = self._clock()
-        self._tables.append((round, runs.as_table(columns)))
+        if self.spent > _SHARE * (started - self._started):
+            return
+        # Copies: some are views of a buffer that the next round fills. What they cost as tables a look pays.
+        copied = {name: np.array(c) if isinstance(c, np.ndarray) else c for name, c in columns.items()}
+        self._columns.append((round, {name: c for name, c in copied.items() if name not in _NOT_LOOKED_AT}))
         self.spent += self._clock() - started
 
     def look(self, round: int, summary: Mapping[str, Any]) -> list[Finding]:
@@ -54,7 +58,8 @@ class LiveDoctor:
         if self.spent + self._last > _SHARE * (now - self._started):
             return []
         rows = self._summaries
-        seen = Evidence(self._metadata, [row["round"] for row in rows], of_summaries(rows), dict(self._tables))
+        tables = {number: runs.as_table(columns) for number, columns in self._columns}
+        seen = Evidence(self._metadata, [row["round"] for row in rows], of_summaries(rows), tables)
         found = [one for one in examined(seen, self._run).findings if one.check not in self._said]
         self._said |= {one.check for one in found}
         self._last = self._clock() - now

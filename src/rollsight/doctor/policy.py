@@ -14,11 +14,10 @@ _NEVER = math.inf
 
 
 def rate_too_high(seen: Evidence) -> Measured | None:
-    """The largest KL divergence of an update, but one where there are many."""
+    """The largest KL divergence of an update."""
     kl = seen.summary("approx_kl")
     order = np.argsort(np.nan_to_num(kl, nan=-1.0, posinf=1e9))[::-1]
-    at = order[min(1, len(order) - 1)]
-    value = float(np.nan_to_num(kl[at], nan=0.0, posinf=1e9))
+    value = float(np.nan_to_num(kl[order[0]], nan=0.0, posinf=1e9))
     figures = {"kl": value, "median": float(np.nanmedian(kl))}
     return Measured(value, figures, Where(rounds=tuple(sorted(seen.rounds[order[:4]].tolist()))))
 

@@ -41,14 +41,36 @@ def untrained(seen: Evidence) -> Measured | None:
 
 
 def diverging(seen: Evidence) -> Measured | None:
-    """The variance of the values' errors over that of the returns, in the worse half of the rounds after the first."""
+    """In the later rounds, the larger of two ratios: variance of the values' errors over that of the returns; size of
+    the values over that of what was paid from there on in the buffer, or of the largest reward."""
     rounds, _, centred = _left(seen)
     if len(rounds) < 4:
         return None
-    later = centred[1:]
-    value = float(np.median(later))
-    worst = rounds[1:][np.argsort(later)[::-1][:4]]
-    return Measured(value, {"times": value}, Where(rounds=tuple(sorted(worst.tolist()))))
+    value, sizes = seen.column("value").astype(np.float64), []
+    if seen.rescaled or not seen.has("reward", "env", "step", "episode"):
+        size = 0.0
+    else:
+        paid = _paid(seen)
+        largest = float(np.quantile(np.abs(seen.column("reward").astype(np.float64)), 0.999))
+        for number in rounds[len(rounds) // 2 :]:
+            rows = (seen.round == number) & np.isfinite(value) & np.isfinite(paid)
+            reach = max(float(np.sqrt(np.square(paid[rows]).mean())), largest, 1e-6)
+            sizes.append(float(np.sqrt(np.square(value[rows]).mean())) / reach)
+        size = float(np.median(sizes))
+    times = float(np.median(centred[1:]))
+    worst = rounds[1:][np.argsort(centred[1:])[::-1][:4]]
+    return Measured(max(times, size), {"times": times, "size": size}, Where(rounds=tuple(sorted(worst.tolist()))))
+
+
+def _paid(seen: Evidence) -> Array:
+    """(N,) the discounted rewards of a record's episode from it on, as far as the buffer goes."""
+    reward, gamma = seen.column("reward").astype(np.float64), seen.setting("gamma") or 1.0
+    goes_on = np.r_[seen.followed[:-1] & ~seen.last[:-1], False]
+    paid = reward.copy()
+    for i in range(len(paid) - 2, -1, -1):
+        if goes_on[i]:
+            paid[i] += gamma * paid[i + 1]
+    return paid
 
 
 def stale(seen: Evidence) -> Measured | None:
@@ -68,7 +90,7 @@ def stale(seen: Evidence) -> Measured | None:
 
 CHECKS = (
     Check(
-        "value_untrained", "value_function", untrained, 0.7, 0.85, "likely",
+        "value_untrained", "value_function", untrained, 0.9, 0.97, "likely",
         "The value function explains {explained:.0%} of the spread of the returns and leaves {left:.0%} of their size: "
         "it is not learning.",
         ("vf_coef is 0, or its parameters are not in the optimiser", "its input is detached or constant",
@@ -76,14 +98,15 @@ CHECKS = (
         ("check that the value loss falls", "normalise rewards", "raise vf_coef or its learning rate"),
     ),
     Check(
-        "value_stale", "value_function", stale, 0.5, 0.75, "possible",
+        "value_stale", "value_function", stale, 0.98, _NEVER, "possible",
         "{share:.0%} of the value function's squared error is one offset: it lags behind the returns.",
         ("the value function learns more slowly than the returns change", "returns that are large for its last layer"),
         ("raise vf_coef or its learning rate", "take more epochs", "normalise rewards"),
     ),
     Check(
-        "value_diverging", "value_function", diverging, 1.5, 3.0, "likely",
-        "The value function's errors vary {times:.1f} times as much as the returns: it does harm.",
+        "value_diverging", "value_function", diverging, 2.0, 4.0, "likely",
+        "Errors of the values vary {times:.2g} times as much as the returns, and values are {size:.2g} times what is "
+        "paid: they do harm.",
         ("its learning rate is too high", "unnormalised observations or rewards", "bootstrapping from its own errors"),
         ("lower the learning rate or vf_coef", "clip its gradient", "normalise observations and rewards"),
     ),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Kind = Literal["number", "text", "boolean", "other"]
 RECORD, STATUS, PHASE, SEARCH = "record", "status", "phase", "search"  # columns that no file holds
 THIRDS = ("first", "middle", "last")
+_OWN, _STORED = (RECORD, STATUS, PHASE, SEARCH), "stored_"
 
 _COMPARED = {
     "equals": "=",
@@ -85,6 +86,11 @@ def chosen_from(filters: str | None, sort: str | None) -> Chosen:
     return Chosen(given, tuple((column, direction) for column, _, direction in order))
 
 
+def unclashed(table: pa.Table) -> pa.Table:
+    """The table with stored columns that are called like one of ours under another name, as `stored_status`."""
+    return table.rename_columns([f"{_STORED}{name}" if name in _OWN else name for name in table.column_names])
+
+
 def kind_of(column: pa.DataType) -> Kind:
     """What filters a column of this type takes; "other" has none."""
     if pa.types.is_boolean(column):
@@ -95,17 +101,19 @@ def kind_of(column: pa.DataType) -> Kind:
 
 
 def kinds(table: pa.Table) -> dict[str, Kind]:
-    """Every column that can be asked for, those that no file holds among them, with its kind."""
+    """Every column of an `unclashed` table that can be asked for, with its kind; those that no file holds too."""
     named = dict(zip(table.column_names, table.schema.types, strict=True))
     found: dict[str, Kind] = {RECORD: "number", STATUS: "text"}
     if {"episode", "step"} <= named.keys():
         found[PHASE] = "text"
-    return found | {name: kind_of(of) for name, of in named.items() if name not in found and name != SEARCH}
+    return found | {name: kind_of(of) for name, of in named.items()}
 
 
 def sql(table: pa.Table, round: int, chosen: Chosen) -> str:
     """The query over a run's `records` that gives these rows of a round in this order: their number in the buffer as
     `record`, then every stored column.
+
+    table: `unclashed` records of the round.
 
     Raises:
         RollsightError: a filter or an order names a column that is not there, or is not one that its type has.
@@ -117,7 +125,10 @@ def sql(table: pa.Table, round: int, chosen: Chosen) -> str:
     added = {name: how for name, how in _derived(table).items() if name in used}
     columns = "".join(f", {how} as {_name(name)}" for name, how in added.items())
     hidden = f" exclude ({', '.join(map(_name, added))})" if added else ""
-    rows = f"select row_number() over () - 1 as {RECORD}, *{columns} from records where round = {round}"
+    other = [name for name in table.column_names if _in_file(name) != name]
+    stored = f"* exclude ({', '.join(_name(_in_file(name)) for name in other)})" if other else "*"
+    stored += "".join(f", {_name(_in_file(name))} as {_name(name)}" for name in other)
+    rows = f"select row_number() over () - 1 as {RECORD}, {stored}{columns} from records where round = {round}"
     where = f" where {' and '.join(conditions)}" if conditions else ""
     return f"select *{hidden} from ({rows}){where} order by {', '.join([*order, RECORD])}"
 
@@ -137,16 +148,27 @@ def python(run: Path, query: str) -> str:
 def rows(table: pa.Table, query: str) -> np.ndarray:
     """(n,) numbers of the records that a query of `sql` gives, in its order.
 
-    table: the records of the round.
+    table: `unclashed` records of the round.
     """
     cursor = _database().cursor()
     try:
         # Lists and observations are not looked at, and are most of what a table holds.
-        plain = [name for name, of in kinds(table).items() if of != "other" and name in table.column_names]
-        cursor.register("records", table.select(plain))
+        plain = [name for name, of in zip(table.column_names, table.schema.types, strict=True) if _looked_at(name, of)]
+        files = table.select(plain).rename_columns([_in_file(name) for name in plain])
+        cursor.register("records", files)
         return np.asarray(cursor.sql(f"select {RECORD} from ({query})").fetchnumpy()[RECORD], dtype=np.int64)
     finally:
         cursor.close()
+
+
+def _looked_at(name: str, of: pa.DataType) -> bool:
+    return kind_of(of) != "other" or _in_file(name) != name  # a query names what is called otherwise
+
+
+def _in_file(name: str) -> str:
+    """What a column of an `unclashed` table is called in its file."""
+    given = name.removeprefix(_STORED)
+    return given if given in _OWN else name
 
 
 def words(filters: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from rollsight.errors import RollsightError
-from rollsight.explorer.filtering import THIRDS
+from rollsight.explorer.filtering import THIRDS, unclashed
 from rollsight.explorer.reading import Reading
 from rollsight.explorer.tables import column
 
@@ -61,7 +61,7 @@ def round_of(reading: Reading, run: str, number: int, target: str | None = None)
     Raises:
         RollsightError: there is no such round or target, or the file is damaged.
     """
-    table = reading.records(run, number)
+    table = unclashed(reading.records(run, number))
     targets = tuple(reading.targets(run, number))
     if target is not None and target not in targets:
         stored = f"its targets are {', '.join(targets)}" if targets else "it was not scored"
@@ -95,7 +95,8 @@ def thirds(round: Round) -> np.ndarray:
     """In which third of its episode's steps of this round each record (N,) is."""
     env = round.column("env") if round.has("env") else np.zeros(len(round))
     place, length = runs_of(round.column("episode"), env, round.column("step"))
-    return np.asarray(THIRDS)[3 * place // np.maximum(length, 1)]
+    named: np.ndarray = np.asarray(THIRDS)[3 * place // np.maximum(length, 1)]
+    return named
 
 
 def choices(round: Round) -> list[By]:
@@ -106,7 +107,9 @@ def choices(round: Round) -> list[By]:
     if round.has("group"):
         offered.append("group")
     if round.has("env", "step", "episode"):
-        offered += ["phase", "env"]
+        offered.append("phase")
+        if len(np.unique(round.column("env"))) > 1:
+            offered.append("env")
     if round.has("episode"):  # of language models the completion
         offered.append("episode")
     return offered

@@ -39,7 +39,7 @@ def directions(problem: Problem, options: Options) -> Iterator[tuple[Tensor | No
     """Which records are scored along which direction: (n,) booleans, or None for all of them.
 
     One direction for all; with `cross_fit` one for each half, from the other half; with a target of `each` measured
-    record one for each of these.
+    record one for each of these, or for each of the groups that the target has.
     """
     objective_gradient = cache(lambda: _gradient_of_objective(problem))
 
@@ -56,9 +56,17 @@ def directions(problem: Problem, options: Options) -> Iterator[tuple[Tensor | No
         yield first, at(~first)
         yield ~first, at(first)
     elif problem.target.each:
-        yield from ((None, at(row[None])) for row in torch.arange(len(problem.measured)))
+        yield from ((None, at(rows)) for rows in _parts(problem))
     else:
         yield None, of(problem.measured, problem.count)
+
+
+def _parts(problem: Problem) -> list[Tensor]:
+    """The rows of the measured records that are explained together."""
+    groups: Tensor | None = getattr(problem.target, "groups", None)
+    if groups is None:
+        return list(torch.arange(len(problem.measured))[:, None])
+    return [(groups == group).nonzero().flatten() for group in groups.unique()]
 
 
 def finished(

@@ -23,8 +23,8 @@ def score_curve(
     figure = go.Figure()
     for name, some, colour in (("hurt", scores < 0, HURT), ("helped", scores >= 0, HELPED)):
         figure.add_bar(
-            x=steps[some], y=scores[some], width=0.9 if len(steps) < 400 else 1.0, name=name, marker={"color": colour, "line": {"width": 0}},
-            customdata=records[some].tolist(),
+            x=steps[some], y=scores[some], width=0.9 if len(steps) < 400 else 1.0, name=name,
+            marker={"color": colour, "line": {"width": 0}}, customdata=records[some].tolist(),
             hovertemplate="step %{x}, record %{customdata}<br>score %{y:.4g}<extra></extra>",
         )  # fmt: skip
     for name, colour in (("dropped", DROPPED), ("invalid", INVALID)):

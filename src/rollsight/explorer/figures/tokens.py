@@ -107,11 +107,11 @@ def by_position(values: Sequence[float], scale: Scale, texts: Sequence[str] | No
             hovertemplate="%{customdata}token %{x}: %{y:.4g}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title_text="token", tickformat="d")
+    figure.update_xaxes(title_text="token", dtick=1 if len(heights) <= 24 else None)
     figure.update_yaxes(title_text=scale.measure.title, nticks=4, title_font_size=11)
     return dressed(figure, 130, margin={"l": 56, "r": 8, "t": 6, "b": 36}, bargap=0.15)
 
 
 def _rgba(colour: str, share: float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{0.55 * share:.2f})"
+    return f"rgba({red},{green},{blue},{0.45 * share:.2f})"

@@ -32,6 +32,7 @@ _COLUMNS = [
     {"field": "state", "headerName": "State", "width": 110},
     {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 120, "tooltipField": "warnings"},
 ]
+_STATES = {"running": "training", "ended": "ended", "stopped": "stopped early"}
 _FORMATS = {
     "last": "params.value == null ? '–' : d3.format(',.3~f')(params.value)",
     "kept": "params.value == null ? '–' : d3.format('.1%')(params.value)",
@@ -92,7 +93,9 @@ def layout(context: Context, address: Address) -> Any:
     return [
         components.follower("runs", context.token()),
         components.heading(
-            "Runs", "Tick runs to draw them. Open one by its name, or a round by a click on its curve.", search
+            "Runs",
+            "Tick runs to draw them. Open one by its name, or a round by a click on its curve.",
+            dmc.Group([search, dmc.Button("Compare", id="runs-compare", size="xs", variant="light")], gap="sm"),
         ),
         dmc.Paper(grid, withBorder=True, radius="md", mb="sm", style={"overflow": "hidden"}),
         components.card(
@@ -110,7 +113,12 @@ def table(context: Context) -> list[dict[str, Any]]:
     for name in context.reading.names():
         try:
             rows.append(
-                {"name": name, "href": context.href(Address("overview", name)), **context.reading.summary(name)}
+                {
+                    "name": name,
+                    "href": context.href(Address("overview", name)),
+                    **context.reading.summary(name),
+                    "state": _STATES[context.state(name)],
+                }
             )
         except RollsightError as error:
             rows.append(
@@ -124,7 +132,7 @@ def curves(context: Context, names: Sequence[str], by: str) -> Any:
     strips: dict[tuple[str, str], dict[str, list[Line]]] = {}
     for name in names:
         try:
-            metadata, rounds = context.reading.metadata(name), context.reading.rounds(name)
+            metadata, rounds = context.reading.metadata(name), context.reading.curve(name)
         except RollsightError:
             continue  # the table says what is wrong with it
         if not len(rounds):
@@ -171,6 +179,20 @@ def register(app: Dash, context: Context) -> None:
         "(text) => ({quickFilterText: text || ''})",
         Output("runs-table", "dashGridOptions", allow_duplicate=True),
         Input("runs-search", "value"),
+        prevent_initial_call=True,
+    )
+
+    app.clientside_callback(
+        """(clicks, rows, path) => {
+            const names = ((rows && rows.ids) || rows || []).map((row) => row.name || row);
+            if (!clicks) return window.dash_clientside.no_update;
+            const to = path.replace(/\\/?$/, "/compare");
+            return window.dash_clientside.rollsight.go(to + "?" + new URLSearchParams({runs: names.join(",")}));
+        }""",
+        Output("runs-compare", "id"),
+        Input("runs-compare", "n_clicks"),
+        State("runs-table", "selectedRows"),
+        State("url", "pathname"),
         prevent_initial_call=True,
     )
 

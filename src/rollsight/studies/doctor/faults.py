@@ -149,10 +149,11 @@ FAULTS: Mapping[str, PlantedFault] = {
         ("value_untrained",), (CART, PENDULUM, LANDER, ACROBOT), (0.0, 0.02), partial(_model, hosts.value_steps)
     ),
     "value diverging": PlantedFault(
-        ("value_diverging",), (CART, PENDULUM, LANDER, ACROBOT), (100.0, 30.0), partial(_model, hosts.value_steps)
+        ("value_diverging", "value_untrained"), (CART, PENDULUM, LANDER, ACROBOT), (-3.0, -1.0),
+        partial(_model, hosts.value_steps),
     ),
     "entropy collapsed": PlantedFault(
-        ("entropy_collapsed",), (CART, PENDULUM, LANDER, ACROBOT), (1000.0, 300.0), partial(_model, hosts.sharp_policy)
+        ("entropy_collapsed",), (CART, PENDULUM, LANDER, ACROBOT), (10.0, 6.0), partial(_model, hosts.sharp_policy)
     ),
     "entropy held up": PlantedFault(
         ("entropy_held_up",), (CART, PENDULUM, LANDER, CAR), (1.0, 0.1), partial(_setting, "ent_coef")
@@ -180,7 +181,7 @@ FAULTS: Mapping[str, PlantedFault] = {
         ("no_episode_ends",), (PENDULUM, TAXI, ACROBOT, CAR), (8.0, 16.0), _short_buffer
     ),
     "lucky success": PlantedFault(
-        ("lucky_success",), (LAKE, ACROBOT, GRID), (8.0, 12.0),
+        ("lucky_success",), (LAKE, GRID), (8.0, 12.0),
         lambda strength, seed: _limit(strength, seed),
     ),
     "undone": PlantedFault(

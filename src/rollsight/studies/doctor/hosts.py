@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 def value_steps(model: PPO, factor: float) -> None:
-    """Every step moves the value network so many times as far: 0 never, 0.02 hardly, 30 far too far."""
+    """Every step moves the value network so many times as far: 0 never, 0.02 hardly, -1 the wrong way."""
     policy: Any = model.policy
     parameters = [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]
     step = policy.optimizer.step
@@ -28,14 +28,14 @@ def value_steps(model: PPO, factor: float) -> None:
     policy.optimizer.step = scaled
 
 
-def sharp_policy(model: PPO, factor: float) -> None:
-    """The policy is nearly deterministic from the start: its last layer times the factor, or log std less its root."""
+def sharp_policy(model: PPO, strength: float) -> None:
+    """The policy is nearly deterministic from the start: a bias of its first action, or half of it off log std."""
     policy: Any = model.policy
     with torch.no_grad():
         if hasattr(policy, "log_std"):
-            policy.log_std -= factor**0.5 / 4
+            policy.log_std -= strength / 2
         else:
-            policy.action_net.weight *= factor
+            policy.action_net.bias[0] += strength
 
 
 def wide_actions(model: PPO, log_std: float) -> None:

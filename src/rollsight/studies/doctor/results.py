@@ -11,11 +11,14 @@ import numpy as np
 from rollsight.doctor.check import Check
 from rollsight.doctor.examination import CHECKS
 from rollsight.doctor.finding import SEVERITIES
+from rollsight.studies.doctor import language
 from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD, UNDONE
 from rollsight.studies.doctor.language import LANGUAGE_FAULTS
+from rollsight.studies.markdown import table
 
 Rows = Sequence[Mapping[str, Any]]
 _BY_NAME = {check.name: check for check in CHECKS}
+_SET_ON = (*FITTED, language.FITTED)
 _ORDER = {check.name: place for place, check in enumerate(CHECKS)}
 
 
@@ -103,18 +106,18 @@ def _points_there(fault: str, strength: float, row: Mapping[str, Any]) -> bool |
     return None
 
 
-def by_fault(runs: Sequence[Told]) -> list[list[object]]:
+def by_fault(runs: Sequence[Told]) -> list[list[str]]:
     """A row for each fault and strength: runs, share found, share shown first, share in the right place, rounds."""
-    rows: list[list[object]] = []
+    rows: list[list[str]] = []
     for fault, strength in dict.fromkeys((one.fault, one.strength) for one in runs if one.fault is not None):
         mine = [one for one in runs if (one.fault, one.strength) == (fault, strength)]
         places = [one.place for one in mine if one.place is not None]
         after = [one.after for one in mine if one.after is not None]
         rows.append(
             [
-                fault,
+                str(fault),
                 f"{strength:g}",
-                len(mine),
+                str(len(mine)),
                 _share([one.found for one in mine]),
                 _share([one.first for one in mine]),
                 _share(places) if places else "",
@@ -124,15 +127,15 @@ def by_fault(runs: Sequence[Told]) -> list[list[object]]:
     return rows
 
 
-def alarms(runs: Sequence[Told]) -> list[list[object]]:
+def alarms(runs: Sequence[Told]) -> list[list[str]]:
     """A row for each check that spoke in a healthy run: in how many, how severely."""
     healthy = [one for one in runs if one.fault is None]
-    rows: list[list[object]] = []
+    rows: list[list[str]] = []
     for check in CHECKS:
         severities = [severity for one in healthy for name, severity in one.findings if name == check.name]
         if severities:
             envs = sorted({one.env for one in healthy for name, _ in one.findings if name == check.name})
-            rows.append([check.name, len(severities), severities.count("severe"), ", ".join(envs)])
+            rows.append([check.name, str(len(severities)), str(severities.count("severe")), ", ".join(envs)])
     return rows
 
 
@@ -156,15 +159,40 @@ def totals(runs: Sequence[Told]) -> dict[str, str]:
 
 def held_out(runs: Sequence[Told]) -> list[Told]:
     """Runs in environments that no threshold was set on."""
-    return [one for one in runs if one.env not in FITTED]
+    return [one for one in runs if one.env not in _SET_ON]
 
 
-def separated(rows: Rows) -> list[list[object]]:
+def markdown(rows: Rows) -> str:
+    """All tables."""
+    all_runs = told(rows)
+    alone = told(rows, lambda check: not check.records)
+    columns = {
+        "held-out environments": held_out(all_runs),
+        "all environments": all_runs,
+        "held-out, round table alone": held_out(alone),
+        "all, round table alone": alone,
+    }
+    counted = {name: totals(runs) for name, runs in columns.items()}
+    names = list(next(iter(counted.values())))
+    parts = [
+        table(["", *columns], [[name, *(one[name] for one in counted.values())] for name in names]),
+        "## By fault\n\n"
+        + table(["fault", "strength", "runs", "found", "first", "place", "rounds"], by_fault(all_runs)),
+        "## What is said of healthy runs\n\n"
+        + table(["check", "healthy runs", "severe", "environments"], alarms(all_runs)),
+        "## Thresholds, from the environments that they were set on\n\n"
+        + table(["check", "healthy, largest", "with the fault, least", "median", "largest", "warning", "severe"],
+                separated(rows)),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def separated(rows: Rows) -> list[list[str]]:
     """For each check, from the fitted environments only: the largest value of healthy runs, and the least, median and
     largest of the runs with its fault: what a threshold is chosen between."""
-    found: list[list[object]] = []
+    found: list[list[str]] = []
     for check in CHECKS:
-        mine = [r for r in rows if r["check"] == check.name and r["last"] and r["env"] in (*FITTED, "miniature-fitted")]
+        mine = [r for r in rows if r["check"] == check.name and r["last"] and r["env"] in _SET_ON]
         healthy = [row["value"] for row in mine if row["fault"] is None]
         planted = [row["value"] for row in mine if check.name in right_checks(row["fault"])]
         if healthy and planted:

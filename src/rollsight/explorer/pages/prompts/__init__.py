@@ -26,7 +26,7 @@ _FILTERS: Mapping[Filter, str] = {
     "harmful": "Harmful",
     "hack": "High reward but harmful",
     "dropped": "Dropped",
-    "truncated": "Truncated",
+    "truncated": "At the length limit",
     "empty": "Empty",
     "invalid": "Invalid",
     "same": "Groups that do not differ",

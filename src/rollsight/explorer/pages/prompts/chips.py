@@ -9,7 +9,11 @@ from dash import html
 
 from rollsight.explorer import components
 from rollsight.explorer.completions import Completions
-from rollsight.explorer.theme import DROPPED, HELPED, HURT, INVALID, number
+from rollsight.explorer.theme import number
+
+# Of text, by the meanings of the theme: the style sheet knows whether the page is light or dark.
+_HELPED, _HURT, DROPPED, _INVALID = (f"var(--rs-{name})" for name in ("helped", "hurt", "dropped", "invalid"))
+KEPT = "var(--rs-soft)"
 
 SAME = "the completions of this prompt do not differ, so the update cannot prefer one to another."
 
@@ -34,19 +38,25 @@ def of_completion(completions: Completions, row: int) -> list[Any]:
 
 def _statuses(completions: Completions, row: int) -> list[Any]:
     if not completions.valid[row]:
-        found = [status("invalid", INVALID, "There is nothing in it to train on.")]
+        found = [status("invalid", _INVALID, "There is nothing in it to train on.")]
     elif completions.kept[row]:
-        found = [status("kept", "var(--rs-soft)", "It stayed in the update.")]
+        found = [status("kept", KEPT, "It stayed in the update.")]
     else:
         found = [status("dropped", DROPPED, "It was left out of the update.")]
     if completions.hack[row]:
         hint = "Its reward is in the highest quarter of the round, but it hurts the target: a hack of the reward?"
-        found.append(status("high reward but harmful", HURT, hint))
+        found.append(status("high reward but harmful", _HURT, hint))
     if completions.truncated[row]:
-        found.append(status("truncated", INVALID, "It was cut off at the greatest length."))
+        found.append(_at_the_limit(completions))
     if completions.empty[row]:
-        found.append(status("empty", INVALID, "It says nothing."))
+        found.append(status("empty", _INVALID, "It says nothing."))
     return found
+
+
+def _at_the_limit(completions: Completions) -> Any:
+    if completions.ends_known:
+        return status("truncated", _INVALID, "It was cut off at the greatest length.")
+    return status("length limit", _INVALID, "It has as many tokens as are allowed, so it may be cut off.")
 
 
 def same(completions: Completions, group: int) -> str:
@@ -72,7 +82,7 @@ def signed(value: float | None) -> tuple[str, str | None]:
     """A score, and the colour of its sign."""
     if value is None or not np.isfinite(value) or value == 0:
         return number(value), None
-    return number(value), HURT if value < 0 else HELPED
+    return number(value), _HURT if value < 0 else _HELPED
 
 
 def mean(values: np.ndarray) -> float | None:

@@ -36,7 +36,11 @@ def detail(context: Context, choice: Choice) -> list[Any]:
     if same := chips.same(completions, choice.group):
         parts.append(dmc.Alert(f"{same.capitalize()}: {chips.SAME}", color="gray", mt=8))
     parts.append(_shading(choice, scale))
-    parts += [_completion(context, choice, row, scale) for row in shown.tolist()]
+    matching = int(passing.sum())
+    cards = [_completion(context, choice, row, scale) for row in shown.tolist()]
+    if 0 < matching < len(cards):
+        cards.insert(matching, dmc.Text("Other completions of this prompt", size="xs", c="dimmed", my=8))
+    parts += cards
     if len(shown) < len(rows):
         everything = f"Show all {number(len(rows))} completions"
         parts.append(dmc.Center(components.link(everything, choice.at(completions="all"), context.prefix), p="sm"))
@@ -69,7 +73,7 @@ def completion_text(choice: Choice, row: int, scale: Scale | None, *, whole: boo
     if not whole and texts.is_long(text, tokens):
         label = f"Show all {number(len(text))} characters"
         identity = {"type": "prompts-whole", "row": row}
-        parts.append(dmc.Button(label, id=identity, size="compact-xs", variant="light", mt=4))
+        parts.append(dmc.Button(label, id=identity, size="compact-xs", variant="default", mt=4))
     return parts
 
 
@@ -85,11 +89,10 @@ def _completion(context: Context, choice: Choice, row: int, scale: Scale | None)
 def _facts(choice: Choice, rows: np.ndarray) -> list[Any]:
     completions = choice.completions
     rewards, scores = completions.rewards[rows], completions.scores[rows]
-    score, colour = chips.signed(chips.mean(scores))
     facts = [
         components.fact("Completions", number(len(rows))),
         components.fact("Mean reward", number(chips.mean(rewards))),
-        components.fact("Mean score", score, None, colour),
+        components.fact("Mean score", chips.chip("", *chips.signed(chips.mean(scores)))),
         components.fact("Harmful", f"{int(completions.harmful[rows].sum())} of {len(rows)}"),
     ]
     known = rewards[np.isfinite(rewards)]

@@ -15,7 +15,7 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.pages.prompts import chips
 from rollsight.explorer.pages.prompts.choice import Choice
-from rollsight.explorer.theme import DROPPED, number
+from rollsight.explorer.theme import number
 
 _SHOWN = 200
 _EXCERPT = 200
@@ -77,7 +77,7 @@ def _same_prompt(context: Context, choice: Choice) -> Any:
                 components.link(number(row["round"]), to, context.prefix),
                 chips.chip("", *chips.signed(row.get(f"score_{choice.target}"))),
                 number(row.get("reward")),
-                chips.chip("", "kept") if kept else chips.chip("", "dropped", DROPPED),
+                chips.chip("", "kept") if kept else chips.chip("", "dropped", chips.DROPPED),
                 components.text_of(said if len(said) <= _EXCERPT else f"{said[:_EXCERPT]}…"),
             ]
         )

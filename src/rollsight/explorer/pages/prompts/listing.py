@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dash_mantine_components as dmc
+import numpy as np
 from dash import dcc, html
 
 from rollsight.conversations import on_one_line
@@ -12,7 +13,7 @@ from rollsight.explorer import components
 from rollsight.explorer.context import Context
 from rollsight.explorer.pages.prompts import chips
 from rollsight.explorer.pages.prompts.choice import Choice
-from rollsight.explorer.theme import INVALID, number
+from rollsight.explorer.theme import number
 
 PAGE = 25  # prompts in the list
 _EXCERPT = 160  # characters of a prompt in the list
@@ -46,10 +47,10 @@ def _row(context: Context, choice: Choice, group: int) -> Any:
     labels = [
         *([chips.chip("", f"{number(len(rows))} ×")] if len(rows) > 1 else []),
         chips.chip("reward", number(chips.mean(completions.rewards[rows]))),
-        chips.chip("score", *chips.signed(chips.mean(completions.scores[rows]))),
+        *_scores(completions.scores[rows]),
     ]
     if same := chips.same(completions, group):
-        labels.append(chips.status(same, INVALID, f"{same.capitalize()}: {chips.SAME}"))
+        labels.append(chips.status(same, chips.KEPT, f"{same.capitalize()}: {chips.SAME}"))
     active = group == choice.group
     return dcc.Link(
         [
@@ -59,3 +60,12 @@ def _row(context: Context, choice: Choice, group: int) -> Any:
         href=context.href(choice.at(group=group)),
         className="rs-prompt-row rs-chosen" if active else "rs-prompt-row",
     )
+
+
+def _scores(scores: np.ndarray) -> list[Any]:
+    """The score, or of several the lowest and the highest."""
+    known = scores[np.isfinite(scores)]
+    if len(known) < 2:
+        return [chips.chip("score", *chips.signed(float(known[0]) if len(known) else None))]
+    ends = (("lowest", float(known.min())), ("highest", float(known.max())))
+    return [chips.chip(name, *chips.signed(value)) for name, value in ends]

@@ -14,7 +14,7 @@ from rollsight.explorer.figures.tokens import Scale
 from rollsight.explorer.theme import number
 
 FOLDED = 1_500  # characters that are shown of a long text
-FOLDED_TOKENS = 400
+FOLDED_TOKENS = 200
 
 
 def said(text: str, whole: bool = False) -> Any:
@@ -35,25 +35,20 @@ def token_spans(
     texts: Sequence[str],
     values: Sequence[float | None],
     scale: Scale,
-    masked: np.ndarray | None = None,
     whole: bool = False,
 ) -> Any:
-    """Tokens with the colours of their values; position and value show on hover.
-
-    masked: (T,) which of them are not trained on.
-    """
+    """Tokens with the colours of their values; position and value show on hover."""
     shown = len(texts) if whole else _fitting(texts)
     spans = []
     for i, (text, value) in enumerate(zip(texts[:shown], values[:shown], strict=True)):
         known = value is not None and np.isfinite(value)
-        out = masked is not None and bool(masked[i])
         label = f"token {i + 1}: {scale.measure.name} {number(float(value) if value is not None and known else None)}"
         spans.append(
             html.Span(
                 # A line break would hide a token that is nothing else.
                 components.text_of(text.replace("\n", "⏎\n")),
-                className="rs-token rs-masked" if out else "rs-token",
-                title=f"{label}, not trained on" if out else label,
+                className="rs-token",
+                title=label,
                 style={"backgroundColor": scale.colour(float(value))} if value is not None and known else {},
             )
         )

@@ -79,10 +79,10 @@ def _definition(round: Round, name: str, kind: Kind, shown: bool) -> dict[str, A
         column["filter"], column["filterParams"] = _FILTERS[kind]
     if kind == "number":
         whole = name in round.table.column_names and pa.types.is_integer(round.table[name].type)
-        column |= {"type": "rightAligned", "width": 100 + 5 * max(0, len(name) - 7)}
+        column |= {"type": "rightAligned", "width": max(95, 56 + 8 * len(name))}
         if not whole and name != RECORD:
             shape = "params.value == null ? '–' : d3.format(',.4~g')(params.value)"
-            column |= {"valueFormatter": {"function": shape}, "width": 120 + 5 * max(0, len(name) - 9)}
+            column |= {"valueFormatter": {"function": shape}, "width": max(120, 56 + 8 * len(name))}
     elif kind == "text" and name not in (STATUS, PHASE):
         column |= {"minWidth": 220, "flex": 1, "tooltipField": _key(name)}
     elif kind == "other":

@@ -144,9 +144,10 @@ def register(app: Dash, context: Context) -> None:
         prevent_initial_call=True,
     )
     def split(by: By, target: str | None, path: str) -> Any:
-        round = _shown(context, path, target)
-        metadata = context.reading.metadata(str(context.address(path, "").run))
-        return mass(round, by, metadata) if by in choices(round) else no_update
+        round, address = _shown(context, path, target), context.address(path, "")
+        if address is None or by not in choices(round):
+            return no_update
+        return mass(round, by, context.reading.metadata(address.run))
 
     @app.callback(
         Output("round-table", "filterModel", allow_duplicate=True),

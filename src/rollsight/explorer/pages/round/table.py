@@ -19,7 +19,7 @@ from rollsight.explorer.context import Context
 from rollsight.explorer.exports import Format, exported
 from rollsight.explorer.filtering import RECORD, SEARCH, STATUS, Chosen, chosen_from, equal
 from rollsight.explorer.pages.round import columns
-from rollsight.explorer.rounds import Round, round_of
+from rollsight.explorer.rounds import Round, choices, round_of
 from rollsight.explorer.tables import has
 from rollsight.explorer.theme import number
 
@@ -39,18 +39,14 @@ def layout(context: Context, address: Address, round: Round) -> Any:
         **{"aria-label": "Search texts", "data-search": "true"},
     )  # fmt: skip
     boxes = [dmc.Checkbox(label=name, value=name, size="xs") for name in columns.ordered(round) if name != RECORD]
-    choose = dmc.Popover(
-        [
-            dmc.PopoverTarget(dmc.Button("Columns", id="round-columns-button", size="compact-xs", variant="default")),
-            dmc.PopoverDropdown(
-                dmc.CheckboxGroup(
-                    dmc.Stack(boxes, gap=6), id="round-columns", value=[name for name in shown if name != RECORD],
-                ),
-                className="rs-columns",
-            ),
-        ],
-        position="bottom-end", shadow="md",
-    )  # fmt: skip
+    group = dmc.CheckboxGroup(
+        dmc.Stack(boxes, gap=6), id="round-columns", value=[name for name in shown if name != RECORD]
+    )
+    choose = html.Details(
+        [html.Summary("Columns"), html.Div(group, className="rs-columns")],
+        id="round-columns-button",
+        className="rs-choose",
+    )
     quick = [
         dmc.Button(name, id=f"round-only-{name}", size="compact-xs", variant="default") for name in _offered(round)
     ]
@@ -131,7 +127,7 @@ def register(app: Dash, context: Context, keys: Callable[[Context, Address], Map
         some = records[request["startRow"] : request["endRow"]]
         data = columns.cells(round, some)
         for row, record in zip(data, some.tolist(), strict=True):
-            kept = {} if target in (None, *round.targets[:1]) else {"target": target}
+            kept = {} if target is None or target in round.targets[:1] else {"target": target}
             row["href"] = context.href(Address("record", address.run, round.number, record, kept))
         response = {"rowData": data, "rowCount": len(records)}
         path_of_run = context.reading.run(address.run).path.resolve()
@@ -195,10 +191,10 @@ def register(app: Dash, context: Context, keys: Callable[[Context, Address], Map
         if not any(clicks) or address is None or address.round is None:
             raise PreventUpdate
         form: Format = str(ctx.triggered_id).removeprefix("round-export-")  # type: ignore[assignment]
-        table = context.reading.records(address.run, address.round)
+        table = round_of(context.reading, address.run, address.round).table
         records = filtering.rows(table, filtering.sql(table, address.round, _asked(request or {})))
         name = f"{address.run}-round-{address.round}.{form}"
-        return dcc.send_bytes(exported(table, records, form), name)  # type: ignore[attr-defined]
+        return dcc.send_bytes(exported(table, records, form), name)
 
 
 def only_these(filters: dict[str, Any], name: str, target: str | None) -> dict[str, Any]:
@@ -221,7 +217,7 @@ def _query(round: Round, chosen: Chosen, shown: list[str], by: str | None) -> di
     now = [RECORD, *(shown or [])]
     return {
         "target": round.target if round.target != next(iter(round.targets), None) else None,
-        "by": by,
+        "by": by if by != next(iter(choices(round)), None) else None,
         "filter": json.dumps(chosen.filters) if chosen.filters else None,
         "sort": ",".join(f"{name}:{direction}" for name, direction in chosen.sort) or None,
         "columns": ",".join(now) if set(now) != set(columns.shown_of(round, None)) else None,
