@@ -3,6 +3,7 @@ offline."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_tensorboard_from_the_command_line(engine: str, tmp_path: Path) -> None:
     assert {"influence/return_mean", "influence/evaluation_return", "influence/trust_split_half"} <= found.keys()
     first, last = texts(tmp_path / "board")
     assert (first[0], last[0]) == (64, 128)
-    heading, _, *rows = [line.strip("| ").split(" | ") for line in last[1].splitlines()]
+    heading, _, *rows = [line[2:-2].split(" | ") for line in last[1].splitlines()]
     table = [dict(zip(heading, row, strict=True)) for row in rows]
     assert [int(row["rank"]) for row in table] == [1, 2, 3, 4, 5, -1, -2, -3, -4, -5]
     run = runs.open(tmp_path / "run")
@@ -163,20 +164,22 @@ def test_trackio_gets_the_rounds_of_the_callback(tmp_path: Path, monkeypatch: py
 def test_wandb_gets_the_rounds_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     with wandb.init(mode="offline", dir=str(tmp_path), project="rollsight") as run:
         callback = learn()
         assert run.summary["influence/round"] == 2.0
         assert run.summary["influence/kept_frac"] == 1.0
         assert run.step == 2
-        media = Path(run.dir) / "media"
-        written = sorted(media.glob("table/influence/*.json"), key=lambda file: file.stat().st_mtime_ns)
-        first, last = [json.loads(file.read_text("utf-8")) for file in written]
-        assert [row[last["columns"].index("round")] for row in first["data"] + last["data"]] == [1] * 10 + [2] * 10
-        assert [row[last["columns"].index("record")] for row in last["data"]] == extremes(callback)
-        pictures = [row[last["columns"].index("picture")] for row in last["data"]]
-        assert {(one["_type"], one["height"], one["width"]) for one in pictures} == {("image-file", 100, 150)}
-        assert all((Path(run.dir) / one["path"]).is_file() for one in pictures)
     assert list(tmp_path.rglob("*.wandb"))
+    staged = [file.read_bytes() for file in (tmp_path / "data").rglob("*") if file.is_file()]
+    tables = [json.loads(content) for content in staged if content.startswith(b'{"_type": "table"')]
+    rows = {json.dumps(row): dict(zip(one["columns"], row, strict=True)) for one in tables for row in one["data"]}
+    assert sorted(row["round"] for row in rows.values()) == [1] * 10 + [2] * 10
+    assert sorted(row["record"] for row in rows.values() if row["round"] == 2) == sorted(extremes(callback))
+    pictures = [row["picture"] for row in rows.values()]
+    assert {(one["_type"], one["height"], one["width"]) for one in pictures} == {("image-file", 100, 150)}
+    assert {one["sha256"] for one in pictures} <= {hashlib.sha256(content).hexdigest() for content in staged}
+    assert "image-file" in json.dumps(tables[0]["column_types"]["params"]["type_map"]["picture"])
     learn()  # nothing is active
 
 

@@ -7,9 +7,11 @@ A tracker is used where a run of it is active in this process, and is never impo
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,6 +141,18 @@ class Trackers:
         return found
 
 
+@contextmanager
+def default_variable(name: str, value: str) -> Iterator[None]:
+    """The environment variable has this value in the block, if it has none."""
+    given = name in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
+
+
 def writers_of(logger: Any) -> list[Any]:
     """The writers of TensorBoard's event files that Stable-Baselines3's logger has."""
     formats = getattr(logger, "output_formats", ())
@@ -171,10 +185,10 @@ def _to_wandb(run: Any, growing: dict[Any, Any], values: Scalars, table: Table |
         if (grown := growing.get(run.id)) is None:
             columns = [*table.columns, *(["picture"] if table.pictures else [])]
             try:
-                grown = wandb.Table(columns=columns, allow_mixed_types=True, log_mode="INCREMENTAL")
+                grown = wandb.Table(columns=columns, log_mode="INCREMENTAL")
                 growing[run.id] = grown
             except TypeError:  # of before 2025: a table a round, under one key
-                grown = wandb.Table(columns=columns, allow_mixed_types=True)
+                grown = wandb.Table(columns=columns)
         for row in _rows(table, grown.columns, wandb.Image):
             grown.add_data(*row)
         logged[RECORDS] = grown
@@ -204,7 +218,8 @@ def _to_mlflow(mlflow: Any, active: Any, values: Scalars, table: Table | None, s
         return
     first = (int(table.columns["round"][0]) - 1) // _ROUNDS_A_FILE * _ROUNDS_A_FILE + 1
     name = f"{RECORDS}/from-round-{first:06d}.json"
-    mlflow.log_table(dict(table.columns), name, run_id=active.info.run_id)
+    with default_variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"):  # a line a round, in the user's terminal
+        mlflow.log_table(dict(table.columns), name, run_id=active.info.run_id)
     if (strip := table.strip) is not None:  # one for the round: each is a file or two to send
         mlflow.log_image(strip, key=RECORDS, step=step)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from rollsight.arrays import Array, Ints
 from rollsight.escaping import visible
 from rollsight.streams import Purpose
-from rollsight.trackers import Table
+from rollsight.trackers import Table, default_variable
 
 COUNT = 5  # from each end
 _LONG = 1000  # characters of a text
@@ -62,26 +61,13 @@ def _pictures(columns: Mapping[str, Any], shown: Ints, metadata: Mapping[str, An
 
     drawn: list[Array] = []
     round = int(columns["round"][0])
-    with streams_of_their_own(round, Purpose.RECORDED_SAMPLE), _no_screen(), closing(Drawing(metadata)) as drawing:
+    no_screen = default_variable("SDL_VIDEODRIVER", "dummy")  # pygame looks for one, and complains where there is none
+    with streams_of_their_own(round, Purpose.RECORDED_SAMPLE), no_screen, closing(Drawing(metadata)) as drawing:
         for one in seen:
             if (picture := drawing.of(np.asarray(one).reshape(-1))) is None:
                 return []
             drawn.append(_shrunk(picture))
     return drawn
-
-
-@contextmanager
-def _no_screen() -> Iterator[None]:
-    """pygame looks for a screen, and complains where there is none."""
-    before = os.environ.get("SDL_VIDEODRIVER")
-    os.environ["SDL_VIDEODRIVER"] = "dummy"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SDL_VIDEODRIVER"]
-        else:
-            os.environ["SDL_VIDEODRIVER"] = before
 
 
 def _shrunk(image: Array) -> Array:
