@@ -303,7 +303,7 @@ def test_trl_gets_its_texts(mlflow_run: Any, tmp_path: Path) -> None:
 
     from rollsight.adapters.trl import attach
 
-    trained = trainer(tmp_path / "out", report_to=["tensorboard"], logging_dir=str(tmp_path / "board"))
+    trained = trainer(tmp_path / "out", report_to=["tensorboard"])
     attach(trained, drop=0.5, run=tmp_path / "run")
     trained.train()
     table = mlflow.load_table(f"{RECORDS}/from-round-000001.json", run_ids=[mlflow_run.info.run_id])
