@@ -1,24 +1,34 @@
-"""What a viewer of run folders waits for: pages of records, one line a run, whole columns of rounds.
+"""What a viewer of run folders waits for: pages of the explorer in a browser, and the questions behind them.
 
-    python benchmarks/explorer.py [--folder FOLDER]
+    python benchmarks/explorer.py [--folder FOLDER] [--only queries|pages|live]
 
-Makes a run of 1,000 rounds of 2,048 records and 200 runs of 20 rounds of 64 records with the real writer, where the
-folder (a temporary one otherwise) does not have them yet, and prints milliseconds: the median and the largest of
-several calls in this process, and the first call.
+Makes a run of 1,000 rounds of 2,048 records, 200 runs of 20 rounds of 64 records and a run of 20 rounds of 512
+completions with the real writer, where the folder (a temporary one otherwise) does not have them yet, and prints
+
+- queries: milliseconds of what `rollsight.runs` answers, in this process: the first call, then median and largest;
+- pages: milliseconds from a click in Chromium until it is shown and drawn, beside the processor time of the server and
+  of the page's main thread, which other work on the machine changes less; the server's memory;
+- live: seconds of a round of a real training with a browser that follows it and without.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from rollsight import runs
 from rollsight.runs import completeness, queries
@@ -26,6 +36,8 @@ from rollsight.runs import completeness, queries
 REPEATS = 15
 LONG, RECORDS = 1000, 2048
 MANY, ROUNDS, FEW = 200, 20, 64
+TEXTS, TOKENS = 512, 32
+OPENED = 7  # times that every step of a page is timed
 _ENVS = 8
 
 
@@ -73,8 +85,39 @@ def write(path: Path, rounds: int, records: int, seed: int) -> None:
             writer.write_round(round, summary_of(round, columns, rng))
 
 
+def write_texts(path: Path, rounds: int, completions: int) -> None:
+    """A run of a language model with token scores."""
+    rng = np.random.default_rng(0)
+    words = np.array(["the", "river", "turns", "north", "again", "and", "no", "one", "asks", "why"])
+    metadata = {"host": "trl 1.16.0", "env": "miniature", "algo": "grpo", "arm": "ppo", "seed": 0}
+    with runs.create(path, metadata) as writer:
+        for round in range(1, rounds + 1):
+            tokens = words[rng.integers(0, len(words), (completions, TOKENS))]
+            score, valid = rng.standard_normal(completions), np.ones(completions, bool)
+            writer.write_records(
+                round,
+                {
+                    "round": np.full(completions, round),
+                    "group": np.arange(completions) // 8,
+                    "prompt": [f"prompt {one // 8}" for one in range(completions)],
+                    "completion": [" ".join(row) for row in tokens],
+                    "length": np.full(completions, TOKENS),
+                    "reward": rng.standard_normal(completions),
+                    "advantage": rng.standard_normal(completions),
+                    "score_sequence": score,
+                    "kept": score > -0.5,
+                    "valid": valid,
+                    "token_texts": [[f"{word} " for word in row] for row in tokens],
+                    "token_scores": list(rng.standard_normal((completions, TOKENS))),
+                },
+            )
+            writer.write_round(round, {"records": completions, "reward_mean": float(score.mean()), "scored": True})
+
+
 def prepare(folder: Path) -> tuple[Path, list[Path]]:
     """The long run and the many runs, made where they are not there yet."""
+    if not runs.is_run(folder / "texts"):
+        write_texts(folder / "texts", ROUNDS, TEXTS)
     started = time.perf_counter()
     long, many = folder / "long", [folder / "many" / f"run-{number:03d}" for number in range(MANY)]
     if not runs.is_run(long):
@@ -118,12 +161,164 @@ def measure_queries(long: Path, many: list[Path]) -> None:
     print(f"memory at most: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
 
 
+@contextmanager
+def served(*arguments: str) -> Iterator[tuple[str, int]]:
+    """The explorer in a process of its own: its address, and the process."""
+    command = [sys.executable, "-m", "rollsight", "view", *arguments, "--no-browser", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[-1].rstrip("/"), process.pid
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def browser_page() -> Iterator[Any]:
+    """A page of Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+def cpu_ms(process: int) -> float:
+    """Milliseconds of processor time that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(process: int) -> int:
+    """The most memory that a process has had."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+# Clicks, if something is to be clicked, and waits until an element with a text is there, or the address has it, and two
+# frames are drawn.
+UNTIL = """([click, selector, text]) => new Promise((done) => {
+    const started = performance.now();
+    if (click) document.querySelector(click).click();
+    const there = () => selector === "address" ? decodeURIComponent(location.search).includes(text)
+        : [...document.querySelectorAll(selector)].some((one) => one.textContent.includes(text));
+    const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
+    const look = () => there() ? drawn() : setTimeout(look, 4);
+    look();
+})"""
+# What a step is called, where it begins, what is clicked, and what shows that it is done: an element and its text.
+Step = tuple[str, str, str, str, str]
+TAB = "nav a[href$='{}']"
+LONG_STEPS: list[Step] = [
+    ("overview", "/", "a.rs-link[href$='/runs/long']", "#overview-curves .main-svg", ""),
+    ("round", "/runs/long", TAB.format("/round/1000"), "#round-table .ag-row", "0"),
+    ("next round", "/runs/long/round/500", "main a[href*='/round/501']", "h1", "501"),
+    ("filter", "/runs/long/round/500", "#round-only-dropped", "#round-chosen", " of "),
+    ("sort", "/runs/long/round/500", "[col-id=advantage] .ag-header-cell-label", "address", "advantage:"),
+    ("record", "/runs/long/round/500", "#round-table .ag-row a", "#record-facts", ""),
+    ("trust", "/runs/long", TAB.format("/trust"), "main .main-svg", ""),
+    ("files", "/runs/long", TAB.format("/files"), "h1", "Files"),
+]
+MANY_STEPS: list[Step] = [
+    ("choose a run of 200", "/", ".ag-row[row-index='9'] .ag-checkbox-input", "address", "runs="),
+    ("overview of one of 200", "/", "a.rs-link[href$='/runs/run-007']", "#overview-curves .main-svg", ""),
+]
+TEXT_STEPS: list[Step] = [
+    ("prompts", "/runs/texts", TAB.format("/prompts"), "#prompts-body", "prompt"),
+    ("another prompt", "/runs/texts/prompts", "#prompts-body a:nth-of-type(3)", "address", "group="),
+]
+READY = {"/": ".ag-row a.rs-link", "/runs/long/round/500": "#round-table .ag-row a"}
+
+
+def measure_pages(long: Path, many: list[Path]) -> None:
+    """The table of the explorer in a browser."""
+    print(f"\nload of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(
+        "| step | median, ms | largest, ms | server's processor, ms | page's main thread, ms |\n|---|---|---|---|---|"
+    )
+    for folder, steps in ((long, LONG_STEPS), (many[0].parent, MANY_STEPS), (long.parent / "texts", TEXT_STEPS)):
+        with browser_page() as page:
+            for _ in range(3):
+                with served(str(folder)) as (url, process):
+                    _first_page(page, f"first page of {folder.name}", url, process)
+            with served(str(folder)) as (url, process):
+                for step in steps:
+                    _step(page, step, url, process)
+                print(f"memory of the server of {folder.name} at most: {memory_mb(process)} MB")
+
+
+def _first_page(page: Any, name: str, url: str, process: int) -> None:
+    page.goto("about:blank")
+    before, started = cpu_ms(process), time.perf_counter()
+    page.goto(url, wait_until="commit")
+    page.wait_for_selector("#runs-curves .main-svg")
+    print(f"| {name} | {1000 * (time.perf_counter() - started):.0f} | | {cpu_ms(process) - before:.0f} | |", flush=True)
+
+
+def _step(page: Any, step: Step, url: str, process: int) -> None:
+    name, at, click, selector, text = step
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    shown, server, thread = [], [], []
+    for _ in range(OPENED):
+        page.goto(url + at)
+        page.wait_for_selector(READY.get(at, "main h1"))
+        page.wait_for_selector(click)
+        page.wait_for_timeout(700)
+        before = cpu_ms(process), _task_ms(session)
+        shown.append(page.evaluate(UNTIL, [click, selector, text]))
+        server.append(cpu_ms(process) - before[0])
+        thread.append(_task_ms(session) - before[1])
+    middle = [statistics.median(values) for values in (shown, server, thread)]
+    print(f"| {name} | {middle[0]:.0f} | {max(shown):.0f} | {middle[1]:.0f} | {middle[2]:.0f} |", flush=True)
+
+
+def _task_ms(session: Any) -> float:
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return 1000 * float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
+
+
+def measure_live(folder: Path) -> None:
+    """Rounds of a training that is followed, and of the same one that is not, in turns."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(6):
+        out = folder / "live" / f"{time.time_ns()}"
+        command = [sys.executable, "-m", "rollsight", "train", "CartPole-v1", "--rounds", "12", "--n-steps", "1024"]
+        with subprocess.Popen([*command, "--eval-episodes", "1", "--out", str(out)], stdout=subprocess.DEVNULL) as run:
+            while not runs.is_run(out) and run.poll() is None:
+                time.sleep(0.05)
+            if turn % 2:
+                with served(str(out)) as (url, _), browser_page() as page:
+                    page.goto(f"{url}/runs/{out.name}")
+                    run.wait()
+            else:
+                run.wait()
+        rounds = runs.open(out).rows("rounds", ["time_collect", "time_score", "time_train", "time_write"])
+        parts = [pc.fill_null(column, 0).to_numpy() for column in rounds.columns]
+        seconds[bool(turn % 2)].extend(np.sum(parts, axis=0)[3:])  # later than the browser's start
+    followed, alone = (statistics.median(seconds[one]) for one in (True, False))
+    print(f"\nseconds of a round: {alone:.3f} alone, {followed:.3f} followed, ratio {followed / alone:.2f}")
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the runs are, or are made and stay")
-    folder = parser.parse_args().folder
+    parser.add_argument("--only", choices=("queries", "pages", "live"), help="one of the three tables")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        measure_queries(*prepare(folder or Path(temporary)))
+        folder = options.folder or Path(temporary)
+        long, many = prepare(folder)
+        if options.only in (None, "queries"):
+            measure_queries(long, many)
+        if options.only in (None, "pages"):
+            measure_pages(long, many)
+        if options.only in (None, "live"):
+            measure_live(folder)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Nothing else of the explorer opens a run folder, and here it is `rollsight.runs`
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections import OrderedDict
@@ -20,7 +21,9 @@ from rollsight.errors import RollsightError
 from rollsight.explorer.tables import arm_of, task_of
 
 _RECORDS_KEPT = 160 * 2**20  # bytes of records tables that stay in memory
-
+_AT_ONCE = 50  # files read before another page may read some
+_POINTS = 200  # of a curve among those of several runs
+_LISTED = ("return_mean", "reward_mean", "kept_frac", "trust_split_half", "warnings")
 
 _Table = Literal["rounds", "evaluations"]
 _hearing = threading.Lock()  # Python's warnings are caught for the whole process
@@ -48,12 +51,14 @@ class _Shown:
     lock: held while the run is read.
     tables: what was read, by table.
     problems: what reading said, once each.
+    seen: other answers, by question: the run's change token then, and the answer.
     """
 
     run: runs.Run
     lock: threading.RLock = field(default_factory=threading.RLock)
     tables: dict[_Table, _Rows] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)  # what reading said, once each
+    problems: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, tuple[str, Any]] = field(default_factory=dict)
 
 
 class Reading:
@@ -133,6 +138,39 @@ class Reading:
         """
         return self._rows(name, "rounds")
 
+    def curve(self, name: str) -> pa.Table:
+        """Round, return and reward of the complete rounds; of evenly spread ones where there are very many.
+
+        Raises:
+            RollsightError: a file is damaged.
+        """
+        shown, token = self._open(name), self.token(name)
+        read = shown.tables.get("rounds")
+        if read is not None and read.token == token:
+            return read.table
+
+        def few() -> pa.Table:
+            numbers = shown.run.rounds
+            if len(numbers) > _POINTS:
+                step = (len(numbers) - 1) / (_POINTS - 1)
+                numbers = [numbers[round(place * step)] for place in range(_POINTS)]
+            # A run of its own: another thread may be reading all rounds, which takes longer.
+            run = self.run(name)
+            columns = ("round", "return_mean", "reward_mean")
+            return self._heard(shown, lambda: run.rows("rounds", columns, set(numbers)))
+
+        return self._once(shown, token, "curve", few)
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Read the summaries of these runs in a thread of its own, so that their pages need not wait for them."""
+
+        def read() -> None:
+            for name in names:
+                with contextlib.suppress(RollsightError):  # the pages say it
+                    self.rounds(name)
+
+        threading.Thread(target=read, name="rollsight-reading", daemon=True).start()
+
     def evaluations(self, name: str) -> pa.Table:
         """One row per evaluation episode; no rows where there are none.
 
@@ -165,7 +203,8 @@ class Reading:
         """Round -> how many records its file has, from the ends of the files; damaged ones are left out."""
         shown = self._open(name)
         with shown.lock:
-            return shown.run.record_counts()
+            counts: dict[int, int] = self._once(shown, self.token(name), "counts", shown.run.record_counts)
+            return counts
 
     def targets(self, name: str, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order."""
@@ -176,18 +215,22 @@ class Reading:
     def summary(self, name: str) -> dict[str, Any]:
         """What the list of runs shows of it, from run.json and the newest round alone."""
         shown, metadata = self._open(name), self.metadata(name)
-        numbers = shown.run.rounds
-        last: dict[str, Any] = {}
-        if numbers:
-            with shown.lock:
-                last = self._heard(shown, lambda: shown.run.rows("rounds", rounds=numbers[-1:])).to_pylist()[0]
+
+        def newest() -> tuple[int, dict[str, Any]]:
+            run = self.run(name)  # as in `curve`
+            if not (numbers := run.rounds):
+                return 0, {}
+            last = self._heard(shown, lambda: run.rows("rounds", _LISTED, numbers[-1:]))
+            return len(numbers), last.to_pylist()[0]
+
+        rounds, last = self._once(shown, self.token(name), "newest", newest)
         performance = last.get("return_mean") if last.get("return_mean") is not None else last.get("reward_mean")
         return {
             "task": task_of(metadata),
             "algorithm": str(metadata.get("algo") or ""),
             "arm": arm_of(metadata),
             "seed": metadata.get("seed"),
-            "rounds": len(numbers),
+            "rounds": rounds,
             "last": performance,
             "kept": last.get("kept_frac"),
             "halves": last.get("trust_split_half"),
@@ -206,14 +249,22 @@ class Reading:
             if before is not None and before.token == token:
                 return before.table
             states = shown.run.states(kind)
-            rounds: set[int] | None = None
+            tables = []
             if before is not None and all(states.get(number) == state for number, state in before.states.items()):
-                rounds = states.keys() - before.states.keys()  # nothing was replaced: only new rounds are read
-            table: pa.Table = self._heard(shown, lambda: shown.run.rows(kind, rounds=rounds))
-            if rounds is not None and before is not None:
-                table = pa.concat_tables([before.table, table], promote_options="permissive")
+                tables.append(before.table)  # nothing was replaced: only new rounds are read
+            unread = sorted(states.keys() - (before.states.keys() if before is not None and tables else set()))
+            for first in range(0, len(unread), _AT_ONCE):
+                some = unread[first : first + _AT_ONCE]
+                tables.append(self._heard(shown, lambda some=some: shown.run.rows(kind, rounds=some)))
+            table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
             shown.tables[kind] = _Rows(token, states, table)
             return table
+
+    def _once(self, shown: _Shown, token: str, question: str, answer: Callable[[], Any]) -> Any:
+        before = shown.seen.get(question)
+        if before is None or before[0] != token:
+            before = shown.seen[question] = token, answer()
+        return before[1]
 
     def _heard(self, shown: _Shown, read: Callable[[], pa.Table]) -> pa.Table:
         with _hearing, warnings.catch_warnings(record=True) as said:

@@ -371,7 +371,8 @@ def parse(path: Path, content: bytes, columns: list[str] | None = None) -> pa.Ta
         RollsightError: they are not Parquet.
     """
     try:
-        return _opened(path, content).read(columns)
+        # Handing a small file's columns to other threads takes longer than reading them.
+        return _opened(path, content).read(columns, use_threads=len(content) > _LARGE)
     except RollsightError:
         raise
     except Exception as error:  # bytes that are not Parquet fail in whatever way the parser comes across them
@@ -385,6 +386,7 @@ def _opened(path: Path, content: bytes) -> pq.ParquetFile:
         raise damaged(path, _NO_PARQUET) from error
 
 
+_LARGE = 2**20  # bytes
 _NO_PARQUET = "truncated, or no Parquet"
 
 

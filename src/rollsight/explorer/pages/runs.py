@@ -32,6 +32,7 @@ _COLUMNS = [
     {"field": "state", "headerName": "State", "width": 110},
     {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 120, "tooltipField": "warnings"},
 ]
+_STATES = {"running": "training", "ended": "ended", "stopped": "stopped early"}
 _FORMATS = {
     "last": "params.value == null ? '–' : d3.format(',.3~f')(params.value)",
     "kept": "params.value == null ? '–' : d3.format('.1%')(params.value)",
@@ -112,7 +113,12 @@ def table(context: Context) -> list[dict[str, Any]]:
     for name in context.reading.names():
         try:
             rows.append(
-                {"name": name, "href": context.href(Address("overview", name)), **context.reading.summary(name)}
+                {
+                    "name": name,
+                    "href": context.href(Address("overview", name)),
+                    **context.reading.summary(name),
+                    "state": _STATES[context.state(name)],
+                }
             )
         except RollsightError as error:
             rows.append(
@@ -126,7 +132,7 @@ def curves(context: Context, names: Sequence[str], by: str) -> Any:
     strips: dict[tuple[str, str], dict[str, list[Line]]] = {}
     for name in names:
         try:
-            metadata, rounds = context.reading.metadata(name), context.reading.rounds(name)
+            metadata, rounds = context.reading.metadata(name), context.reading.curve(name)
         except RollsightError:
             continue  # the table says what is wrong with it
         if not len(rounds):
