@@ -61,7 +61,7 @@ def culprits(
         records: Instead, those of the records in this list (.csv, .parquet, .json, or lines ROUND:ENV:STEP).
         by: Gather by these: columns of the records, such as env, episode, group, round, action.
         top: How many groups and records to show.
-        check: Replay rounds without the culprits; --no-check only scores.
+        check: Replay rounds without the culprits; --no-check scores only.
         without: What the check leaves out: record (the top share of each round), or a column (its top group).
         share: Of each round's records that the check leaves out as culprits.
         rounds: How many rounds the check replays, those with the most positive influence.
