@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -116,7 +116,7 @@ def show(result: Culprits, console: Console) -> None:
     drawn = f", {result.pairs} of them drawn" if result.pairs < result.found else ""
     console.print(f"behaviour: {result.behaviour} ({result.found} records{drawn})", style="bold", soft_wrap=True)
     heading = ["round", "pi(a|s)", "change of log pi", "influence", "positive", "negative", "records"]
-    rows = [
+    rows: list[list[Any]] = [
         [
             one.round,
             math.exp(min(one.before, 700.0)),
