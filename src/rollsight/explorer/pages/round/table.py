@@ -49,7 +49,7 @@ def layout(context: Context, address: Address, round: Round) -> Any:
                 className="rs-columns",
             ),
         ],
-        position="bottom-end", shadow="md",
+        position="bottom-end", shadow="md", withRoles=False,  # they would be those of a box around the button
     )  # fmt: skip
     quick = [
         dmc.Button(name, id=f"round-only-{name}", size="compact-xs", variant="default") for name in _offered(round)
