@@ -55,7 +55,7 @@ def addresses(folder: Path) -> dict[str, tuple[str, str]]:
         "record": (f"/runs/demo-frozenlake/record/{lake.rounds[3]}/{worst}", "#record-picture img"),
         "prompts": (f"/runs/demo-language/prompts?round={language.rounds[4]}", "#prompts-body .rs-prompt-row"),
         "compare": (f"/compare?runs={','.join(cartpole)}", "#compare-body .main-svg"),
-        "trust": ("/runs/demo-language/trust", "main .main-svg"),
+        "trust": ("/runs/demo-frozenlake/trust", "main .main-svg"),
     }
 
 

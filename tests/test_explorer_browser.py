@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ def write_texts(folder: Path, host: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path, many: Path) -> Iterator[str]:
-    with Server([folder, many], port=0) as server:
+def url(folder: Path) -> Iterator[str]:
+    with Server([folder], port=0) as server:
         yield server.url.rstrip("/")
 
 
@@ -125,9 +126,12 @@ class Seen:
         self.page.wait_for_selector(wait_for)
         return self.page
 
-    def until(self, condition: str, *arguments: object) -> None:
-        """Wait for a condition in JavaScript; its `given` are the arguments."""
-        self.page.wait_for_function(f"(given) => {condition}", arg=list(arguments))
+    def until(self, condition: str) -> None:
+        """Wait for a condition in JavaScript. Not Playwright's own, which the page's security policy forbids."""
+        started = time.monotonic()
+        while not self.page.evaluate(condition):
+            assert time.monotonic() - started < WAIT / 1000, condition
+            self.page.wait_for_timeout(50)
 
     def text(self) -> str:
         return self.page.inner_text("main")
@@ -191,9 +195,9 @@ def test_links_and_the_back_button(seen: Seen) -> None:
 def test_choices_are_in_the_address(seen: Seen) -> None:
     page = seen.open("/?by=run", ".ag-row")
     page.click("text=Mean over seeds")
-    page.wait_for_function("location.search.includes('by=arm')")
+    seen.until("location.search.includes('by=arm')")
     page.fill("#runs-search", "whole")
-    page.wait_for_function("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 2")
+    seen.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 2")
 
 
 def test_other_runs_say_what_is_wrong_with_them(seen: Seen) -> None:
@@ -219,7 +223,7 @@ def test_a_run_that_is_being_written_is_followed(seen: Seen, folder: Path) -> No
         seen.open("/runs/live", "#overview-facts")
         seen.page.wait_for_selector(".rs-running")
         writer.write_round(2, {"records": 4, "return_mean": 77.0})
-        seen.page.wait_for_function("document.querySelector('#overview-facts').innerText.includes('77')")
+        seen.until("document.querySelector('#overview-facts').innerText.includes('77')")
     seen.page.wait_for_selector(".rs-running", state="detached")
 
 
@@ -253,10 +257,11 @@ def test_a_round_is_filtered_sorted_and_exported_as_it_is_shown(seen: Seen, fold
     assert exported["record"].to_pylist() == expected
     np.testing.assert_allclose(exported["score_return"].to_numpy(), scores[expected])
     shown = page.eval_on_selector_all(
-        "#round-table .ag-center-cols-container .ag-row, #round-table .ag-pinned-left-cols-container .ag-row",
-        "rows => rows.map(row => [+row.getAttribute('row-index'), row.querySelector('a')?.innerText])",
+        "#round-table .ag-pinned-left-cols-container .ag-row",
+        "rows => rows.map(row => [+row.getAttribute('row-index'), +row.querySelector('a').innerText])",
     )
-    assert [int(text) for _, text in sorted(shown) if text][: len(expected)] == expected[: len(shown)]
+    assert [record for _, record in sorted(shown)] == expected[: len(shown)]
+    assert shown
 
 
 @pytest.mark.parametrize(
@@ -267,13 +272,11 @@ def test_a_round_is_filtered_sorted_and_exported_as_it_is_shown(seen: Seen, fold
             round_address(
                 filter=json.dumps({"score_return": {"filterType": "number", "type": "lessThan", "filter": 0}}),
                 sort="advantage:desc",
-                by="env",
                 columns="record,score_return,advantage",
             ),
             "document.querySelector('#round-chosen').innerText.includes(' of ') && "
             "document.querySelector('#round-table [col-id=advantage][aria-sort=descending]') && "
-            "!document.querySelector('#round-table [col-id=reward]') && "
-            "document.querySelector('#round-by input[value=env]').checked",
+            "!document.querySelector('#round-table [col-id=reward]')",
         ),
         ("/runs/whole-0/record/2/3?target=return", "document.querySelector('#record-facts')"),
         (
@@ -292,7 +295,7 @@ def test_a_round_is_filtered_sorted_and_exported_as_it_is_shown(seen: Seen, fold
 )
 def test_an_address_holds_every_kind_of_choice(seen: Seen, address: str, condition: str) -> None:
     seen.open(address)
-    seen.until(f"({condition}) && true")
+    seen.until(f"!!({condition})")
 
 
 def test_keys_lead_to_the_neighbours_and_up(seen: Seen) -> None:
@@ -330,10 +333,12 @@ def test_text_of_records_has_no_effect(seen: Seen) -> None:
     assert HOSTILE[0] in seen.open("/runs/texts/record/2/5").inner_text("main")
 
 
-def test_two_hundred_runs_are_searched(seen: Seen) -> None:
-    page = seen.open("/", ".ag-row")
-    page.fill("#runs-search", "many-19")
-    seen.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 10")
+def test_two_hundred_runs_are_searched(seen: Seen, many: Path) -> None:
+    with Server([many], port=0) as server:
+        seen.url = server.url.rstrip("/")
+        page = seen.open("/", ".ag-row")
+        page.fill("#runs-search", "many-19")
+        seen.until("document.querySelectorAll('.ag-pinned-left-cols-container .ag-row').length === 10")
 
 
 def test_a_run_that_stopped_says_so_and_one_without_snapshots_what_to_do(seen: Seen) -> None:
