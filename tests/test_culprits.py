@@ -11,8 +11,14 @@ import rollsight as rs
 from rollsight import cli, runs
 from rollsight.analysis import culprits
 from rollsight.analysis.culprits import scores as scoring
-from rollsight.analysis.culprits.gather import flat
+from rollsight.analysis.culprits.groups import flat
 from rollsight.errors import RollsightError
+from rollsight.explorer import Reading
+from rollsight.explorer.addresses import Address, address_of, path_of
+from rollsight.explorer.context import Context
+from rollsight.explorer.figures.culprits import influence, shares
+from rollsight.explorer.pages import PAGES
+from rollsight.explorer.pages import culprits as page
 from rollsight.snapshot import Snapshot
 from rollsight.training import run as training_run
 from rollsight.training.run import RunSettings, run_training
@@ -128,7 +134,7 @@ def test_an_interrupted_call_goes_on_where_it_was(run, monkeypatch, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         culprits.score_rounds(run, [behaviour], interrupt)
-    first, second = sorted((tmp_path / behaviour.key).iterdir())
+    _first, second = sorted((tmp_path / behaviour.key).iterdir())
     second.write_bytes(second.read_bytes()[:50])  # as a full disk leaves it
     loaded, real = [], scoring.Snapshot.load
     monkeypatch.setattr(scoring.Snapshot, "load", lambda file: loaded.append(file.stem) or real(file))
@@ -194,3 +200,40 @@ def test_runs_without_snapshots_say_what_to_do(tmp_path, host, said, capsys):
         writer.write_round(1, {"records": 1})
     assert cli.main(["culprits", str(tmp_path / "run"), "--record", "1:0:0"]) == 1
     assert said in capsys.readouterr().err
+
+
+def spelled(parts):
+    return json.dumps(parts, default=lambda part: part.to_plotly_json())
+
+
+def test_the_page_offers_computes_and_shows_a_behaviour(path):
+    context = Context(Reading([path.parent]))
+    address = address_of("/runs/pole/culprits", "?record=3:1:9")
+    assert path_of(address) == "/runs/pole/culprits?record=3%3A1%3A9"
+    offered = spelled(PAGES["culprits"].layout(context, address))
+    assert "rollsight culprits" in offered
+    assert "--record 3:1:9" in offered
+    steps = []
+    page.compute(str(path), "3:1:9", lambda done, total: steps.append((done, total)))
+    assert steps[-1] == (3 + 3 * 5, 3 + 3 * 5)
+    assert steps == sorted(steps)
+    (kept,) = (one for one in runs.stored_results(path, "culprits").values() if one["behaviour"] == "3:1:9")
+    shown = spelled(PAGES["culprits"].layout(context, address))
+    best = kept["records"][0]
+    assert f"/runs/pole/record/{best['round']}/{best['row']}" in shown
+    assert kept["check"]["verdict"].split(": ")[1][1:] in shown
+    assert shown == spelled(PAGES["culprits"].layout(context, address))
+    chosen = Address("culprits", "pole", query={"behaviour": kept["key"]})
+    assert f"/runs/pole/record/{best['round']}/{best['row']}" in spelled(PAGES["culprits"].layout(context, chosen))
+    curves = {trace.name: trace for trace in influence(kept).data}
+    assert list(curves["sum"].y) == [one["predicted"] for one in kept["rounds"]]
+    bars = {trace.name: trace for trace in shares("env", kept["groups"]["env"]).data}
+    assert sum(bars["share of the positive influence"].x) == pytest.approx(1)
+
+
+def test_the_page_of_a_run_without_snapshots_says_what_to_do(tmp_path):
+    with runs.create(tmp_path / "bare", {"env": "CartPole-v1"}) as writer:
+        writer.write_records(1, {"round": [1], "env": [0], "step": [0], "kept": [True], "valid": [True]})
+        writer.write_round(1, {"records": 1})
+    shown = spelled(PAGES["culprits"].layout(Context(Reading([tmp_path])), Address("culprits", "bare")))
+    assert "--snapshots all" in shown

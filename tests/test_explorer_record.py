@@ -1,6 +1,9 @@
 """A record's page: what was done, its rank, its episode, records like it, and what is rebuilt only on request."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -31,7 +34,20 @@ def folder(tmp_path_factory):
 def train(path):
     from rollsight.cli import main
 
-    given = ["--rounds", "2", "--n-steps", str(RECORDS), "--eval-episodes", "1", "--epochs", "2", "--batch-size", "16"]
+    given = [
+        "--rounds",
+        "2",
+        "--n-steps",
+        str(RECORDS),
+        "--eval-episodes",
+        "1",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+        "--engine",
+        "sb3",
+    ]
     assert main(["train", "CartPole-v1", *given, "--snapshots", "all", "--drop", "0.5", "--out", str(path)]) == 0
 
 
@@ -156,6 +172,17 @@ def test_pictures_come_from_observations_and_are_spread_over_a_long_episode(cont
     assert len(shown) <= drawing.FRAMES
     assert {1000, 1501, 1999} <= set(shown)
     assert shown == sorted(shown)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_process_that_draws_can_still_be_ended(folder):
+    code = (
+        "import os, signal, sys; from rollsight import runs; from rollsight.explorer.drawing import drawn;"
+        "drawn(runs.open(sys.argv[1]), 2, 20, [20], replay=False); os.kill(os.getpid(), signal.SIGTERM);"
+        "signal.sigtimedwait([], 5)"
+    )
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(folder / "poles")], check=False)
+    assert ended.returncode == -signal.SIGTERM
 
 
 def test_an_episode_is_not_played_again_unasked(tmp_path):

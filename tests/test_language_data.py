@@ -300,3 +300,31 @@ def test_a_long_prompt_loses_its_beginning_and_not_the_completion(tmp_path):
     one, same, other = rewards.compute(reward, ["a" * 50, "b" + "a" * 50, "a" * 50], ["yes", "yes", "no!"])
     assert one == pytest.approx(same)
     assert abs(one - other) > 1e-4
+
+
+# --- the texts of tokens
+
+
+def test_the_texts_of_tokens_joined_are_the_completion():
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    from rollsight.training.language.token_texts import TokenTexts
+
+    alphabet = {one: i for i, one in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(kinds.BPE({**alphabet, "<end>": len(alphabet)}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    by_bytes = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    row = [*by_bytes("n\u00e9 \u65e5!").input_ids, by_bytes.eos_token_id]
+    (texts,) = TokenTexts(by_bytes).of([row])
+    assert texts == ["n", "", "\u00e9", " ", "", "", "\u65e5", "!", "<end>"]  # a character is said by its last byte
+    (cut,) = TokenTexts(by_bytes).of([row[:2]])
+    assert cut == ["n", "\ufffd"]  # the text ends within it
+
+    words = {"\u2581Hello": 0, "\u2581world": 1, "<end>": 2}
+    raw = Tokenizer(kinds.WordLevel(words, unk_token="<end>"))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    by_words = PreTrainedTokenizerFast(tokenizer_object=raw)
+    # What continues a prompt begins with its space, which decoding a text of its own leaves out.
+    assert TokenTexts(by_words).of([[1, 0]]) == [[" world", " Hello"]]

@@ -81,7 +81,7 @@ def culprits(
 
     from rollsight.analysis.culprits import Settings, culprits_of, of_query, of_records
     from rollsight.analysis.culprits.behaviour import check_has_snapshots
-    from rollsight.analysis.culprits.gather import check_columns
+    from rollsight.analysis.culprits.groups import check_columns
 
     check_has_snapshots(opened)
     settings = Settings(by, top, check, without, share, rounds, draws, seed).checked()

@@ -6,6 +6,7 @@
 /runs/NAME/round/7           one round                    /runs/NAME/trust              can its scores be believed
 /runs/NAME/record/7/123      one record of it             /runs/NAME/prompts            language: prompts, completions
 /runs/NAME/findings          what is wrong with it        /runs/NAME/files              is everything there
+/runs/NAME/culprits          what taught a behaviour
 ```
 
 What is chosen on a page stands behind the question mark, as `?target=return&kept=false`.
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-RUN_PAGES = ("overview", "round", "record", "behaviour", "findings", "trust", "prompts", "files")
+RUN_PAGES = ("overview", "round", "record", "behaviour", "culprits", "findings", "trust", "prompts", "files")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,6 @@ def address_of(path: str, search: str = "") -> Address | None:
             return Address("round", run, int(round), query=query)
         case ["runs", run, "record", round, record] if round.isdecimal() and record.isdecimal():
             return Address("record", run, int(round), int(record), query)
-        case ["runs", run, ("behaviour" | "findings" | "trust" | "prompts" | "files") as page]:
+        case ["runs", run, ("behaviour" | "culprits" | "findings" | "trust" | "prompts" | "files") as page]:
             return Address(page, run, query=query)
     return None

@@ -196,6 +196,7 @@ def _tabs(context: Context, address: Address | None, run: str | None) -> list[An
     tabs += [
         ("Findings", Address("findings", run)),
         ("Behaviour", Address("behaviour", run)),
+        ("Culprits", Address("culprits", run)),
         ("Trust", Address("trust", run)),
         ("Files", Address("files", run)),
     ]

@@ -115,33 +115,36 @@ def _contrasts(curves: Mapping[str, Mapping[str, Curve]], baseline: str) -> dict
 
 
 def _intervention(stored: Mapping[str, Any]) -> Intervention:
-    def difference(one: Mapping[str, Any] | None) -> Difference | None:
-        return None if one is None else Difference(**{name: _number(one[name]) for name in ("mean", "low", "high")})
-
-    rounds = tuple(
-        RoundResult(
-            int(one["round"]),
-            int(one["records"]),
-            {
-                arm: ArmResult(
-                    np.array(result["returns"], np.float64),
-                    tuple(result["dropped"]),
-                    tuple(result["steps"]),
-                    difference(result["difference"]),
-                )
-                for arm, result in one["arms"].items()
-            },
-        )
-        for one in stored["rounds"]
-    )
-    texts = {name: str(stored[name]) for name in ("env", "rule", "target", "normalisation")}
-    numbers = {name: int(stored[name]) for name in ("orders", "episodes", "seed")}
-    summary = {arm: one for arm, shown in stored["summary"].items() if (one := difference(shown)) is not None}
-    over_random = difference(stored["over_random"])
-    assert over_random is not None
     return Intervention(
-        **texts, **numbers, semantic=stored["semantic"], rounds=rounds, summary=summary, over_random=over_random
+        env=str(stored["env"]),
+        rule=str(stored["rule"]),
+        semantic=stored["semantic"],
+        target=str(stored["target"]),
+        normalisation=str(stored["normalisation"]),
+        orders=int(stored["orders"]),
+        episodes=int(stored["episodes"]),
+        seed=int(stored["seed"]),
+        rounds=tuple(_round(one) for one in stored["rounds"]),
+        summary={arm: _difference(one) for arm, one in stored["summary"].items()},
+        over_random=_difference(stored["over_random"]),
     )
+
+
+def _round(stored: Mapping[str, Any]) -> RoundResult:
+    arms = {
+        arm: ArmResult(
+            np.array(result["returns"], np.float64),
+            tuple(result["dropped"]),
+            tuple(result["steps"]),
+            None if result["difference"] is None else _difference(result["difference"]),
+        )
+        for arm, result in stored["arms"].items()
+    }
+    return RoundResult(int(stored["round"]), int(stored["records"]), arms)
+
+
+def _difference(stored: Mapping[str, Any]) -> Difference:
+    return Difference(*(_number(stored[name]) for name in ("mean", "low", "high")))
 
 
 def _number(value: Any) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -52,7 +52,7 @@ class Completions:
     @property
     def ends_known(self) -> bool:
         """Whether the run stores how completions end, so that those of full length that end by themselves are known."""
-        return "token_texts" in self.table.column_names
+        return "token_texts" in self.table.column_names and not self.table["token_texts"].null_count
 
     @cached_property
     def harmful(self) -> Mask:
@@ -66,7 +66,9 @@ class Completions:
         known = self.rewards[np.isfinite(self.rewards)]
         if not len(known):
             return np.zeros(len(self), np.bool_)
-        return self.harmful & (self.rewards >= np.quantile(known, 0.75)) & (self.rewards > known.min())
+        high = (self.rewards >= np.quantile(known, 0.75)) & (self.rewards > known.min())
+        found: Mask = self.harmful & high
+        return found
 
     @cached_property
     def same_rewards(self) -> Mask:
@@ -129,7 +131,8 @@ class Completions:
     def of_group(self, group: int, by: Order = "stored") -> Integers:
         """The rows of a prompt's completions, in that order."""
         order = self.order(by)
-        return order[self.groups[order] == group]
+        found: Integers = order[self.groups[order] == group]
+        return found
 
     def prompt(self, group: int) -> str:
         """The prompt of a group."""
@@ -190,11 +193,14 @@ def _groups(records: pa.Table) -> Integers:
 def _truncated(records: pa.Table, limit: int | None) -> Mask:
     if limit is None:
         return np.zeros(len(records), np.bool_)
-    full: Mask = column(records, "length") >= limit
-    if "token_texts" not in records.column_names:
+    full: Mask = column(records, "length") >= max(limit, 1)
+    if "token_texts" not in records.column_names or records["token_texts"].null_count:
         return full
     # A completion of full length that ends by itself has the end-of-text token last, which its text is without.
-    for row in np.flatnonzero(full).tolist():
-        tokens: Sequence[str] | None = records["token_texts"][row].as_py()
-        full[row] = not tokens or str(records["completion"][row].as_py()).endswith(tokens[-1])
+    rows = np.flatnonzero(full)
+    tokens = records["token_texts"].combine_chunks()
+    ends = np.asarray(tokens.offsets)[1:] - 1
+    last = tokens.values.take(pa.array(ends[rows])).to_pylist()
+    said = records["completion"].take(pa.array(rows)).to_pylist()
+    full[rows] = [str(text).endswith(end) for text, end in zip(said, last, strict=True)]
     return full

@@ -59,9 +59,9 @@ class Pictures:
     """Draws records of a run, without a display. For use in one thread."""
 
     def __init__(self, run: Run) -> None:
-        os.environ.setdefault(
-            "SDL_VIDEODRIVER", "dummy"
-        )  # pygame looks for a screen, and complains where there is none
+        # pygame looks for a screen, and complains where there is none; it takes SIGTERM from the process that draws.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
         self._run = run
         self._name = str(run.metadata.get("env") or "")
         self._trained: dict[int, TrainedEnvironment] = {}

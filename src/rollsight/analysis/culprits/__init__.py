@@ -8,20 +8,20 @@ if TYPE_CHECKING:
     from rollsight.analysis.culprits.behaviour import Behaviour as Behaviour
     from rollsight.analysis.culprits.behaviour import of_query as of_query
     from rollsight.analysis.culprits.behaviour import of_records as of_records
-    from rollsight.analysis.culprits.check import check as check
-    from rollsight.analysis.culprits.gather import gather as gather
+    from rollsight.analysis.culprits.groups import gather as gather
     from rollsight.analysis.culprits.of_run import Culprits as Culprits
     from rollsight.analysis.culprits.of_run import Settings as Settings
     from rollsight.analysis.culprits.of_run import culprits_of as culprits_of
+    from rollsight.analysis.culprits.replays import check as check
     from rollsight.analysis.culprits.scores import score_rounds as score_rounds
 
 _HOMES = {
     "Behaviour": "behaviour",
     "Culprits": "of_run",
     "Settings": "of_run",
-    "check": "check",
+    "check": "replays",
     "culprits_of": "of_run",
-    "gather": "gather",
+    "gather": "groups",
     "of_query": "behaviour",
     "of_records": "behaviour",
     "score_rounds": "scores",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rollsight.analysis.culprits.behaviour import Behaviour
-from rollsight.analysis.culprits.check import Check, check
-from rollsight.analysis.culprits.gather import Group, check_columns, coded, columns, flat, gather
+from rollsight.analysis.culprits.groups import Group, check_columns, coded, columns, flat, gather
+from rollsight.analysis.culprits.replays import Check, check
 from rollsight.analysis.culprits.scores import Report, RoundInfluence, folder_of, score_rounds
 from rollsight.arrays import Bools
 from rollsight.errors import OptionError, RollsightError

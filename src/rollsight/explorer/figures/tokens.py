@@ -114,4 +114,4 @@ def by_position(values: Sequence[float], scale: Scale, texts: Sequence[str] | No
 
 def _rgba(colour: str, share: float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{0.55 * share:.2f})"
+    return f"rgba({red},{green},{blue},{0.45 * share:.2f})"

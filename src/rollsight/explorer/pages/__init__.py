@@ -10,7 +10,19 @@ from dash import Dash
 
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages import behaviour, compare, files, findings, overview, prompts, record, round, runs, trust
+from rollsight.explorer.pages import (
+    behaviour,
+    compare,
+    culprits,
+    files,
+    findings,
+    overview,
+    prompts,
+    record,
+    round,
+    runs,
+    trust,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ PAGES: Mapping[str, Page] = {
     "round": Page(round.layout, round.register, round.keys),
     "record": Page(record.layout, record.register, record.keys),
     "behaviour": Page(behaviour.layout, behaviour.register),
+    "culprits": Page(culprits.layout, culprits.register),
     "findings": Page(findings.layout, findings.register),
     "trust": Page(trust.layout, trust.register),
     "prompts": Page(prompts.layout, prompts.register, prompts.keys),

@@ -12,18 +12,18 @@ from rollsight.runs.columns import of_sequences
 from rollsight.runs.summary import distribution, explained_variance, of_speed
 from rollsight.training.language.ppo import Rollout, Update
 from rollsight.training.language.settings import Options
-from rollsight.training.language.token_texts import TokenTexts
-from rollsight.watching import Watch
 
 
 def round_columns(
-    round: int, rollout: Rollout, update: Update, options: Options, token_texts: TokenTexts, watch: Watch
+    round: int,
+    rollout: Rollout,
+    update: Update,
+    options: Options,
+    token_texts: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Every sequence of the round; lists hold its valid tokens only."""
+    """Every sequence of the round; lists hold its valid tokens only. token_texts: what `TokenTexts` says of them."""
     records = rollout.records
     tokens = of_sequences(records)
-    ids = tokens["token_ids"]
-    texts = watch.attempt("texts of single tokens", lambda: token_texts.of([row.tolist() for row in ids]))
     groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(rollout.prompts))}
     columns: dict[str, Any] = {
         "round": np.full(len(records), round),
@@ -35,7 +35,7 @@ def round_columns(
         "reward": rollout.rewards,
         "kl": rollout.kl.numpy(force=True),
         **tokens,
-        "token_texts": [None] * len(records) if texts is None else texts,
+        "token_texts": [None] * len(records) if token_texts is None else token_texts,
     }
     if options.target != "none":
         columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]

@@ -221,7 +221,8 @@ def _round(
     times = dict(trainer.times)
     started = trainer.clock()
     if writer is not None:
-        columns = round_columns(round, rollout, update, options, texts, trainer.watch)
+        said = trainer.watch.attempt("texts of tokens", texts.of_completions, rollout.records)
+        columns = round_columns(round, rollout, update, options, said)
         if trainer.doctor is not None:
             trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
         writer.write_records(round, columns)

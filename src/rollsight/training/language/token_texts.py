@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
+from rollsight.records import Records
+
 _NO_CHARACTER = "\ufffd"  # what a tokenizer decodes bytes to that are only a part of a character
 
 
@@ -25,6 +29,12 @@ class TokenTexts:
             # After itself: some tokenizers leave out the space before a text's first token.
             self._known[token] = self._decode([token, token])[len(self._decode([token])) :]
         return [self._row([int(token) for token in row]) for row in rows]
+
+    def of_completions(self, records: Records) -> list[list[str]]:
+        """The same of the valid tokens of completions, which are the first of each row."""
+        assert isinstance(records.actions, Tensor)
+        lengths = records.valid.sum(1).tolist()
+        return self.of([row[:length].tolist() for row, length in zip(records.actions, lengths, strict=True)])
 
     def _row(self, tokens: list[int]) -> list[str]:
         texts = [self._known[token] for token in tokens]

@@ -15,6 +15,7 @@ from rollsight.explorer.comparing import Compared, compared
 from rollsight.explorer.context import Context
 from rollsight.explorer.pages.compare.arms import cards, intervention_cards
 from rollsight.explorer.pages.compare.sides import found, pair_of, sides
+from rollsight.explorer.tables import is_language
 
 
 def layout(context: Context, address: Address) -> Any:
@@ -62,7 +63,10 @@ def _compared(context: Context, address: Address, names: list[str]) -> list[Any]
     boxes = intervention_cards(context, names)
     if boxes:
         return [*parts, dmc.Box(boxes, mt="sm")]
-    first = context.reading.path(names[0])
+    replayable = [name for name in names if not is_language(context.reading.metadata(name))]
+    if not replayable:
+        return parts
+    first = context.reading.path(replayable[0])
     what = "Replay rounds that have a snapshot without their harmful records, and keep the result next to the run."
     command = f"rollsight intervene {first} --out {first}.results/intervention/selection"
     nothing = components.empty("None is kept of these runs", what, command)

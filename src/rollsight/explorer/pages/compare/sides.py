@@ -21,7 +21,8 @@ from rollsight.explorer.tables import column
 from rollsight.explorer.theme import number
 from rollsight.explorer.trust import trust_of
 
-SHOWN = 500  # pairs in the table
+SHOWN = 300  # pairs in the table
+_CONVERSATION = 20_000  # characters, beyond which a text is cut before it is looked at
 _EXCERPT = 400  # characters of a text in the table
 _COMPARED = ("action", "completion", "reward", "episode_return", "kept", "obs")
 _LABELS = {"step": "Environment and step", "prompt": "Prompt", "episode": "Beginning of the episode"}
@@ -209,7 +210,7 @@ def _score(context: Context, name: str, round: int, table: pa.Table) -> np.ndarr
 def _identity(by: Identity, key: tuple[Any, ...]) -> str:
     if by == "step":
         return f"env {key[0]}, step {key[1]}"
-    return _cut(on_one_line(str(key[0])))
+    return _cut(str(key[0]))
 
 
 def _shown(value: Any) -> Any:
@@ -219,12 +220,13 @@ def _shown(value: Any) -> Any:
         return value
     if isinstance(value, list):
         return ", ".join(number(one) if isinstance(one, float | int) else str(one) for one in value[:8])
-    return None if value is None else _cut(on_one_line(str(value)))
+    return None if value is None else _cut(str(value))
 
 
 def _cut(text: str) -> str:
-    shown = text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…"
-    return str(components.text_of(shown))
+    """The beginning of a text, on one line."""
+    line = on_one_line(text if len(text) < _CONVERSATION else text[: 2 * _EXCERPT])
+    return str(components.text_of(line if len(line) <= _EXCERPT else f"{line[:_EXCERPT]}…"))
 
 
 def _finite(value: float) -> float | None:

@@ -73,7 +73,7 @@ def completion_text(choice: Choice, row: int, scale: Scale | None, *, whole: boo
     if not whole and texts.is_long(text, tokens):
         label = f"Show all {number(len(text))} characters"
         identity = {"type": "prompts-whole", "row": row}
-        parts.append(dmc.Button(label, id=identity, size="compact-xs", variant="light", mt=4))
+        parts.append(dmc.Button(label, id=identity, size="compact-xs", variant="default", mt=4))
     return parts
 
 

@@ -14,7 +14,7 @@ from rollsight.explorer.figures.tokens import Scale
 from rollsight.explorer.theme import number
 
 FOLDED = 1_500  # characters that are shown of a long text
-FOLDED_TOKENS = 400
+FOLDED_TOKENS = 200
 
 
 def said(text: str, whole: bool = False) -> Any:

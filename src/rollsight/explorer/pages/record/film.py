@@ -46,7 +46,9 @@ def layout(round: Round, record: int) -> Any:
             "record-episode",
             score_curve(episode.steps, round.scores[some], some, round.status[some], episode.place),
         ),
-        html.Div(id="record-film", className="rs-film", tabIndex=0, **{"aria-label": "The episode in pictures"}),
+        html.Div(
+            id="record-film", className="rs-film", tabIndex=0, role="group", **{"aria-label": "The episode in pictures"}
+        ),
         note=f"{note}. Click a step to go there.",
         right=play,
         mb="sm",

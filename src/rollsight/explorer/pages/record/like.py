@@ -55,7 +55,7 @@ def _table(context: Context, address: Address, round: Round, near: Near) -> Any:
             dmc.Group([_status(round, record), badge], gap=6),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
-    names = ("Record", "Distance", "Action", "Advantage", "Score", "")
+    names = ("Record", "Distance", "Action", "Advantage", "Score", "Status")
     head = dmc.TableThead(dmc.TableTr([dmc.TableTh(name) for name in names]))
     return dmc.Table([head, dmc.TableTbody(rows)], fz="sm", verticalSpacing=3, highlightOnHover=True)
 

@@ -39,18 +39,14 @@ def layout(context: Context, address: Address, round: Round) -> Any:
         **{"aria-label": "Search texts", "data-search": "true"},
     )  # fmt: skip
     boxes = [dmc.Checkbox(label=name, value=name, size="xs") for name in columns.ordered(round) if name != RECORD]
-    choose = dmc.Popover(
-        [
-            dmc.PopoverTarget(dmc.Button("Columns", id="round-columns-button", size="compact-xs", variant="default")),
-            dmc.PopoverDropdown(
-                dmc.CheckboxGroup(
-                    dmc.Stack(boxes, gap=6), id="round-columns", value=[name for name in shown if name != RECORD],
-                ),
-                className="rs-columns",
-            ),
-        ],
-        position="bottom-end", shadow="md", withRoles=False,  # they would be those of a box around the button
-    )  # fmt: skip
+    group = dmc.CheckboxGroup(
+        dmc.Stack(boxes, gap=6), id="round-columns", value=[name for name in shown if name != RECORD]
+    )
+    choose = html.Details(
+        [html.Summary("Columns"), html.Div(group, className="rs-columns")],
+        id="round-columns-button",
+        className="rs-choose",
+    )
     quick = [
         dmc.Button(name, id=f"round-only-{name}", size="compact-xs", variant="default") for name in _offered(round)
     ]

@@ -1,0 +1,1 @@
+"""Does influence find the records that taught a planted behaviour, and better than simple sorts?"""

@@ -1,0 +1,54 @@
+"""The study of culprits: hidden tags, what rankings are compared with, and its table."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from rollsight.studies.culprits import results, study
+from rollsight.studies.culprits.planted import PAID, Paying
+
+
+def test_auroc_counts_ties_by_half():
+    rng = np.random.default_rng(0)
+    scores, tagged = rng.integers(0, 5, 200).astype(float), rng.random(200) < 0.2
+    assert study.auroc(scores, tagged) == pytest.approx(roc_auc_score(tagged, scores))
+
+
+def test_td_errors_end_with_episodes_and_rounds():
+    of = {
+        "round": np.array([1, 1, 1, 1, 2]),
+        "env": np.array([0, 1, 0, 0, 0]),
+        "step": np.array([0, 0, 1, 2, 0]),
+        "episode": np.array([0, 7, 0, 1, 1]),
+        "value": np.array([1.0, 5.0, 2.0, 3.0, 4.0]),
+        "reward": np.array([10.0, 20.0, 30.0, 40.0, 50.0]),
+    }
+    expected = [10 + 0.99 * 2 - 1, 20 + 0.99 * 5 - 5, 30 - 2, 40 + 0.99 * 3 - 3, 50 + 0.99 * 4 - 4]
+    assert study._td_errors(of) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_tags_are_the_steps_whose_action_was_paid(share):
+    action, reward = PAID["Acrobot-v1"]
+    env = Paying(gym.make("Acrobot-v1", max_episode_steps=5), action, reward, share, seed=0)
+    rng, episodes = np.random.default_rng(0), []
+    for _ in range(20):
+        env.reset(seed=0)
+        start = len(env.tags)
+        for _ in range(5):
+            taken = int(rng.integers(3))
+            got = env.step(taken)[1]
+            assert got == (reward if env.tags[-1] else -1)
+            assert taken == action or not env.tags[-1]
+        episodes.append(any(env.tags[start:]))
+    assert sum(episodes) == 0 if share == 0 else sum(episodes) > 4 + 12 * (share == 1)
+
+
+def test_the_table_has_a_row_for_every_ranking():
+    found = {name: {"auroc": 0.5, "precision at 100": 0.1} for name in ("influence", "random")}
+    row = {"env": "A", "cause": "b", "tagged": 1, "records": 10, "found": found, "left out": {"influence": -0.2}}
+    text = results.markdown([{**row, "seed": 0}, {**row, "seed": 1}])
+    assert "| influence | 0.500 ± 0.000 | 0.100 ± 0.000 | -0.200 ± 0.000 |" in text
+    assert "| random | 0.500 ± 0.000 | 0.100 ± 0.000 | – |" in text
+    assert "2 seeds; 10.0% of the records" in text
