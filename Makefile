@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-llm test lint docs dist benchmark clean
+.PHONY: demo demo-llm test lint docs screenshots dist benchmark clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
@@ -41,6 +41,10 @@ test: lint
 # The site, into docs/_build; a warning is an error.
 docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+
+# Fresh pictures of the explorer for the documentation, from real runs that it trains; needs chromium.
+screenshots: $(VENV)/.installed
+	$(BIN)/python docs/screenshots.py
 
 # Wheel and sdist, each extra installed alone in an empty environment and tried.
 dist:

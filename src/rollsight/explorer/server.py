@@ -20,7 +20,6 @@ from rollsight.explorer import security
 from rollsight.explorer.app import create_app
 from rollsight.explorer.reading import Reading
 
-_PREPARED = 4  # runs whose rounds are read before their pages are asked for
 _TRIED = 20  # ports after the one that was asked for
 
 
@@ -57,8 +56,7 @@ class Server:
         local = security.is_local(host) and not allow_hosts
         token = None if local else security.new_token()
         names = tuple(allow_hosts) if security.is_local(host) else ()
-        reading = Reading(folders)
-        app = create_app(reading, prefix=prefix, hosts=names, token=token)
+        app = create_app(Reading(folders), prefix=prefix, hosts=names, token=token)
         application = app.server if prefix == "/" else _without_prefix(app.server, prefix)
         with contextlib.suppress(ImportError):
             import pandas  # noqa: F401 - pyarrow and plotly would import it in several threads at once, which fails
@@ -67,7 +65,6 @@ class Server:
         self.url = f"http://{shown}{prefix}" + (f"?token={token}" if token else "")
         self._thread = threading.Thread(target=self._server.serve_forever, name="rollsight-explorer", daemon=True)
         self._thread.start()
-        reading.prepare(reading.names()[:_PREPARED])
 
     @property
     def port(self) -> int:

@@ -17,25 +17,33 @@ from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, bands, over_rounds
 from rollsight.explorer.tables import arm_of, column, performance, task_of
 
+_PREPARED = 4  # runs that are read before they are opened
 _CHOSEN = 8  # runs whose curves are drawn unless others are chosen
 
-_COLUMNS = [
-    {"field": "name", "headerName": "Run", "cellRenderer": "runLink", "minWidth": 200, "flex": 2, "pinned": "left"},
-    {"field": "task", "headerName": "Environment or model", "flex": 2, "minWidth": 160},
-    {"field": "algorithm", "headerName": "Algorithm", "width": 110},
-    {"field": "arm", "headerName": "Arm", "flex": 1, "minWidth": 120},
-    {"field": "seed", "headerName": "Seed", "type": "rightAligned", "width": 80},
-    {"field": "rounds", "headerName": "Rounds", "type": "rightAligned", "width": 95},
-    {"field": "last", "headerName": "Last return or reward", "type": "rightAligned", "width": 160},
-    {"field": "kept", "headerName": "Kept", "type": "rightAligned", "width": 90},
-    {"field": "halves", "headerName": "Agreement of halves", "type": "rightAligned", "width": 160},
-    {"field": "state", "headerName": "State", "width": 110},
-    {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 120, "tooltipField": "warnings"},
+_NUMBER = {"type": "rightAligned", "filter": False}
+_COLUMNS: list[dict[str, Any]] = [
+    {"field": "name", "headerName": "Run", "cellRenderer": "runLink", "minWidth": 170, "flex": 2, "pinned": "left"},
+    {"field": "task", "headerName": "Environment, model", "flex": 2, "minWidth": 140, "tooltipField": "task"},
+    {"field": "algorithm", "headerName": "Algorithm", "width": 110, "filter": False},
+    {"field": "arm", "headerName": "Arm", "flex": 1, "minWidth": 105, "tooltipField": "arm"},
+    {"field": "seed", "headerName": "Seed", "width": 68, **_NUMBER},
+    {"field": "rounds", "headerName": "Rounds", "width": 85, **_NUMBER},
+    {"field": "last", "headerName": "Last", "width": 80, "headerTooltip": "Last return or reward", **_NUMBER},
+    {"field": "kept", "headerName": "Kept", "width": 82, "headerTooltip": "Share of the valid records", **_NUMBER},
+    {
+        "field": "halves",
+        "headerName": "Agreement",
+        "width": 118,
+        "headerTooltip": "Rank agreement of halves of the last round",
+        **_NUMBER,
+    },
+    {"field": "state", "headerName": "State", "width": 108, "filter": False},
+    {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 105, "tooltipField": "warnings"},
 ]
 _STATES = {"running": "training", "ended": "ended", "stopped": "stopped early"}
 _FORMATS = {
-    "last": "params.value == null ? '–' : d3.format(',.3~f')(params.value)",
-    "kept": "params.value == null ? '–' : d3.format('.1%')(params.value)",
+    "last": "params.value == null ? '–' : d3.format(Math.abs(params.value) < 100 ? '.3~r' : ',.0f')(params.value)",
+    "kept": "params.value == null ? '–' : d3.format('.3~r')(100 * params.value) + ' %'",
     "halves": "params.value == null ? '–' : d3.format('.2f')(params.value)",
 }
 
@@ -78,7 +86,7 @@ def layout(context: Context, address: Address) -> Any:
         },
         getRowId="params.data.name",
         selectedRows={"ids": chosen},
-        style={"height": f"{min(420, 80 + 32 * len(rows))}px"},
+        style={"height": f"{min(420, 40 + 32 * len(rows))}px"},
         className="ag-theme-quartz rs-grid",
     )
     search = dmc.TextInput(
@@ -138,7 +146,9 @@ def curves(context: Context, names: Sequence[str], by: str) -> Any:
         if not len(rounds):
             continue
         measure, values = performance(rounds)
-        label = name if by == "run" else f"{metadata.get('algo', '')} {arm_of(metadata)}".strip()
+        label = (
+            name if by == "run" else " ".join(dict.fromkeys((str(metadata.get("algo", "")), arm_of(metadata)))).strip()
+        )
         place = strips.setdefault((task_of(metadata), measure), {})
         place.setdefault(label, []).append(Line(label, column(rounds, "round"), values))
     drawn = [
@@ -172,7 +182,7 @@ def register(app: Dash, context: Context) -> None:
         prevent_initial_call=True,
     )
     def draw(selected: Any, by: str, _: str, search: str) -> Any:
-        names = [row if isinstance(row, str) else row["name"] for row in _rows(selected)]
+        names = _names(selected)
         return curves(context, names[: 4 * _CHOSEN], by), {"runs": ",".join(names), "by": by, "search": search or None}
 
     app.clientside_callback(
@@ -202,9 +212,12 @@ def register(app: Dash, context: Context) -> None:
         Input("runs-poll", "n_intervals"),
         State("runs-token", "data"),
         State("runs-table", "rowData"),
+        State("runs-table", "selectedRows"),
         prevent_initial_call=True,
     )
-    def update(_: int, shown: str, before: list[dict[str, Any]]) -> Any:
+    def update(ticks: int, shown: str, before: list[dict[str, Any]], selected: Any) -> Any:
+        if ticks == 1:  # the page is drawn, and one of these runs will be opened next
+            context.reading.prepare(_names(selected)[:_PREPARED])
         if (token := context.token()) == shown:
             raise PreventUpdate
         known = {row["name"]: row for row in before}
@@ -216,7 +229,7 @@ def register(app: Dash, context: Context) -> None:
         return changes, token
 
 
-def _rows(selected: Any) -> list[Any]:
-    if isinstance(selected, dict):
-        return list(selected.get("ids", []))
-    return list(selected or [])
+def _names(selected: Any) -> list[str]:
+    """The chosen runs, as the table says them: their ids, or their rows."""
+    rows = selected.get("ids", []) if isinstance(selected, dict) else selected or []
+    return [row if isinstance(row, str) else row["name"] for row in rows]

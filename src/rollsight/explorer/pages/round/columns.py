@@ -79,10 +79,10 @@ def _definition(round: Round, name: str, kind: Kind, shown: bool) -> dict[str, A
         column["filter"], column["filterParams"] = _FILTERS[kind]
     if kind == "number":
         whole = name in round.table.column_names and pa.types.is_integer(round.table[name].type)
-        column |= {"type": "rightAligned", "width": max(95, 56 + 8 * len(name))}
+        column |= {"type": "rightAligned", "width": max(84, 50 + 8 * len(name))}
         if not whole and name != RECORD:
             shape = "params.value == null ? '–' : d3.format(',.4~g')(params.value)"
-            column |= {"valueFormatter": {"function": shape}, "width": max(120, 56 + 8 * len(name))}
+            column |= {"valueFormatter": {"function": shape}, "width": max(104, 50 + 8 * len(name))}
     elif kind == "text" and name not in (STATUS, PHASE):
         column |= {"minWidth": 220, "flex": 1, "tooltipField": _key(name)}
     elif kind == "other":
@@ -90,7 +90,7 @@ def _definition(round: Round, name: str, kind: Kind, shown: bool) -> dict[str, A
     if name == RECORD:
         column |= {"cellRenderer": "runLink", "pinned": "left", "width": 90}
     if name == STATUS:
-        column |= {"cellClass": {"function": "'rs-outcome rs-' + (params.value || '')"}}
+        column |= {"width": 95, "cellClass": {"function": "'rs-outcome rs-' + (params.value || '')"}}
     if name.startswith("score_"):
         sign = "params.value < 0 ? 'rs-hurt' : params.value > 0 ? 'rs-helped' : ''"
         column |= {"cellClass": {"function": f"'ag-right-aligned-cell ' + ({sign})"}}
