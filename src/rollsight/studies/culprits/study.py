@@ -100,7 +100,8 @@ def _nearness(of: Mapping[str, Any], behaviour: Behaviour) -> Floats:
     search = NearestNeighbors(n_neighbors=1).fit(behaviour.obs.numpy() / scale)
     distance = search.kneighbors(of["obs"] / scale)[0][:, 0]
     same = of["action"] == int(behaviour.actions.reshape(-1)[0])
-    return np.where(same, -distance, -distance.max() - 1)
+    nearness: Floats = np.where(same, -distance, -distance.max() - 1)
+    return nearness
 
 
 def _left_out(
