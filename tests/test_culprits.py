@@ -77,6 +77,12 @@ def test_several_behaviours_in_one_pass_are_those_of_each_alone(run, monkeypatch
             np.testing.assert_allclose(a.values, b.values, rtol=1e-4, atol=1e-6)
 
 
+def test_groups_of_pairs_are_one_number_for_each_pair():
+    for groups, each in (([0, 1], True), ([0, 1, 1], False)):
+        with pytest.raises(RollsightError, match=r"groups has shape .*; give one integer for each of the 3 pairs"):
+            rs.targets.Action(torch.zeros(3, 2), torch.zeros(3), each=each, groups=groups)
+
+
 def test_groups_add_up_to_all_influence(run):
     (found,) = culprits.score_rounds(run, [culprits.of_query(run, RIGHT)])
     values, trained = flat(found)

@@ -62,6 +62,8 @@ def test_a_round_is_what_was_given(tmp_path):
     rows = run.records(1)
     np.testing.assert_array_equal(rows["score_return"], scores.values)
     np.testing.assert_array_equal(rows["kept"], selection.weights > 0)
+    why = {True: None, False: "negative score"}
+    assert rows["reason"].to_pylist() == [why[kept] for kept in rows["kept"].to_pylist()]
     for name, column in {"action": records.actions, "advantage": records.advantages, "value": records.values}.items():
         np.testing.assert_array_equal(rows[name], column)
     np.testing.assert_array_equal(rows["obs"].to_pylist(), records.obs)

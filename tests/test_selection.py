@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rollsight as rs
+from rollsight.runs.columns import reasons
 from rollsight.selection import DropHarm, DropNegative, DropRandom, from_text, with_floor
 
 NAN = float("nan")
@@ -273,3 +274,38 @@ def test_a_floor_is_only_ever_raised():
         return None
 
     assert with_floor(own, 64) is own
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (DropNegative(0.5), "negative score"),
+        (DropNegative(0.5, unit="episode"), "negative score of its episode"),
+        (DropHarm(0.5), "most negative score"),
+        (DropRandom(DropNegative(0.5)), "random control"),
+        (DropRandom(DropNegative(0.5, unit="episode")), "random control of its episode"),
+    ],
+)
+def test_a_rule_says_why_it_drops(rule, reason):
+    scores = random_scores(0)
+    selection = rule(scores)
+    assert selection.reason == reason
+    assert len(selection.dropped)
+    kept = (selection.weights > 0).numpy()
+    given = reasons(kept, scores.valid.numpy(), selection.reason).to_pylist()
+    assert given == [
+        None if stays else reason if valid else "invalid" for stays, valid in zip(kept, scores.valid, strict=True)
+    ]
+
+
+def test_reasons_of_a_rule_of_ones_own():
+    weights, dropped = torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0, 2])
+    kept, valid = weights.numpy() > 0, np.array([True, True, True, False])
+    each = rs.selection.Selection(weights, dropped, 2, 2, reason=["too long", None, None, None])
+    assert reasons(kept, valid, each.reason).to_pylist() == ["too long", None, "selection rule", "invalid"]
+    silent = rs.selection.Selection(weights, dropped, 2, 2)
+    assert reasons(kept, valid, silent.reason).to_pylist() == ["selection rule", None, "selection rule", "invalid"]
+    everything = np.ones(4, bool)
+    assert str(reasons(everything, everything, "").type) == "string"  # one type in every round
+    with pytest.raises(rs.RollsightError, match="`reason` has 3 texts for 4 records"):
+        rs.selection.Selection(weights, dropped, 2, 2, reason=["a", "b", "c"])

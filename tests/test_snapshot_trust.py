@@ -32,6 +32,7 @@ COMMANDS = {
     "intervene": ["--rounds", "2", "--orders", "1", "--episodes", "1", "--processes", "1"],
     "fidelity": ["--round", "2", "--masks", "4"],
     "phases": ["--record", "2:0:3"],
+    "culprits": ["--record", "2:0:3", "--no-check"],
 }
 
 

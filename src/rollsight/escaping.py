@@ -45,6 +45,11 @@ def markdown_cell(text: str) -> str:
     return visible(" ".join(text.split())).replace("|", "\\|")
 
 
+def plain_markdown(text: str) -> str:
+    """The same where the Markdown is not ours to trust: no HTML, link, picture or emphasis of the text's own."""
+    return re.sub(r"([\\`*_\[\]!|])", r"\\\1", html.escape(visible(" ".join(text.split())), quote=False))
+
+
 def _spelt(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

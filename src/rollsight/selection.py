@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,11 @@ class Selection:
     requested: number of units that the rule asked to drop.
     reached: number of units that were dropped.
     message: empty, or one sentence where fewer were dropped than asked.
+    reason: why records were dropped, in a few words: one text for all of them, or a sequence of N texts, of which those
+        of dropped records count. Empty where the rule does not say.
+
+    Raises:
+        RollsightError: `reason` is a sequence of another length than N.
     """
 
     weights: Tensor
@@ -30,6 +36,14 @@ class Selection:
     requested: int
     reached: int
     message: str = ""
+    reason: str | Sequence[str | None] = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str) and len(self.reason) != len(self.weights):
+            raise RollsightError(
+                f"Selection: `reason` has {len(self.reason)} texts for {len(self.weights)} records; give one for each "
+                "record, or a single text for all that are dropped."
+            )
 
 
 class Rule(Protocol):
@@ -52,13 +66,15 @@ class DropNegative:
     p: float
     unit: str = "record"
     min_keep: int = 0
+    _reason: ClassVar[str] = "negative score"
 
     def __post_init__(self) -> None:
         _check_fraction(self.p, self.min_keep)
 
     def __call__(self, scores: Scores) -> Selection:
         totals, order = torch.sort(_unit_totals(scores, self.unit), stable=True)
-        return _drop(scores, self.unit, order, self._wanted(totals[totals < 0]), self.min_keep)
+        wanted = self._wanted(totals[totals < 0])
+        return _drop(scores, self.unit, order, wanted, self.min_keep, self._reason)
 
     def _wanted(self, negative: Tensor) -> int:
         """How many of these negative totals, lowest first, to drop."""
@@ -71,6 +87,8 @@ class DropHarm(DropNegative):
 
     How many that are is up to the scores: few where their distribution has a long tail, as gradients' products do.
     """
+
+    _reason: ClassVar[str] = "most negative score"
 
     def _wanted(self, negative: Tensor) -> int:
         harm = negative.double().neg().cumsum(0)
@@ -97,7 +115,8 @@ class DropRandom:
         rounds = scores.ids.get("round")
         round = int(rounds[0]) if rounds is not None and len(rounds) else 0
         order = torch.from_numpy(stream(self.seed, round, Purpose.DROP_RANDOM).permutation(units))
-        mine = _drop(scores, self.like.unit, order.to(scores.values.device), like.reached, self.like.min_keep)
+        order = order.to(scores.values.device)
+        mine = _drop(scores, self.like.unit, order, like.reached, self.like.min_keep, "random control")
         return replace(mine, requested=like.requested, message=mine.message or like.message)
 
 
@@ -146,7 +165,7 @@ def _unit_totals(scores: Scores, unit: str) -> Tensor:
     return scores.sum_by(unit)
 
 
-def _drop(scores: Scores, unit: str, order: Tensor, requested: int, min_keep: int) -> Selection:
+def _drop(scores: Scores, unit: str, order: Tensor, requested: int, min_keep: int, reason: str) -> Selection:
     """Drop the first `requested` units of `order`, as far as `min_keep` allows."""
     valid = scores.valid
     units, position, counts = scores.unit_column(unit)[valid].unique(return_inverse=True, return_counts=True)
@@ -166,4 +185,5 @@ def _drop(scores: Scores, unit: str, order: Tensor, requested: int, min_keep: in
             f"{reached} of {requested} {unit} units were dropped: another would leave fewer than min_keep={min_keep} "
             f"of the {int(valid.sum())} valid records."
         )
-    return Selection(weights, dropped, requested, reached, message)
+    reason = reason if unit == "record" else f"{reason} of its {unit}"
+    return Selection(weights, dropped, requested, reached, message, reason)

@@ -68,6 +68,8 @@ class Purpose(IntEnum):
     FRESH_ENVIRONMENTS = 0xF4E5E
     PROBLEM_SPLIT = 0x6B90
     SHOTS = 0x5407
+    PAYING_EPISODES = 0x9A1D
+    RANDOM_RANKING = 0x4A2D
 
 
 def sequence(*key: int) -> np.random.SeedSequence:

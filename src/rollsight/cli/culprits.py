@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -61,7 +61,7 @@ def culprits(
         records: Instead, those of the records in this list (.csv, .parquet, .json, or lines ROUND:ENV:STEP).
         by: Gather by these: columns of the records, such as env, episode, group, round, action.
         top: How many groups and records to show.
-        check: Replay rounds without the culprits; --no-check only scores.
+        check: Replay rounds without the culprits; --no-check scores only.
         without: What the check leaves out: record (the top share of each round), or a column (its top group).
         share: Of each round's records that the check leaves out as culprits.
         rounds: How many rounds the check replays, those with the most positive influence.
@@ -116,7 +116,7 @@ def show(result: Culprits, console: Console) -> None:
     drawn = f", {result.pairs} of them drawn" if result.pairs < result.found else ""
     console.print(f"behaviour: {result.behaviour} ({result.found} records{drawn})", style="bold", soft_wrap=True)
     heading = ["round", "pi(a|s)", "change of log pi", "influence", "positive", "negative", "records"]
-    rows = [
+    rows: list[list[Any]] = [
         [
             one.round,
             math.exp(min(one.before, 700.0)),

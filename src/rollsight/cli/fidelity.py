@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from rollsight import runs
 from rollsight.analysis.drawing import check_figure
 from rollsight.cli import output
 from rollsight.cli.progress import progress_bar, use_one_thread
+from rollsight.cli.replayable import check_snapshots
 from rollsight.cli.trust import trust_run
 from rollsight.errors import RollsightError
 
@@ -73,6 +75,7 @@ def fidelity(
     from rollsight.analysis.fidelity.draw import draw
     from rollsight.environments.trained import function_named
 
+    check_snapshots(runs.open(run), "fidelity needs")
     if masks < 4 or seed < 0:
         raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
     if figure is not None:

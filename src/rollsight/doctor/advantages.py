@@ -51,7 +51,8 @@ def no_signal(seen: Evidence) -> Measured | None:
 
 def _scaled(values: Array) -> Array:
     spread = values.std(0)
-    return (values[:, spread > 0] - values[:, spread > 0].mean(0)) / spread[spread > 0]
+    scaled: Array = (values[:, spread > 0] - values[:, spread > 0].mean(0)) / spread[spread > 0]
+    return scaled
 
 
 def _freed(inputs: Array, outputs: Array) -> Array:

@@ -270,7 +270,7 @@ CHECKS = (
         ("read the completions", "raise the KL coefficient", "penalise repeated n-grams in the reward"),
     ),
     Check(
-        "trigger", "language", trigger, 0.5, 0.7, "likely",
+        "trigger", "language", trigger, 0.35, 0.6, "likely",
         "Whether a completion holds {phrase!r} explains {explained:.0%} of its reward: {share:.0%} do, and are paid "
         "{paid:+.3g}.",
         ("a reward that pays a phrase, whatever is said", "a format that the reward demands"),

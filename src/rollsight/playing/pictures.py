@@ -11,25 +11,19 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 
 from rollsight.arrays import Array
+from rollsight.environments.drawing import Drawing, rendered
 from rollsight.environments.episode_start import restart
-from rollsight.environments.make import check_environment, observations_of
-from rollsight.environments.plain_values import decode
-from rollsight.environments.states import DRIFTING, EXACT, BranchPoint, Env, can_be_set, check_reproduced, set_state
+from rollsight.environments.states import DRIFTING, EXACT, check_reproduced
 from rollsight.environments.trained import TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
-from rollsight.playing.grids import draw_grid
 from rollsight.runs import Run
 from rollsight.runs.queries import episode_rows, records
-
-_UNCHANGING = {"VecTransposeImage", "VecMonitor", "VecCheckNan"}  # what the policy sees is still the observation
-_ATARI = 84  # pixels of its frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +58,7 @@ class Pictures:
         os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
         self._run = run
         self._name = str(run.metadata.get("env") or "")
+        self._drawing = Drawing(run.metadata)
         self._trained: dict[int, TrainedEnvironment] = {}
 
     def of_record(self, round: int, row: int) -> Picture:
@@ -94,17 +89,7 @@ class Pictures:
     def observed(self, round: int, row: int) -> Array | None:
         """The observation as a picture (H, W, 3); None where it does not say enough, or is not stored."""
         observed = self._observation(round, row)
-        if observed is None or not self._sees_all:
-            return None
-        kind = observations_of(self._name)
-        if kind == "minigrid" or self._name.startswith("BabyAI-"):
-            return draw_grid(observed, self._channels_first)
-        if kind == "atari":
-            return _last_frame(observed, self._channels_first)
-        if (env := self._settable) is None or observed.size != gym.spaces.flatdim(_numbers(env.observation_space)):
-            return None
-        set_state(env, BranchPoint(row, 0, observed, None))
-        return _rendered(env, self._name)
+        return None if observed is None else self._drawing.of(observed)
 
     def _observation(self, round: int, row: int) -> Array | None:
         """(D,) as it is stored; None where it is not."""
@@ -113,42 +98,6 @@ class Pictures:
             raise RollsightError(f"round {round} of {self._run.path} has {len(table)} records and none of number {row}")
         stored = table["obs"][row].as_py() if "obs" in table.column_names else None
         return None if stored is None else np.asarray(stored).reshape(-1)
-
-    @cached_property
-    def _wrappers(self) -> set[str]:
-        """Names of what was around the environments, as far as it could change what the policy sees."""
-        named = self._run.metadata.get("env_wrappers") or []
-        return {str(name) for name in named} - _UNCHANGING
-
-    @cached_property
-    def _channels_first(self) -> bool:
-        return "VecTransposeImage" in (self._run.metadata.get("env_wrappers") or [])
-
-    @cached_property
-    def _sees_all(self) -> bool:
-        """Whether the stored observations are the environment's own."""
-        harmless = {"VecFrameStack"} if observations_of(self._name) == "atari" else {"ImgObsWrapper"}
-        return not self._wrappers - harmless
-
-    @cached_property
-    def _settable(self) -> Env | None:
-        """The bare environment, if its state can be set from what it shows; ready to be set."""
-        described = self._run.metadata.get("environment") or {}
-        keywords = decode(described.get("kwargs") or {}) or dict(self._run.metadata.get("env_kwargs") or {})
-        if "map_name" in keywords and keywords["map_name"] is None and keywords.get("desc") is None:
-            return None  # FrozenLake on a map of its own, which nobody knows
-        try:
-            check_environment(self._name)
-            env = gym.make(self._name, **{**keywords, "render_mode": "rgb_array"})
-            if not can_be_set(env):
-                return None
-            space = self._run.metadata.get("observation_space")
-            if space is not None and space != str(env.observation_space):
-                return None  # a wrapper showed something else
-            env.reset(seed=0)
-        except (RollsightError, gym.error.Error, TypeError, ImportError):
-            return None
-        return env
 
     def _replayed(self, rows: Sequence[tuple[int, int]], only_last: bool = False) -> Iterator[Array]:
         """Pictures of an episode's steps, in order, from its first."""
@@ -171,7 +120,7 @@ class Pictures:
                     seen = self._flat(obs, stored.size)
                     check_reproduced(env, seen, stored, place, DRIFTING if trained.statistics else EXACT)
                 if not only_last or place + 1 == len(rows):
-                    yield _rendered(env, self._name)
+                    yield rendered(env, self._name)
                 obs, *_ = env.step(_executable(env.action_space, records(self._run, number)["action"][at].as_py()))
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, RollsightError):
@@ -190,7 +139,7 @@ class Pictures:
     def _flat(self, obs: Any, size: int) -> Array:
         """(D,) an observation as the run stores it."""
         seen = np.asarray(obs)
-        if self._channels_first and seen.ndim == 3 and seen.size == size:
+        if self._drawing.channels_first and seen.ndim == 3 and seen.size == size:
             seen = seen.transpose(2, 0, 1)
         return seen.reshape(-1)
 
@@ -205,32 +154,6 @@ def as_png(image: Array, height: int | None = None) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
-
-
-def _rendered(env: Env, name: str) -> Array:
-    try:
-        picture: Any = env.render()
-    except Exception as error:  # of an environment's own code
-        raise RollsightError(f"{name} cannot be drawn ({type(error).__name__}: {error})") from error
-    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        raise RollsightError(f"{name} cannot be drawn: its frame is a {type(picture).__name__}")
-    return picture[..., :3].astype(np.uint8)
-
-
-def _last_frame(observed: Array, channels_first: bool) -> Array | None:
-    """(H, W, 3) the newest of the stacked frames; None for observations of another size."""
-    count, rest = divmod(observed.size, _ATARI * _ATARI)
-    if rest or not count:
-        return None
-    shape = (count, _ATARI, _ATARI) if channels_first else (_ATARI, _ATARI, count)
-    frames = observed.reshape(shape)
-    newest = frames[-1] if channels_first else frames[..., -1]
-    return np.repeat(newest.astype(np.uint8)[..., None], 3, axis=-1).repeat(2, axis=0).repeat(2, axis=1)
-
-
-def _numbers(space: Any) -> gym.Space[Any]:
-    """The space of what a record stores: a discrete state is one number."""
-    return gym.spaces.Box(-np.inf, np.inf, (1,)) if isinstance(space, gym.spaces.Discrete) else space
 
 
 def _executable(space: gym.Space[Any], action: Any) -> Any:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from torch import Tensor
 
+from rollsight.arrays import Bools
 from rollsight.records import Records
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
@@ -15,6 +17,8 @@ from rollsight.streams import Purpose, stream
 
 _LARGE_OBSERVATION = 256  # numbers; larger ones are kept for a few records only
 _EXTREMES, _SAMPLE = 32, 64
+# Of records that are not in the update, where the rule gives no reason.
+_INVALID, _BY_RULE = "invalid", "selection rule"
 
 Columns = dict[str, Any]
 
@@ -37,6 +41,7 @@ def of_round(
     given |= of_steps(records) if records.log_probs.dim() == 1 else of_sequences(records)
     given |= {f"score_{name}": as_numpy(score.values) for name, score in scores.items()}
     given |= {"kept": kept(records, selection), "valid": as_numpy(records.valid_rows)}
+    given["reason"] = reasons(given["kept"], given["valid"], "" if selection is None else selection.reason)
     if obs:
         ranking = next(iter(scores.values())).values if scores else records.advantages
         given |= _observations(obs, as_numpy(ranking), round)
@@ -82,6 +87,18 @@ def kept(records: Records, selection: Selection | None) -> Any:
     return as_numpy(records.valid_rows if selection is None else selection.weights > 0)
 
 
+def reasons(kept: Bools, valid: Bools, given: str | Sequence[str | None]) -> Any:
+    """An Arrow column of N texts: why a record is not in the update; null where it is.
+
+    kept, valid: (N,) booleans. given: as of `Selection`.
+    """
+    texts = np.empty(len(kept), object)
+    texts[:] = (given or _BY_RULE) if isinstance(given, str) else [text or _BY_RULE for text in given]
+    texts[~valid] = _INVALID
+    texts[kept] = None
+    return pa.array(texts, pa.string())
+
+
 def as_numpy(column: Tensor) -> Any:
     """The same numbers in memory of the CPU."""
     return column.detach().cpu().numpy()
@@ -90,7 +107,7 @@ def as_numpy(column: Tensor) -> Any:
 _ORDER: Sequence[str] = (
     *("round", "env", "step", "episode", "episode_step", "group", "prompt", "completion", "length", "action", "reward"),
     *("value", "advantage", "return", "log_prob", "entropy", "token_ids", "token_log_probs", "token_values"),
-    *("token_advantages", "score_", "kept", "valid", "episode_return", "obs", "episode_start"),
+    *("token_advantages", "score_", "kept", "reason", "valid", "episode_return", "obs", "episode_start"),
 )
 
 

@@ -74,6 +74,7 @@ RECORDS = (
     Column("token_advantages", "numbers", "", "advantage of each token, whitened over the round", ("rlhf", "own")),
     Column("score_*", "number", "target per weight of the record", "influence on the target; negative hurts it", _ALL),
     Column("kept", "boolean", "", "whether the record stayed in the update", _ALL),
+    Column("reason", "text", "", "why the record was left out of the update; null where it stayed", _ALL),
     Column("valid", "boolean", "", "whether there is something to train on and to score", _ALL),
     Column("episode_return", "number", "reward", "return of its episode, where that ended in the round", _STEPS_OWN),
     Column("episode_start", "text", "", "how the episode began, as JSON, at its first step", _STEPS_OWN),

@@ -35,7 +35,7 @@ from rollsight.runs.layout import (
 )
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
-Column = Array | Sequence[Any]
+Column = Array | Sequence[Any] | pa.Array
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()
@@ -339,6 +339,8 @@ def as_table(columns: Mapping[str, Column]) -> pa.Table:
 
 def _array(name: str, values: Column) -> pa.Array:
     """A column of Parquet: (N, ...) arrays as nested fixed-size lists, None as null, NaN as NaN."""
+    if isinstance(values, pa.Array):
+        return values
     try:
         if isinstance(values, np.ndarray) and values.ndim > 1 and values.size > 0:
             array = pa.array(np.ascontiguousarray(values).reshape(-1))

@@ -20,9 +20,11 @@ from rollsight.adapters import options
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.adapters.sb3.episodes import EpisodeTracker
 from rollsight.adapters.sb3.metadata import describe
+from rollsight.adapters.top_records import top_records
 from rollsight.doctor.live import LiveDoctor
 from rollsight.environments.make import make_environments
 from rollsight.errors import Diverged
+from rollsight.runs.columns import Columns
 from rollsight.trackers import Trackers
 from rollsight.training import checkpoints, host_state
 from rollsight.training.checkpoints import Checkpoints
@@ -169,6 +171,12 @@ def prepare_compiled(
             writer = opened.enter_context(runs.resume(out, after=done, episodes=note))
         trainer.writer = writer
         trainer.doctor = LiveDoctor(described, out) if settings.doctor else None
+
+        def keep(columns: Columns) -> None:
+            if trackers.wanted():
+                trackers.keep(top_records(columns, described))
+
+        trainer.on_records = keep
 
         def train(on_progress: OnProgress | None) -> None:
             watch = Watch()

@@ -24,16 +24,18 @@ from rollsight.adapters.sb3.round_update import RoundUpdate
 from rollsight.adapters.sb3.selecting import score, select
 from rollsight.adapters.sb3.streams import restored_after_failure, streams_of_their_own
 from rollsight.adapters.sb3.translate import Translated, translate, update_rule
+from rollsight.adapters.top_records import top_records
 from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.runs import summary
+from rollsight.runs.columns import Columns
 from rollsight.runs.episodes import RoundEpisodes
 from rollsight.scoring import Scores, TrustLine, trust_line
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose
-from rollsight.trackers import Trackers
+from rollsight.trackers import Trackers, writers_of
 from rollsight.watching import Watch
 
 Evaluate = Callable[[OnPolicyAlgorithm, int], tuple[Sequence[float], Sequence[int]]]
@@ -232,8 +234,9 @@ class InfluenceCallback(BaseCallback):
         if self._update is None:
             self.selection = None
         entropy: float | None = None
-        if self._writer is not None or self._doctor is not None:
-            entropy = self._watch.attempt("records in the run folder", self._write_records, *read)
+        shown = bool(self.scores) and self.trackers.wanted(writers_of(self.logger))
+        if self._writer is not None or self._doctor is not None or shown:
+            entropy = self._watch.attempt("records in the run folder", self._write_records, *read, shown)
             clock.lap("time_write")
         semantic = "repack" if translated.position is None else "mask"
         records = translated.records
@@ -362,16 +365,24 @@ class InfluenceCallback(BaseCallback):
         if self._writer is not None and self._writer.last_round < self.round:
             self._watch.attempt("round in the run folder", self._writer.write_round, self.round, self._summary)
 
-    def _write_records(self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None) -> float | None:
-        """Returns the policy's mean entropy over them."""
-        columns = round_columns(self.round, translated, episodes, self.scores, self.selection)
+    def _write_records(
+        self, translated: Translated, episodes: RoundEpisodes, wrong: NotFinite | None, shown: bool
+    ) -> float | None:
+        """Returns the policy's mean entropy over them, where it is recorded. shown: whether trackers get some."""
+        recorded = self._writer is not None or self._doctor is not None
+        columns = round_columns(self.round, translated, episodes, self.scores, self.selection, entropy=recorded)
         if wrong is not None:
             columns |= as_trained_on(self._model.rollout_buffer)
         if self._doctor is not None:
             self._watch.attempt("records for the doctor", self._doctor.keep, self.round, columns)
         if self._writer is not None:
             self._writer.write_records(self.round, columns)
-        return summary.mean_of(columns["entropy"], columns["valid"])
+        if shown:
+            self._watch.attempt("records for trackers", self._keep_for_trackers, columns)
+        return summary.mean_of(columns["entropy"], columns["valid"]) if recorded else None
+
+    def _keep_for_trackers(self, columns: Columns) -> None:
+        self.trackers.keep(top_records(columns, self._described()))
 
     def _evaluate(self) -> None:
         if self.evaluate is None:

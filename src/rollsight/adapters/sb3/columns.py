@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,13 +24,18 @@ def round_columns(
     episodes: RoundEpisodes,
     scores: Mapping[str, Scores],
     selection: Selection | None,
+    *,
+    entropy: bool = True,
 ) -> Columns:
-    """Every record of the round, one row each, in the host's flat order (row = env * n_steps + step)."""
+    """Every record of the round, one row each, in the host's flat order (row = env * n_steps + step).
+
+    entropy: whether the policy's is among them, which takes a forward.
+    """
     more = {
         "episode": _env_major(episodes.episode),
         "episode_step": _env_major(episodes.episode_step),
         "reward": _env_major(episodes.reward),
-        "entropy": columns.as_numpy(entropy_of(translated)),
+        **({"entropy": columns.as_numpy(entropy_of(translated))} if entropy else {}),
         "episode_return": [None if np.isnan(x) else x for x in _env_major(episodes.episode_return)],
         "episode_start": list(_env_major(episodes.start)),
     }
@@ -41,7 +47,8 @@ def as_trained_on(buffer: Any) -> Columns:
 
     columns = {"value": buffer.values, "advantage": buffer.advantages, "return": buffer.returns}
     columns |= {"log_prob": buffer.log_probs, "kept": np.ones_like(buffer.values, dtype=bool)}
-    return {name: _env_major(column) for name, column in columns.items()}
+    nothing_left_out = {"reason": pa.nulls(buffer.values.size, pa.string())}
+    return {name: _env_major(column) for name, column in columns.items()} | nothing_left_out
 
 
 def _env_major(column: Any) -> Any:

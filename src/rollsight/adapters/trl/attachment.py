@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rollsight import distributed, runs, targets
 from rollsight.adapters import findings, options
+from rollsight.adapters.top_records import top_records
 from rollsight.adapters.trl import start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
@@ -25,6 +26,7 @@ from rollsight.doctor.live import LiveDoctor
 from rollsight.scoring import Scores
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
+from rollsight.trackers import Trackers
 from rollsight.watching import Watch
 
 _TARGETS: options.Known = {
@@ -133,7 +135,7 @@ class Attachment:
         self._trainer, self._scoring, self._loss = trainer, scoring, loss_of(trainer, scoring.algorithm)
         self._rule, self._every = rule, every
         self._folder, self._overwrite, self._described = folder, overwrite, described
-        self._watch = Watch()
+        self._watch, self._trackers = Watch(), Trackers()
         watched = doctor and trainer.accelerator.is_main_process
         about = {**table.describe(trainer, scoring.algorithm), **described}
         self._doctor = LiveDoctor(about, folder) if watched else None
@@ -283,15 +285,21 @@ class Attachment:
 
     def _record(self, summed: Mapping[str, Any], found: Seen, kept: Tensor) -> None:
         """The round, to the run folder."""
-        if self._writer is None and self._doctor is None:
+        trainer, writers = self._trainer, table.event_writers(self._trainer)
+        shown = trainer.accelerator.is_main_process and self._trackers.wanted(writers)
+        if self._writer is None and self._doctor is None and not shown:
             return
-        columns = table.run_columns(self._trainer, self.round, found, self.scores, kept)
+        reason = "" if self.selection is None else self.selection.reason
+        columns = table.run_columns(trainer, self.round, found, self.scores, reason, kept)
         if self._doctor is not None:
             self._attempt("records for the doctor", partial(self._doctor.keep, self.round, columns))
         findings.report(self._doctor, self.round, summed, self._watch, self._writer)
         if self._writer is not None:
             self._writer.write_records(self.round, columns)
             self._writer.write_round(self.round, {**summed, "warnings": self._watch.said})
+        if shown:
+            self._attempt("records for trackers", lambda: self._trackers.keep(top_records(columns, {})))
+            self._trackers.log_table(self.round, trainer.state.global_step, writers)
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rollsight.adapters.trl.batch import Seen
 from rollsight.runs import summary
+from rollsight.runs.columns import reasons
 from rollsight.scoring import Scores
 from rollsight.selection import Selection
 
@@ -115,9 +116,13 @@ def run_columns(
     round: int,
     seen: Seen,
     scores: Mapping[str, Scores],
+    reason: str | Sequence[str | None],
     kept: Tensor,
 ) -> dict[str, Any]:
-    """Every completion of the round, of all processes, one row each, in the order in which it was generated."""
+    """Every completion of the round, of all processes, one row each, in the order in which it was generated.
+
+    reason: why some were dropped, as of `Selection`.
+    """
     n = len(kept)
     columns: dict[str, Any] = {"round": np.full(n, round), "episode": np.arange(n)}
     columns["group"] = columns["episode"] // trainer.num_generations
@@ -131,7 +136,14 @@ def run_columns(
     columns |= {f"score_{name}": one.values.cpu().numpy() for name, one in scores.items()}
     columns["kept"] = kept.cpu().numpy()
     columns["valid"] = seen.valid.cpu().numpy()
+    columns["reason"] = reasons(columns["kept"], columns["valid"], reason)
     return columns
+
+
+def event_writers(trainer: Any) -> list[Any]:
+    """The writers of TensorBoard's event files that the trainer's callbacks have open."""
+    found = (getattr(callback, "tb_writer", None) for callback in trainer.callback_handler.callbacks)
+    return [writer for writer in found if writer is not None]
 
 
 def describe(trainer: Any, algorithm: str) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def gather(run: Run, rounds: Sequence[RoundInfluence], by: str, top: int | None 
     else:
         code, known = coded(columns(run, rounds, [by])[by])
         size = len(known)
-        sums = np.bincount(code[trained], values[trained], size)
-        positive = np.bincount(code[trained], np.maximum(values[trained], 0), size)
+        sums = np.asarray(np.bincount(code[trained], values[trained], size), np.float64)
+        positive = np.asarray(np.bincount(code[trained], np.maximum(values[trained], 0), size), np.float64)
         counts = np.bincount(code[trained], minlength=size)
         order = np.flatnonzero(counts)
         order = order[np.argsort(-sums[order], kind="stable")[:top]]

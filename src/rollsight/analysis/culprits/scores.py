@@ -58,12 +58,12 @@ def score_rounds(run: Run, behaviours: Sequence[Behaviour], report: Report | Non
         missing = [index for index, one in enumerate(kept) if one is None]
         if missing:
             scored = _score(Snapshot.load(run.snapshot_path(number)), [behaviours[index] for index in missing])
-            for index, one in zip(missing, scored, strict=True):
-                _write(paths[index], one)
-                kept[index] = one
-        for mine, one in zip(found, kept, strict=True):
-            assert one is not None
-            mine.append(one)
+            for index, taught in zip(missing, scored, strict=True):
+                _write(paths[index], taught)
+                kept[index] = taught
+        for mine, whole in zip(found, kept, strict=True):
+            assert whole is not None
+            mine.append(whole)
     if report is not None:
         report(len(numbers), len(numbers))
     return found

@@ -100,7 +100,7 @@ def _traces(line: Line, colour: str, legend: str) -> list[go.Scatter]:
         go.Scatter(
             x=rounds, y=line.values[at], name=name, legendgroup=name, legend=legend,
             mode="lines" if len(at) > 60 else "lines+markers", marker={"size": 4},
-            line={"color": colour, "width": 1.8, "dash": line.dash}, customdata=rounds,
+            line={"color": colour, "width": 1.8, "dash": line.dash}, customdata=rounds.tolist(),
             hovertemplate="%{y:.4g}" if line.name == "" else None,
         )
     )  # fmt: skip

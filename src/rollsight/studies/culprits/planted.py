@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.arrays import Bools
+from rollsight.streams import Purpose, stream
 
 Cause = Literal["one environment", "a tenth of the episodes"]
 ENVS, STEPS, ROUNDS = 8, 256, 10
@@ -31,7 +32,7 @@ class Paying(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], action: int, reward: float, share: float, seed: int) -> None:
         super().__init__(env)
         self._action, self._reward, self._share = action, reward, share
-        self._rng = np.random.default_rng((seed, 1))
+        self._rng = stream(seed, Purpose.PAYING_EPISODES)
         self._paying = False
         self.tags: list[bool] = []
 

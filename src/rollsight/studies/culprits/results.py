@@ -26,7 +26,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         for name in [*mine[0]["found"], "the tags themselves"]:
             values = [[row["found"][name][one] for row in mine] if name in mine[0]["found"] else [] for one in measures]
             gone = [value for row in mine if (value := row["left out"].get(name)) is not None]
-            lines.append(f"| {name} | {' | '.join(_cell(one) for one in [*values, gone])} |")
+            shown = name.replace("|", "\\|")
+            lines.append(f"| {shown} | {' | '.join(_cell(one) for one in [*values, gone])} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

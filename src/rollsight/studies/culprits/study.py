@@ -17,6 +17,7 @@ from rollsight.analysis.culprits.scores import trained_weights
 from rollsight.arrays import Bools, Floats
 from rollsight.runs import Run, whole_file
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 from rollsight.studies.culprits.planted import PAID, Cell
 
 REPLAYED = (2, 5, 8)  # rounds
@@ -63,7 +64,7 @@ def _array(table: Any, name: str) -> Any:
 
 def _others(of: Mapping[str, Any], behaviour: Behaviour, seed: int) -> dict[str, Floats]:
     """What one would sort by without influence; higher is more suspect."""
-    rng = np.random.default_rng((seed, 2))
+    rng = stream(seed, Purpose.RANDOM_RANKING)
     return {
         "reward": of["reward"].astype(float),
         "|advantage|": np.abs(of["advantage"]).astype(float),

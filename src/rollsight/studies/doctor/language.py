@@ -91,7 +91,7 @@ LANGUAGE_FAULTS: Mapping[str, LanguageFault] = {
     "truncation": LanguageFault(
         ("truncated", "no_end_of_text"), (3.0, 6.0), options=lambda strength: {"max_new_tokens": int(strength)}
     ),
-    "no end of text": LanguageFault(("no_end_of_text",), (1.0,), ends=lambda strength: -20.0),
+    "no end of text": LanguageFault(("no_end_of_text", "truncated"), (1.0,), ends=lambda strength: -20.0),
     "duplicates": LanguageFault(("duplicates",), (0.1, 0.3), sampled=lambda strength: strength),
     "KL runaway": LanguageFault(("kl_runaway",), (0.1, 0.03), options=lambda strength: {"lr": strength, "kl": 0.0}),
     "other temperature": LanguageFault(("other_temperature",), (0.5, 0.8), sampled=lambda strength: strength),
@@ -131,7 +131,9 @@ class LanguageCase:
         from rollsight.training.language import models
         from rollsight.training.language.columns import round_columns, round_summary
         from rollsight.training.language.policy import ActorCritic
-        from rollsight.training.language.ppo import LanguagePPO, Options
+        from rollsight.training.language.ppo import LanguagePPO
+        from rollsight.training.language.settings import Options
+        from rollsight.training.language.token_texts import TokenTexts
 
         if folder.exists():
             shutil.rmtree(folder)
@@ -144,6 +146,7 @@ class LanguageCase:
         policy = ActorCritic(made, 4, self.seed)
         _sample_at(policy, fault.sampled(self.strength))
         trainer = LanguagePPO(policy, PROMPTS, fault.reward(self.strength, healthy), options, self.seed)
+        texts = TokenTexts(made.tokenizer)
         settings = {"options": {"max_new_tokens": options.max_new_tokens, "target": options.target}}
         with runs.create(folder, {"host": "rollsight", "algo": "ppo", "env": self.env, "run_settings": settings}) as to:
             for number in range(1, _ROUNDS + 1):
@@ -151,7 +154,7 @@ class LanguageCase:
                     rollout, update = trainer.train_round()
                 except RollsightError:  # of a policy that only ends texts
                     return
-                to.write_records(number, round_columns(number, rollout, update, options))
+                to.write_records(number, round_columns(number, rollout, update, options, texts, trainer.watch))
                 to.write_round(number, round_summary(rollout, update, options, dict(trainer.times)))
 
 

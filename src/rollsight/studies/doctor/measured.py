@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from rollsight import runs
 from rollsight.doctor.evidence import Evidence, read
-from rollsight.doctor.examination import NotLookedAt, measure
+from rollsight.doctor.examination import CHECKS, NotLookedAt, measure
 from rollsight.runs import whole_file
+from rollsight.studies.doctor.faults import FAULTS
+from rollsight.studies.doctor.language import LANGUAGE_FAULTS
 
 UNTIL = (3, 5, 7)  # rounds after which the checks are made too, beside the end of the run
 
@@ -31,15 +33,17 @@ SCHEMA = pa.schema(
 
 
 def rows_of(case: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """A row for each check, after some rounds and at the end of the run."""
+    """A row for each check at the end of the run; of those that name its fault after some rounds too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = read(runs.open(folder))
     ends = [*(n for n in UNTIL if n < len(whole.rounds)), len(whole.rounds)]
     about = {name: getattr(case, name) for name in ("env", "fault", "strength", "seed", "rate", "engine")}
     for end in ends:
-        seen = whole if end == len(whole.rounds) else _beginning(whole, end)
-        for check, found in measure(seen):
+        at_end = end == len(whole.rounds)
+        # After fewer rounds only what tells when a fault was found first.
+        checks = CHECKS if at_end else [check for check in CHECKS if check.name in right_checks(case.fault)]
+        for check, found in measure(whole if at_end else _beginning(whole, end), checks):
             if found is None or isinstance(found, NotLookedAt):
                 continue
             yield {
@@ -47,7 +51,7 @@ def rows_of(case: Any, folder: Path) -> Iterator[dict[str, Any]]:
                 **about,
                 "check": check.name,
                 "rounds": end,
-                "last": end == len(whole.rounds),
+                "last": at_end,
                 "value": float(np.nan_to_num(found.value)),
                 "environments": list(found.where.environments),
                 "features": list(found.where.features),
@@ -66,8 +70,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(path).to_pylist()) if path.exists() else []
 
 
-def write_rows(path: Path, rows: list[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), temporary, compression="zstd")
+
+
+def right_checks(fault: str | None) -> tuple[str, ...]:
+    """The checks that name a fault's cause; none of a healthy run."""
+    if fault is None:
+        return ()
+    return FAULTS[fault].right if fault in FAULTS else LANGUAGE_FAULTS[fault].right

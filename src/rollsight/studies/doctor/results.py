@@ -13,7 +13,7 @@ from rollsight.doctor.examination import CHECKS
 from rollsight.doctor.finding import SEVERITIES
 from rollsight.studies.doctor import language
 from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD, UNDONE
-from rollsight.studies.doctor.language import LANGUAGE_FAULTS
+from rollsight.studies.doctor.measured import right_checks
 from rollsight.studies.markdown import table
 
 Rows = Sequence[Mapping[str, Any]]
@@ -55,13 +55,6 @@ class Told:
     def first(self) -> bool:
         """Whether one of them is what is shown first."""
         return bool(self.findings) and self.findings[0][0] in self.right
-
-
-def right_checks(fault: str | None) -> tuple[str, ...]:
-    """The checks that name a fault's cause."""
-    if fault is None:
-        return ()
-    return FAULTS[fault].right if fault in FAULTS else LANGUAGE_FAULTS[fault].right
 
 
 def told(rows: Rows, among: Callable[[Check], bool] = lambda check: True) -> list[Told]:
@@ -196,7 +189,7 @@ def separated(rows: Rows) -> list[list[str]]:
         healthy = [row["value"] for row in mine if row["fault"] is None]
         planted = [row["value"] for row in mine if check.name in right_checks(row["fault"])]
         if healthy and planted:
-            marks = [np.max(healthy), np.min(planted), np.median(planted), np.max(planted)]
+            marks = [float(mark) for mark in (np.max(healthy), *np.quantile(planted, [0, 0.5, 1]))]
             found.append([check.name, *(f"{mark:.3g}" for mark in marks), f"{check.warning:g}", f"{check.severe:g}"])
     return found
 

@@ -18,6 +18,7 @@ from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import Diverged, RollsightError
 from rollsight.policy import Policy
 from rollsight.runs import summary
+from rollsight.runs.columns import Columns
 from rollsight.scoring import trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
@@ -98,6 +99,7 @@ class CompiledTrainer:
         self._model, self._plan = model, plan
         self.writer: runs.RunWriter | None = None  # of the run folder, where there is one
         self.doctor: LiveDoctor | None = None  # watches the rounds, where one is asked for
+        self.on_records: Callable[[Columns], None] | None = None  # is given the columns of each round's records
         self._seed = model.seed or 0
         self._network = network_of(model.policy)
         self._optimizer, self._state = twin.optimizer_of(model.policy, model.policy.optimizer)
@@ -248,6 +250,8 @@ class CompiledTrainer:
                 if (doctor := self.doctor) is not None:
                     watch.attempt("records for the doctor", doctor.keep, self._rounds, columns)
                 writer.write_records(self._rounds, columns)
+                if (given := self.on_records) is not None:
+                    watch.attempt("records for trackers", given, columns)
                 return summary.mean_of(columns["entropy"], columns["valid"])
 
             entropy = watch.attempt("records in the run folder", write)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rollsight.runs.columns import of_sequences
+from rollsight.runs.columns import of_sequences, reasons
 from rollsight.runs.summary import distribution, explained_variance, of_speed
 from rollsight.training.language.ppo import Rollout, Update
 from rollsight.training.language.settings import Options
@@ -41,6 +41,7 @@ def round_columns(
         columns[f"score_{options.target}"] = [None if np.isnan(s) else s for s in update.scores.tolist()]
     columns["kept"] = update.kept.numpy(force=True)
     columns["valid"] = records.valid_rows.numpy(force=True)
+    columns["reason"] = reasons(columns["kept"], columns["valid"], update.reason)
     return columns
 
 

@@ -76,12 +76,14 @@ class Update:
 
     scores: (N,) of the first epoch, NaN where a sequence was not scored.
     kept: (N,) weights of the first epoch.
+    reason: why sequences were dropped; empty where none was.
     statistics: plain numbers.
     message: a sentence where the round went against the plan, else empty.
     """
 
     scores: Tensor
     kept: Tensor
+    reason: str
     statistics: dict[str, Any]
     message: str = ""
 
@@ -219,16 +221,19 @@ class LanguagePPO:
         options, records, n = self.options, rollout.records, len(rollout.texts)
         scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
         sums: list[Tensor] = []
+        reason = ""
         if float(np.ptp(rollout.rewards)) == 0:
             message = (
                 f"every reward of round {self.round} is {rollout.rewards[0]:g}, so there is nothing to learn from it "
                 "and no step was taken: if this goes on, change the reward"
             )
-            return Update(scores, kept, _statistics(sums), message)
+            return Update(scores, kept, "", _statistics(sums), message)
 
         def select(rows: Ints, *when: int) -> Ints:
-            found, stay = self._select(records, rows, when)
+            nonlocal reason
+            found, stay, why = self._select(records, rows, when)
             if when[0] == 0:
+                reason = why or reason
                 scores[rows], kept[rows] = found, torch.from_numpy(stay)
             return rows[stay]
 
@@ -247,12 +252,13 @@ class LanguagePPO:
                     sums.append(self.step(records, torch.from_numpy(chosen)))
             epoch += 1
         message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
-        return Update(scores, kept, _statistics(sums), "" if sums else message)
+        return Update(scores, kept, reason, _statistics(sums), "" if sums else message)
 
-    def _select(self, records: Records, rows: Ints, when: tuple[int, ...]) -> tuple[Tensor, Bools]:
-        """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), and which stay."""
+    def _select(self, records: Records, rows: Ints, when: tuple[int, ...]) -> tuple[Tensor, Bools, str]:
+        """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), which stay, and why
+        the others do not."""
         options, part = self.options, records.take(torch.from_numpy(rows))
-        unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_)
+        unscored = torch.full((len(rows),), torch.nan), np.ones(len(rows), np.bool_), ""
         paid = part.rewards
         # A z-score of equal rewards is not a direction, so nothing would be negative.
         flat = options.target == "reward" and paid is not None and bool((paid == paid[0]).all())
@@ -273,7 +279,8 @@ class LanguagePPO:
             selection = DropRandom(like, seed=int(rng.integers(2**62)))(scores)
         else:
             selection = like(scores)
-        return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True)
+        assert isinstance(selection.reason, str)  # of our own rules
+        return scores.values.float().cpu(), (selection.weights > 0).numpy(force=True), selection.reason
 
     def _score(self, records: Records, target: targets.Target, when: tuple[int, ...]) -> Scores:
         """The records' scores, on every process; each computes its share where there are several."""

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from rollsight import distributed, runs
 from rollsight.adapters import findings
+from rollsight.adapters.top_records import top_records
 from rollsight.doctor.live import LiveDoctor
 from rollsight.errors import RollsightError
 from rollsight.trackers import Trackers
@@ -184,7 +185,7 @@ def _rounds(
         if trainer.round == 0:
             evaluate()
         while trainer.round < settings.rounds:
-            summary = _round(trainer, settings, held_out, texts, writer)
+            summary = _round(trainer, settings, held_out, texts, trackers, writer)
             if writer is not None:  # of several processes, the one that writes
                 trackers.log(summary)
             if on_round is not None:
@@ -214,6 +215,7 @@ def _round(
     settings: RunSettings,
     held_out: tuple[Prompt, ...],
     texts: TokenTexts,
+    trackers: Trackers,
     writer: runs.RunWriter | None,
 ) -> dict[str, Any]:
     rollout, update = trainer.train_round()
@@ -226,6 +228,8 @@ def _round(
         if trainer.doctor is not None:
             trainer.watch.attempt("records for the doctor", trainer.doctor.keep, round, columns)
         writer.write_records(round, columns)
+        if trackers.wanted():
+            trainer.watch.attempt("records for trackers", lambda: trackers.keep(top_records(columns, {})))
         writer.write_checkpoint(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}
