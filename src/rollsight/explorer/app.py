@@ -60,7 +60,8 @@ def _frame(context: Context) -> Any:
     )
     picker = dmc.Select(
         id="run-picker", data=[], placeholder="Choose a run", searchable=True, size="xs", clearable=True,
-        className="rs-picker", nothingFoundMessage="No run of this name", maxDropdownHeight=320, **{"aria-label": "Run"},
+        className="rs-picker", nothingFoundMessage="No run of this name", maxDropdownHeight=320,
+        **{"aria-label": "Run"},
     )  # fmt: skip
     right = dmc.Group(
         [
