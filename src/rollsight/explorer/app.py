@@ -59,7 +59,6 @@ def _frame(context: Context) -> Any:
         title="All runs",
     )
     picker = dmc.Select(
-<<<<<<< HEAD
         id="run-picker",
         data=[],
         placeholder="Choose a run",
@@ -71,12 +70,6 @@ def _frame(context: Context) -> Any:
         maxDropdownHeight=320,
         **{"aria-label": "Run"},
     )
-=======
-        id="run-picker", data=[], placeholder="Choose a run", searchable=True, size="xs", clearable=True,
-        className="rs-picker", nothingFoundMessage="No run of this name", maxDropdownHeight=320,
-        **{"aria-label": "Run"},
-    )  # fmt: skip
->>>>>>> h/exqual
     right = dmc.Group(
         [
             html.Span(id="live", className="rs-live"),
