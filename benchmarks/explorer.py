@@ -8,7 +8,7 @@ completions with the real writer, where the folder (a temporary one otherwise) d
 - queries: milliseconds of what `rollsight.runs` answers, in this process: the first call, then median and largest;
 - pages: milliseconds from a click in Chromium until it is shown and drawn, beside the processor time of the server and
   of the page's main thread, which other work on the machine changes less; the server's memory;
-- live: seconds of a round of a real training with a browser that follows it and without.
+- live: seconds of a round, and processor time, of a real training with a browser that follows it and without.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -283,26 +283,33 @@ def _task_ms(session: Any) -> float:
 
 
 def measure_live(folder: Path) -> None:
-    """Rounds of a training that is followed, and of the same one that is not, in turns."""
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for turn in range(6):
-        out = folder / "live" / f"{time.time_ns()}"
-        command = [sys.executable, "-m", "rollsight", "train", "CartPole-v1", "--rounds", "12", "--n-steps", "1024"]
-        with subprocess.Popen([*command, "--eval-episodes", "1", "--out", str(out)], stdout=subprocess.DEVNULL) as run:
-            while not runs.is_run(out) and run.poll() is None:
-                time.sleep(0.05)
-            if turn % 2:
-                with served(str(out)) as (url, _), browser_page() as page:
-                    page.goto(f"{url}/runs/{out.name}")
-                    run.wait()
-            else:
-                run.wait()
-        rounds = runs.open(out).rows("rounds", ["time_collect", "time_score", "time_train", "time_write"])
-        parts = [pc.fill_null(column, 0).to_numpy() for column in rounds.columns]
-        seconds[bool(turn % 2)].extend(np.sum(parts, axis=0)[3:])  # later than the browser's start
-    followed, alone = (statistics.median(seconds[one]) for one in (True, False))
-    print(f"\nseconds of a round: {alone:.3f} alone, {followed:.3f} followed, ratio {followed / alone:.2f}")
+    """Rounds of a training that is followed, and of the same one that is not, in turns; and its processor time."""
+    rounds: dict[bool, list[float]] = {True: [], False: []}
+    processor: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(4):
+        out, followed = folder / "live" / f"{time.time_ns()}", bool(turn % 2)
+        command = [sys.executable, "-m", "rollsight", "train", "CartPole-v1", "--rounds", "10", "--n-steps", "1024"]
+        run = subprocess.Popen([*command, "--eval-episodes", "1", "--out", str(out)], stdout=subprocess.DEVNULL)
+        while not runs.is_run(out):
+            time.sleep(0.05)
+        with viewer(out) if followed else nullcontext():
+            _, _, used = os.wait4(run.pid, 0)
+        run.returncode = 0
+        processor[followed].append(used.ru_utime + used.ru_stime)
+        table = runs.open(out).rows("rounds", ["time_collect", "time_score", "time_train", "time_write"])
+        rounds[followed].extend(np.sum([pc.fill_null(column, 0).to_numpy() for column in table.columns], axis=0)[1:])
+    for name, seconds in (("a round", rounds), ("the training's processor time", processor)):
+        watched, alone = (statistics.median(seconds[one]) for one in (True, False))
+        print(f"\nseconds of {name}: {alone:.3f} alone, {watched:.3f} followed, ratio {watched / alone:.2f}")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+@contextmanager
+def viewer(run: Path) -> Iterator[None]:
+    """A browser that shows the run's overview."""
+    with served(str(run)) as (url, _), browser_page() as page:
+        page.goto(f"{url}/runs/{run.name}")
+        yield
 
 
 def main() -> None:

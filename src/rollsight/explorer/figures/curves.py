@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from rollsight.escaping import plain_html
 from rollsight.explorer.theme import SERIES, dressed, number
 
-_DRAWN = 1_000  # points of a line
+_DRAWN = 400  # points of a line
 
 
 @dataclass(frozen=True, eq=False)
