@@ -323,7 +323,7 @@ def test_rlhf_gets_its_texts(mlflow_run: Any, tmp_path: Path, monkeypatch: pytes
 
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     monkeypatch.setattr(rewards, "load", lambda *_: vowels)
-    given = {"options": options(), "rounds": 3, "lora_rank": 2, "eval_prompts": 0}
+    given = {"options": options(cross_fit=True), "rounds": 3, "lora_rank": 2, "eval_prompts": 0}
     run.train(run.RunSettings("miniature", str(tmp_path / "prompts.txt"), "test", **given), tmp_path / "run")
     table = mlflow.load_table(f"{RECORDS}/from-round-000001.json", run_ids=[mlflow_run.info.run_id])
     table, stored = table[table["round"] == 1], runs.open(tmp_path / "run").records(1)
