@@ -224,8 +224,8 @@ LONG_STEPS: list[Step] = [
     ("files", "/runs/long", TAB.format("/files"), "h1", "Files"),
 ]
 MANY_STEPS: list[Step] = [
-    ("choose a run of 200", "/", ".ag-row[row-index='9'] .ag-checkbox-input", "address", "runs="),
-    ("overview of one of 200", "/", "a.rs-link[href$='/runs/run-007']", "#overview-curves .main-svg", ""),
+    ("draw each run", "/", "#runs-by input[value=run]", "address", "by=run"),
+    ("overview of one of 200", "/", ".ag-row[row-index='3'] a.rs-link", "#overview-curves .main-svg", ""),
 ]
 TEXT_STEPS: list[Step] = [
     ("prompts", "/runs/texts", TAB.format("/prompts"), "#prompts-body", "prompt"),
