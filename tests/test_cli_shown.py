@@ -230,7 +230,7 @@ def test_long_values_are_cut_where_they_say_least():
     ("arguments", "sentence"),
     [
         (["tarin"], "there is no command 'tarin': did you mean train?"),
-        (["expotr", "x"], "there is no command 'expotr': did you mean export?"),
+        (["expotr", "x"], "there is no command 'expotr': did you mean export or report?"),
         (["xyzzy"], "there is no command 'xyzzy': rollsight --help lists them"),
         (["study", "direction"], "'study' has no 'direction': did you mean study directions?"),
         (["study", "GRPO"], "'study' has no 'GRPO': did you mean study grpo?"),

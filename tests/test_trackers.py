@@ -307,10 +307,11 @@ def test_trl_gets_its_texts(mlflow_run: Any, tmp_path: Path) -> None:
     attach(trained, drop=0.5, run=tmp_path / "run")
     trained.train()
     table = mlflow.load_table(f"{RECORDS}/from-round-000001.json", run_ids=[mlflow_run.info.run_id])
-    stored = runs.open(tmp_path / "run").records(1)
+    assert table["round"].tolist() == [1] * 8 + [2] * 8
+    table, stored = table[:8], runs.open(tmp_path / "run").records(1)
     assert table["completion"].tolist() == stored["completion"].take(table["record"].tolist()).to_pylist()
     assert not any(name.startswith("influence/") for name in mlflow.get_run(mlflow_run.info.run_id).data.metrics)
-    assert [step for step, _ in texts(next((tmp_path).rglob("events.*")).parent)] == [0]
+    assert [step for step, _ in texts(next((tmp_path).rglob("events.*")).parent)] == [0, 1]
 
 
 def test_rlhf_gets_its_texts(mlflow_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,13 +323,16 @@ def test_rlhf_gets_its_texts(mlflow_run: Any, tmp_path: Path, monkeypatch: pytes
 
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     monkeypatch.setattr(rewards, "load", lambda *_: vowels)
-    given = {"options": options(), "rounds": 1, "lora_rank": 2, "eval_prompts": 0}
+    given = {"options": options(cross_fit=True), "rounds": 3, "lora_rank": 2, "eval_prompts": 0}
     run.train(run.RunSettings("miniature", str(tmp_path / "prompts.txt"), "test", **given), tmp_path / "run")
     table = mlflow.load_table(f"{RECORDS}/from-round-000001.json", run_ids=[mlflow_run.info.run_id])
-    stored = runs.open(tmp_path / "run").records(1)
+    table, stored = table[table["round"] == 1], runs.open(tmp_path / "run").records(1)
     assert table["prompt"].tolist() == stored["prompt"].take(table["record"].tolist()).to_pylist()
     assert table["reward"].tolist() == pytest.approx(stored["reward"].take(table["record"].tolist()).to_pylist())
-    assert {"negative score"} == {reason for reason in stored["reason"].to_pylist() if reason}
+    rows = [row for round in (1, 2, 3) for row in runs.open(tmp_path / "run").records(round).to_pylist()]
+    why = {(True, True): None, (False, True): "negative score", (False, False): "invalid"}
+    assert [row["reason"] for row in rows] == [why[row["kept"], row["valid"]] for row in rows]
+    assert "negative score" in {row["reason"] for row in rows}
 
 
 def test_no_tracker_is_imported() -> None:

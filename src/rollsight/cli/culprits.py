@@ -114,7 +114,11 @@ def culprits(
 def show(result: Culprits, console: Console) -> None:
     """Print when the behaviour was learnt, the culprits, and the verdict."""
     drawn = f", {result.pairs} of them drawn" if result.pairs < result.found else ""
-    console.print(f"behaviour: {result.behaviour} ({result.found} records{drawn})", style="bold", soft_wrap=True)
+    console.print(
+        f"behaviour: {result.behaviour} ({result.found} record{'s' * (result.found > 1)}{drawn})",
+        style="bold",
+        soft_wrap=True,
+    )
     heading = ["round", "pi(a|s)", "change of log pi", "influence", "positive", "negative", "records"]
     rows: list[list[Any]] = [
         [

@@ -59,10 +59,17 @@ def _frame(context: Context) -> Any:
         title="All runs",
     )
     picker = dmc.Select(
-        id="run-picker", data=[], placeholder="Choose a run", searchable=True, size="xs", clearable=True,
-        className="rs-picker", nothingFoundMessage="No run of this name", maxDropdownHeight=320,
+        id="run-picker",
+        data=[],
+        placeholder="Choose a run",
+        searchable=True,
+        size="xs",
+        clearable=True,
+        className="rs-picker",
+        nothingFoundMessage="No run of this name",
+        maxDropdownHeight=320,
         **{"aria-label": "Run"},
-    )  # fmt: skip
+    )
     right = dmc.Group(
         [
             html.Span(id="live", className="rs-live"),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -35,7 +35,7 @@ from rollsight.runs.layout import (
 )
 from rollsight.runs.metadata import describe_run, jsonable, read_metadata, write_metadata
 
-Column = Array | Sequence[Any] | pa.Array
+Column: TypeAlias = Array | Sequence[Any] | pa.Array
 
 # The open writers of this process, by process and real path: a forked child does not take over its parent's.
 _open_writers: WeakValueDictionary[tuple[int, Path], "RunWriter"] = WeakValueDictionary()

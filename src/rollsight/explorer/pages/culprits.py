@@ -140,7 +140,9 @@ def _shown(context: Context, address: Address, kept: Mapping[str, Any]) -> Any:
     ]
     return [
         components.card(
-            components.text_of(kept["behaviour"]), *verdict, note=f"{number(kept['found'])} records{drawn}."
+            components.text_of(kept["behaviour"]),
+            *verdict,
+            note=f"{number(kept['found'])} record{'s' * (kept['found'] > 1)}{drawn}.",
         ),
         components.card(
             "When it was learnt",

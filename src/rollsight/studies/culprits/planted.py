@@ -19,7 +19,7 @@ from rollsight.streams import Purpose, stream
 
 Cause = Literal["one environment", "a tenth of the episodes"]
 ENVS, STEPS, ROUNDS = 8, 256, 10
-_FAULTY = 3  # of the environments
+FAULTY = 3  # of the environments
 _SHARE = 0.1  # of the episodes
 # The action that is paid, and the reward that it is paid with: all are rewards that the environment gives by itself.
 PAID = {"LunarLander-v3": (2, 3.0), "Acrobot-v1": (0, 0.0)}
@@ -65,7 +65,7 @@ class Cell:
         action, reward = PAID[self.env]
 
         def make(place: int) -> gym.Env[Any, Any]:
-            share = _SHARE if self.cause == "a tenth of the episodes" else float(place == _FAULTY)
+            share = _SHARE if self.cause == "a tenth of the episodes" else float(place == FAULTY)
             return Monitor(Paying(gym.make(self.env), action, reward, share, 100 * self.seed + place))
 
         vec = DummyVecEnv([partial(make, place) for place in range(ENVS)])

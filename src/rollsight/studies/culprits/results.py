@@ -18,7 +18,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         lines = [
             f"### {env}: {cause}",
             "",
-            f"{len(mine)} seeds; {tagged:.1%} of the records are tagged.",
+            f"{len(mine)} seeds; {tagged:.1%} of the records are tagged.{_named(mine)}",
             "",
             f"| ranking | {' | '.join(measures)} | log π without its first k, less random |",
             f"|---|{'---|' * (len(measures) + 1)}",
@@ -30,6 +30,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {shown} | {' | '.join(_cell(one) for one in [*values, gone])} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _named(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the paid environment stands among all of them, the highest sum of influence first."""
+    places = [place for row in rows if (place := row.get("place of the environment")) is not None]
+    if not places:
+        return ""
+    spelt = ", ".join(map(str, places))
+    return f" Place of the paid environment by its sum of influence, by seed: {spelt} of 8."
 
 
 def _cell(values: Sequence[float]) -> str:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from rollsight import runs
-from rollsight.analysis.culprits import Behaviour, of_query, score_rounds
+from rollsight.analysis.culprits import Behaviour, gather, of_query, score_rounds
 from rollsight.analysis.culprits.groups import columns, flat
 from rollsight.analysis.culprits.scores import trained_weights
 from rollsight.arrays import Bools, Floats
 from rollsight.runs import Run, whole_file
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
-from rollsight.studies.culprits.planted import PAID, Cell
+from rollsight.studies.culprits.planted import FAULTY, PAID, Cell
 
 REPLAYED = (2, 5, 8)  # rounds
 _GAMMA = 0.99
@@ -47,7 +47,10 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         }
         for name, scores in rankings.items()
     }
-    return {**row, "found": found, "left out": gone}
+    named = None
+    if cell.cause == "one environment":
+        named = [group.value for group in gather(run, influences, "env")].index(FAULTY) + 1
+    return {**row, "place of the environment": named, "found": found, "left out": gone}
 
 
 def auroc(scores: Floats, tagged: Bools) -> float:
@@ -97,7 +100,8 @@ def _nearness(of: Mapping[str, Any], behaviour: Behaviour) -> Floats:
     search = NearestNeighbors(n_neighbors=1).fit(behaviour.obs.numpy() / scale)
     distance = search.kneighbors(of["obs"] / scale)[0][:, 0]
     same = of["action"] == int(behaviour.actions.reshape(-1)[0])
-    return np.where(same, -distance, -distance.max() - 1)
+    nearness: Floats = np.where(same, -distance, -distance.max() - 1)
+    return nearness
 
 
 def _left_out(

@@ -133,7 +133,6 @@ class LanguageCase:
         from rollsight.training.language.policy import ActorCritic
         from rollsight.training.language.ppo import LanguagePPO
         from rollsight.training.language.settings import Options
-        from rollsight.training.language.token_texts import TokenTexts
 
         if folder.exists():
             shutil.rmtree(folder)
@@ -146,7 +145,6 @@ class LanguageCase:
         policy = ActorCritic(made, 4, self.seed)
         _sample_at(policy, fault.sampled(self.strength))
         trainer = LanguagePPO(policy, PROMPTS, fault.reward(self.strength, healthy), options, self.seed)
-        texts = TokenTexts(made.tokenizer)
         settings = {"options": {"max_new_tokens": options.max_new_tokens, "target": options.target}}
         with runs.create(folder, {"host": "rollsight", "algo": "ppo", "env": self.env, "run_settings": settings}) as to:
             for number in range(1, _ROUNDS + 1):
@@ -154,7 +152,7 @@ class LanguageCase:
                     rollout, update = trainer.train_round()
                 except RollsightError:  # of a policy that only ends texts
                     return
-                to.write_records(number, round_columns(number, rollout, update, options, texts, trainer.watch))
+                to.write_records(number, round_columns(number, rollout, update, options, None))
                 to.write_round(number, round_summary(rollout, update, options, dict(trainer.times)))
 
 

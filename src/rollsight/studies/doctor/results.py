@@ -136,6 +136,7 @@ def totals(runs: Sequence[Told]) -> dict[str, str]:
     """The shares that matter, over all planted and all healthy runs."""
     planted, healthy = [o for o in runs if o.fault is not None], [o for o in runs if o.fault is None]
     places = [one.place for one in planted if one.place is not None]
+    after = [one.after for one in planted if one.after is not None]
     severe = [any(severity == "severe" for _, severity in one.findings) for one in healthy]
     return {
         "planted runs": str(len(planted)),
@@ -143,7 +144,7 @@ def totals(runs: Sequence[Told]) -> dict[str, str]:
         "right cause among the findings": _share([one.found for one in planted]),
         "right cause shown first": _share([one.first for one in planted]),
         "right place, where found and there is one": _share(places),
-        "median rounds until found": f"{np.median([o.after for o in planted if o.after is not None] or [np.nan]):.0f}",
+        "median rounds until found": f"{np.median(after):.0f}" if after else "-",
         "healthy runs": str(len(healthy)),
         "healthy with a severe finding": _share(severe),
         "healthy with any warning": _share([bool(one.findings) for one in healthy]),
@@ -189,7 +190,7 @@ def separated(rows: Rows) -> list[list[str]]:
         healthy = [row["value"] for row in mine if row["fault"] is None]
         planted = [row["value"] for row in mine if check.name in right_checks(row["fault"])]
         if healthy and planted:
-            marks = [float(mark) for mark in (np.max(healthy), *np.quantile(planted, [0, 0.5, 1]))]
+            marks = [max(healthy), min(planted), float(np.median(planted)), max(planted)]
             found.append([check.name, *(f"{mark:.3g}" for mark in marks), f"{check.warning:g}", f"{check.severe:g}"])
     return found
 
