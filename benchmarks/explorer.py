@@ -229,7 +229,13 @@ MANY_STEPS: list[Step] = [
 ]
 TEXT_STEPS: list[Step] = [
     ("prompts", "/runs/texts", TAB.format("/prompts"), "#prompts-body", "prompt"),
-    ("another prompt", "/runs/texts/prompts", "#prompts-body a:nth-of-type(3)", "address", "group="),
+    (
+        "another prompt",
+        "/runs/texts/prompts",
+        "#prompts-body a:nth-of-type(3)",
+        "#prompts-body a.rs-chosen:nth-of-type(3)",
+        "",
+    ),
 ]
 READY = {"/": ".ag-row a.rs-link", "/runs/long/round/500": "#round-table .ag-row a"}
 
