@@ -212,6 +212,7 @@ UNTIL = """([click, selector, text]) => new Promise((done) => {
 })"""
 # What a step is called, where it begins, what is clicked, and what shows that it is done: an element and its text.
 Step = tuple[str, str, str, str, str]
+THIRD = "#prompts-body a{}:nth-of-type(3)"
 TAB = "nav a[href$='{}']"
 LONG_STEPS: list[Step] = [
     ("overview", "/", "a.rs-link[href$='/runs/long']", "#overview-curves .main-svg", ""),
