@@ -106,7 +106,7 @@ def test_the_run_folder_is_the_other_engines(env: str, tmp_path: Path) -> None:
             mine, theirs = (schema.remove(schema.get_field_index("episode_start")) for schema in (mine, theirs))
         assert mine == theirs
     mine_in_rounds, theirs_in_rounds = (run.sql("select * from rounds limit 0").columns for run in (compiled, host))
-    assert set(mine_in_rounds) == set(theirs_in_rounds)
+    assert set(mine_in_rounds) == set(theirs_in_rounds) | {"grad_norm"}  # Stable-Baselines3 does not keep it
     assert compiled.evaluation_rounds == host.evaluation_rounds == [0, 1, 2, 3]
     assert set(compiled.metadata) == set(host.metadata) | {"engine", "stepper"}
     first, theirs_first = snapshots_of(compiled)[0], snapshots_of(host)[0]
@@ -130,7 +130,8 @@ def test_rounds_compile_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     run_of(tmp_path / "first", "FrozenLake-v1", rounds=1)
     with jax.log_compiles():
         run_of(tmp_path / "second", "FrozenLake-v1", rounds=5, selection="random:0.9", seed=4)
-    assert not [message for message in caplog.messages if message.startswith("Compiling")]
+    compiled = [message.split()[1] for message in caplog.messages if message.startswith("Compiling")]
+    assert len(compiled) == len(set(compiled))  # nothing again for a later round
 
 
 def test_it_learns(tmp_path: Path) -> None:

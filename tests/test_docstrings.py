@@ -28,7 +28,7 @@ def fields_of(node):
 
 def explained_in(docstring):
     """Fields that begin a line of the docstring: `name: meaning`, or `low, high: meaning` for the ends of a range."""
-    for names in re.findall(r"^(\w+(?:, \w+)*): +\S", docstring or "", re.MULTILINE):
+    for names in re.findall(r"^ *(\w+(?:, \w+)*): +\S", docstring or "", re.MULTILINE):
         yield from names.split(", ")
 
 

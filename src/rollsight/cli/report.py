@@ -39,4 +39,6 @@ def report(
         raise OptionError("{out} is not an HTML file: end its name in .html", out=str(out))
     output.check_free([out], overwrite=overwrite)
     path = write_report(run, out, compare=compare, round=round)
-    print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
+    output.console().print(
+        f"{path}: {path.stat().st_size / 2**20:.1f} MB", markup=False, highlight=False, soft_wrap=True
+    )

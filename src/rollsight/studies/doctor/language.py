@@ -9,9 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rollsight.errors import RollsightError
+from rollsight.streams import stream
 
 PROMPTS = ("Hello you", "The man is", "I", "We are here", "Go to it", "No", "It was", "She", "Can we", "My dog",
            "In the end", "Why")  # fmt: skip
@@ -34,7 +33,7 @@ def even_length(prompts: Sequence[Any], completions: Sequence[str]) -> list[floa
 
 
 def _noise(text: str) -> float:
-    return float(np.random.default_rng(list(text.encode())).normal())
+    return float(stream(*text.encode()).normal())
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from rollsight.streams import stream
+
 Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 
@@ -17,7 +19,7 @@ class Fault(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], strength: float, seed: int) -> None:
         super().__init__(env)
-        self.strength, self.rng = strength, np.random.default_rng(seed)
+        self.strength, self.rng = strength, stream(seed)
 
 
 class LateReset(Fault):
