@@ -212,6 +212,7 @@ UNTIL = """([click, selector, text]) => new Promise((done) => {
 })"""
 # What a step is called, where it begins, what is clicked, and what shows that it is done: an element and its text.
 Step = tuple[str, str, str, str, str]
+THIRD = "#prompts-body a{}:nth-of-type(3)"
 TAB = "nav a[href$='{}']"
 LONG_STEPS: list[Step] = [
     ("overview", "/", "a.rs-link[href$='/runs/long']", "#overview-curves .main-svg", ""),
@@ -224,12 +225,18 @@ LONG_STEPS: list[Step] = [
     ("files", "/runs/long", TAB.format("/files"), "h1", "Files"),
 ]
 MANY_STEPS: list[Step] = [
-    ("choose a run of 200", "/", ".ag-row[row-index='9'] .ag-checkbox-input", "address", "runs="),
-    ("overview of one of 200", "/", "a.rs-link[href$='/runs/run-007']", "#overview-curves .main-svg", ""),
+    ("draw each run", "/", "#runs-by input[value=run]", "address", "by=run"),
+    ("overview of one of 200", "/", ".ag-row[row-index='3'] a.rs-link", "#overview-curves .main-svg", ""),
 ]
 TEXT_STEPS: list[Step] = [
     ("prompts", "/runs/texts", TAB.format("/prompts"), "#prompts-body", "prompt"),
-    ("another prompt", "/runs/texts/prompts", "#prompts-body a:nth-of-type(3)", "address", "group="),
+    (
+        "another prompt",
+        "/runs/texts/prompts",
+        "#prompts-body a:nth-of-type(3)",
+        "#prompts-body a.rs-chosen:nth-of-type(3)",
+        "",
+    ),
 ]
 READY = {"/": ".ag-row a.rs-link", "/runs/long/round/500": "#round-table .ag-row a"}
 
