@@ -11,6 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,7 +256,7 @@ class Reading:
             unread = sorted(states.keys() - (before.states.keys() if before is not None and tables else set()))
             for first in range(0, len(unread), _AT_ONCE):
                 some = unread[first : first + _AT_ONCE]
-                tables.append(self._heard(shown, lambda some=some: shown.run.rows(kind, rounds=some)))
+                tables.append(self._heard(shown, partial(shown.run.rows, kind, rounds=some)))
             table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
             shown.tables[kind] = _Rows(token, states, table)
             return table
