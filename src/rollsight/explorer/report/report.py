@@ -117,7 +117,10 @@ def _try(context: Context, name: str, shown: int | None) -> str:
         return "More records a round, or whole episodes as units; until then compare sums, not records."
     if context.summary(name, shown).get("dropped"):
         return "Train with a larger learning rate and without dropping, and compare: it often gains as much."
-    return f"Retrain a round without its worst records and see whether it helps: rollsight intervene {name}."
+    if stored := context.reading.run(name).snapshot_rounds:
+        command = shlex.join(["rollsight", "intervene", str(context.reading.path(name)), "--rounds", str(stored[-1])])
+        return f"Replay a round without its harmful records, and see whether it helps: {command}"
+    return "Train with snapshots (snapshots='all'): then rounds can be replayed without their harmful records."
 
 
 def _curves(reading: Reading, name: str, names: Sequence[str], rounds: pa.Table, figures: Figures) -> Section:
