@@ -138,3 +138,9 @@ def follower(page: str, token: str) -> Component:
     """Looks for new rows while the page is shown: `{page}-poll` ticks, `{page}-token` is the change token of what is
     shown. A page's callbacks may name only parts of the page itself."""
     return html.Div([dcc.Interval(id=f"{page}-poll", interval=POLL), dcc.Store(id=f"{page}-token", data=token)])
+
+
+def choices(path: str, **chosen: str | None) -> dict[str, Any]:
+    """What a callback puts into `query`: what is chosen now on the page at this path of the address bar. It is ignored
+    where the reader has left for another page meanwhile. None stands for no choice."""
+    return {"path": path, "chosen": chosen}

@@ -10,9 +10,10 @@ window.dash_clientside = window.dash_clientside || {};
   };
   Object.assign((window.dash_clientside.rollsight = window.dash_clientside.rollsight || {}), {
     keepAddress: function (query) {
-      const given = Object.entries(query || {}).filter(([, value]) => value !== null && value !== "");
+      if (!query || query.path !== window.location.pathname) return window.dash_clientside.no_update;
+      const given = Object.entries(query.chosen).filter(([, value]) => value !== null && value !== "");
       const search = given.length ? "?" + new URLSearchParams(given).toString() : "";
-      if (query && window.location.search !== search) {
+      if (window.location.search !== search) {
         window.history.replaceState(window.history.state, "", window.location.pathname + search);
       }
       return window.dash_clientside.no_update;

@@ -208,7 +208,7 @@ def register(app: Dash, context: Context) -> None:
             raise PreventUpdate
         if _parsed(record) is None:
             return components.failed(f"{record} names no record: choose a round, an environment and a step."), no_update
-        return result(context, address.at(record=record)), {"record": record}
+        return result(context, address.at(record=record)), components.choices(path, record=record)
 
     @app.callback(
         Output("behaviour-tick", "disabled"),

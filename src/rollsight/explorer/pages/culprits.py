@@ -222,7 +222,7 @@ def register(app: Dash, context: Context) -> None:
         if _parsed(":".join(map(str, where))) is None:
             return components.failed("Choose a round, an environment and a step."), no_update
         address, record = chosen(path, *where)
-        return result(context, address.at(record=record)), {"record": record}
+        return result(context, address.at(record=record)), components.choices(path, record=record)
 
     @app.callback(
         Output("culprits-result", "children", allow_duplicate=True),
@@ -235,7 +235,7 @@ def register(app: Dash, context: Context) -> None:
         address = context.address(path, "")
         if not key or address is None:
             raise PreventUpdate
-        return result(context, address.at(behaviour=key)), {"behaviour": key}
+        return result(context, address.at(behaviour=key)), components.choices(path, behaviour=key)
 
     @app.callback(
         Output("culprits-tick", "disabled"),

@@ -179,11 +179,13 @@ def register(app: Dash, context: Context) -> None:
         Input("runs-by", "value"),
         Input("runs-token", "data"),
         State("runs-search", "value"),
+        State("url", "pathname"),
         prevent_initial_call=True,
     )
-    def draw(selected: Any, by: str, _: str, search: str) -> Any:
+    def draw(selected: Any, by: str, _: str, search: str, path: str) -> Any:
         names = _names(selected)
-        return curves(context, names[: 4 * _CHOSEN], by), {"runs": ",".join(names), "by": by, "search": search or None}
+        chosen = components.choices(path, runs=",".join(names), by=by, search=search or None)
+        return curves(context, names[: 4 * _CHOSEN], by), chosen
 
     app.clientside_callback(
         "(text) => ({quickFilterText: text || ''})",

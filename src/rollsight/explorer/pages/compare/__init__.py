@@ -144,4 +144,4 @@ def register(app: Dash, context: Context) -> None:
             raise PreventUpdate
         asked = {"runs": ",".join(names), "baseline": baseline, "a": a, "b": b, "round": round, "by": by}
         address = address.at(**asked, only="changed" if only else None)
-        return found(context, pair_of(context, address, names)), dict(address.query)
+        return found(context, pair_of(context, address, names)), components.choices(path, **address.query)

@@ -164,7 +164,13 @@ def register(app: Dash, context: Context) -> None:
         except RollsightError as error:
             return components.failed(str(error)), no_update, no_update, no_update, no_update
         links = {key: context.href(to) for key, to in _keys(chosen).items()}
-        return _body(context, chosen), _trust(context, chosen), dict(address.query), links, _shown(chosen)
+        return (
+            _body(context, chosen),
+            _trust(context, chosen),
+            components.choices(path, **address.query),
+            links,
+            _shown(chosen),
+        )
 
     @app.callback(
         Output({"type": "prompts-text", "row": MATCH}, "children"),

@@ -118,7 +118,7 @@ def register(app: Dash, context: Context, keys: Callable[[Context, Address], Map
         here = address.at(**_query(round, chosen, shown, by))
         led = {key: context.href(to) for key, to in keys(context, here).items()}
         if ctx.triggered_id != "round-table":
-            return no_update, no_update, no_update, dict(here.query), led
+            return no_update, no_update, no_update, components.choices(path, **here.query), led
         try:
             query = filtering.sql(round.table, round.number, chosen)
         except RollsightError as error:
@@ -136,7 +136,13 @@ def register(app: Dash, context: Context, keys: Callable[[Context, Address], Map
             components.copied(filtering.python(path_of_run, query)),
         ]
         shown_queries = html.Details([html.Summary("The same rows by SQL and in Python"), *queries])
-        return response, _said(chosen, len(records), len(round)), shown_queries, dict(here.query), led
+        return (
+            response,
+            _said(chosen, len(records), len(round)),
+            shown_queries,
+            components.choices(path, **here.query),
+            led,
+        )
 
     @app.callback(
         Output("round-table", "filterModel", allow_duplicate=True),
