@@ -164,7 +164,9 @@ def test_every_page_opens_at_its_address_and_has_no_serious_barrier(seen: Seen, 
     page = seen.open(path)
     assert page.inner_text("main h1")
     assert urlsplit(page.url).path == urlsplit(path).path
-    page.wait_for_timeout(300)  # until figures and tables are drawn
+    if page.locator(".ag-root").count():
+        page.wait_for_selector(".ag-center-cols-container .ag-row")  # until then AG Grid's own roles lack children
+    page.wait_for_timeout(300)  # until figures are drawn
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_selector(f"html[data-mantine-color-scheme={scheme}]")

@@ -148,6 +148,7 @@ def test_trackio_gets_the_rounds_of_the_callback(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # before the first import
     trackio = pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
+    from trackio.utils import MEDIA_DIR  # where the first import in this process put it
 
     trackio.init(project="rollsight", name="one", embed=False, auto_log_cpu=False, auto_log_gpu=False)
     callback = learn()
@@ -156,7 +157,7 @@ def test_trackio_gets_the_rounds_of_the_callback(tmp_path: Path, monkeypatch: py
     assert [(row["influence/step"], row["influence/kept_frac"]) for row in kept] == [(64, 1.0), (128, 1.0)]
     table = kept[1][RECORDS]["_value"]
     assert [row["record"] for row in table] == extremes(callback)
-    assert all((tmp_path / "trackio" / "media" / row["picture"]["file_path"]).is_file() for row in table)
+    assert all((MEDIA_DIR / row["picture"]["file_path"]).is_file() for row in table)
     learn()  # no run is active
     assert len(SQLiteStorage.get_logs("rollsight", "one")) == 2
 

@@ -75,7 +75,6 @@ def fidelity(
     from rollsight.analysis.fidelity.draw import draw
     from rollsight.environments.trained import function_named
 
-    check_snapshots(runs.open(run), "fidelity needs")
     if masks < 4 or seed < 0:
         raise RollsightError(f"--masks is {masks} and --seed {seed}: give at least 4 masks and a seed of 0 or more")
     if figure is not None:
@@ -85,6 +84,7 @@ def fidelity(
     started = out is not None and any(out.glob("outcomes-*.npz"))  # this command's own folder, which goes on
     inside = [] if out is None else [out / "result.json", *output.figure_files(None, out, "fidelity")]
     output.check_free(inside, overwrite=overwrite or started)
+    check_snapshots(runs.open(run), "fidelity needs")
     use_one_thread()
     settings = FidelitySettings(run, round, masks, unit, target, returns, seed, out)
     console = output.console(stderr=json)
