@@ -34,7 +34,7 @@ from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
-from rollsight.runs.results import results_folder, stored_results
+from rollsight.runs.results import keep_result, results_folder, stored_results
 from rollsight.runs.writer import RunWriter, as_table, create, resume
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ __all__ = [
     "is_being_written",
     "is_run",
     "jsonable",
+    "keep_result",
     "open",
     "rank_records",
     "results_folder",

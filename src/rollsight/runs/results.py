@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from rollsight.runs.layout import whole_file
 
 
 def results_folder(run: Path, analysis: str, detail: str) -> Path:
@@ -24,3 +27,14 @@ def stored_results(run: Path, analysis: str) -> dict[str, dict[str, Any]]:
         if isinstance(result, dict):
             found[path.parent.name] = result
     return found
+
+
+def keep_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write `result.json` into a folder of `results_folder`, whole or not at all; an earlier one is replaced.
+
+    Raises:
+        RollsightError: the file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result), "utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from rollsight.analysis.culprits.replays import Check, check
 from rollsight.analysis.culprits.scores import Report, RoundInfluence, folder_of, score_rounds
 from rollsight.arrays import Bools
 from rollsight.errors import OptionError, RollsightError
-from rollsight.runs import Run, jsonable, whole_file
+from rollsight.runs import Run, jsonable, keep_result
 
 _SHOWN = ("round", "env", "step", "episode", "group", "action", "reward", "advantage")
 
@@ -157,9 +156,7 @@ def culprits_of(
         checked,
         note,
     )
-    target = folder_of(run, behaviour) / "result.json"
-    with whole_file(target) as temporary:
-        temporary.write_text(json.dumps({**result.as_json(), "records_of_behaviour": _first(behaviour)}), "utf-8")
+    keep_result(folder_of(run, behaviour), {**result.as_json(), "records_of_behaviour": _first(behaviour)})
     return result
 
 

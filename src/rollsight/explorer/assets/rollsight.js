@@ -22,6 +22,13 @@ window.dash_clientside = window.dash_clientside || {};
       keys = given || {};
       return window.dash_clientside.no_update;
     },
+    chooseTarget: function (target) {
+      const chosen = new URLSearchParams(window.location.search);
+      if (!target || chosen.get("target") === target) return window.dash_clientside.no_update;
+      chosen.set("target", target);
+      go(window.location.pathname + "?" + chosen);
+      return window.dash_clientside.no_update;
+    },
     go: function (href) {
       if (href) go(href);
       return window.dash_clientside.no_update;

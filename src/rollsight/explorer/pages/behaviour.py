@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import dash_mantine_components as dmc
 import numpy as np
-from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from rollsight import runs
-from rollsight.explorer import components
+from rollsight.explorer import components, record_jobs
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.behaviour import formation
@@ -22,7 +20,6 @@ from rollsight.explorer.jobs import Jobs, Report
 from rollsight.explorer.tables import column
 from rollsight.explorer.theme import number
 
-_TICK = 700  # milliseconds between looks at a computation
 _jobs = Jobs()
 
 
@@ -33,46 +30,20 @@ def layout(context: Context, address: Address) -> Any:
     top = components.heading("Behaviour", lead)
     run = context.reading.run(address.run)
     if not run.snapshot_rounds:
-        return [
-            top,
-            components.empty(
-                "This run has no snapshots",
-                "Scoring earlier rounds needs the rounds frozen: train with snapshots of all rounds.",
-                "rollsight train CartPole-v1 --snapshots all --out runs/cartpole",
-            ),
-        ]
-    stored = run.snapshot_rounds
-    chosen = _parsed(address.query.get("record", ""))
-    first = chosen or (stored[-1], 0, 0)
-    inputs = [
-        dmc.Select(
-            id="behaviour-round", label="Round", size="xs", w=110, searchable=True, value=str(first[0]),
-            data=[str(one) for one in stored],
-        ),
-        dmc.NumberInput(id="behaviour-env", label="Environment", size="xs", w=110, min=0, value=first[1]),
-        dmc.NumberInput(id="behaviour-step", label="Step", size="xs", w=110, min=0, value=first[2]),
-        dmc.Button("Show", id="behaviour-show", size="xs", mt=22),
-    ]  # fmt: skip
+        return [top, record_jobs.without_snapshots()]
+    stored, record = run.snapshot_rounds, address.query.get("record", "")
+    how_many = f"{len(stored)} of {len(run.rounds)} rounds have a snapshot: {runs.spell(stored)}."
+    form = [
+        dmc.Group(record_jobs.form("behaviour", stored, record), align="flex-start", gap="sm"),
+        dmc.Text(how_many, size="xs", c="dimmed"),
+        _kept(context, address, path),
+    ]
+    shown = result(context, address) if record_jobs.parsed(record) else None
     return [
         top,
-        dmc.Paper(
-            dmc.Stack(
-                [
-                    dmc.Group(inputs, align="flex-start", gap="sm"),
-                    dmc.Text(
-                        f"{len(stored)} of {len(run.rounds)} rounds have a snapshot: {runs.spell(stored)}.",
-                        size="xs",
-                        c="dimmed",
-                    ),
-                    _kept(context, address, path),
-                ],
-                gap="xs",
-            ),
-            withBorder=True, radius="md", p="sm", mb="sm",
-        ),
-        dcc.Interval(id="behaviour-tick", interval=_TICK, disabled=True),
-        html.Div(id="behaviour-result", children=result(context, address) if chosen else None),
-    ]  # fmt: skip
+        dmc.Paper(dmc.Stack(form, gap="xs"), withBorder=True, radius="md", p="sm", mb="sm"),
+        *record_jobs.place("behaviour", shown, _jobs.progress(_key(path, record))),
+    ]
 
 
 def result(context: Context, address: Address) -> Any:
@@ -81,36 +52,11 @@ def result(context: Context, address: Address) -> Any:
     path = context.reading.path(address.run)
     kept = runs.stored_results(path, "phases").get(_detail(record))
     if kept is None:
-        progress = _jobs.progress(_key(path, record))
-        if progress.state == "running":
-            done = 100 * progress.done / max(progress.total, 1)
-            said = (
-                f"Scoring round {progress.done + 1} of {progress.total}"
-                if progress.total
-                else "Loading the last policy"
-            )
-            return components.card(
-                "Computing", dmc.Text(said, size="sm", mb=6), dmc.Progress(value=done, animated=True, striped=True)
-            )
         folder = runs.results_folder(path, "phases", _detail(record))
         command = shlex.join(["rollsight", "phases", str(path), "--record", record, "--out", str(folder)])
-        failed = [components.failed(progress.error)] if progress.state == "failed" else []
-        return components.card(
-            "Not computed yet",
-            *failed,
-            dmc.Text(
-                "Scores all records of every round with a snapshot. The result is kept next to the run.",
-                size="sm",
-            ),
-            dmc.Group(
-                [
-                    dmc.Button("Compute", id="behaviour-compute", size="xs"),
-                    dmc.Text("or", size="sm"),
-                    components.copied(command),
-                ],
-                mt="xs",
-            ),
-        )
+        what = "Scores all records of every round with a snapshot."
+        progress = _jobs.progress(_key(path, record))
+        return record_jobs.offer("behaviour", progress, what, "Scoring round {done} of {total}", command)
     rounds = kept["rounds"]
     return [
         components.card(
@@ -155,7 +101,7 @@ def _kept(context: Context, address: Address, path: Path) -> Any:
     links: list[Any] = []
     for result in runs.stored_results(path, "phases").values():
         record = (result.get("explained") or {}).get("record")
-        if record and _parsed(str(record)):
+        if record and record_jobs.parsed(str(record)):
             links.append(components.link(str(record), address.at(record=record), context.prefix))
     return dmc.Group([dmc.Text("Computed before:", size="xs", c="dimmed"), *links], gap="xs") if links else None
 
@@ -164,24 +110,16 @@ def compute(path: str, record: str, folder: str, report: Report) -> None:
     """Score the behaviour over all rounds and keep the result; for a process of its own."""
     from rollsight.analysis.phases.of_run import as_json, behaviour_of, development_of
 
-    chosen = _parsed(record)
+    chosen = record_jobs.parsed(record)
     assert chosen is not None
     run = runs.open(path)
     obs, action = behaviour_of(run, *chosen)
     found = as_json(run, development_of(run, obs, action, report), record, obs, action)
-    target = Path(folder) / "result.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with runs.whole_file(target) as temporary:
-        temporary.write_text(json.dumps(found), "utf-8")
-
-
-def _parsed(record: str) -> tuple[int, int, int] | None:
-    match = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", record)
-    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+    runs.keep_result(Path(folder), found)
 
 
 def _detail(record: str) -> str:
-    return f"record-{record.replace(':', '-')}" if _parsed(record) else "none"
+    return f"record-{record.replace(':', '-')}" if record_jobs.parsed(record) else "none"
 
 
 def _key(path: Path, record: str) -> str:
@@ -189,63 +127,17 @@ def _key(path: Path, record: str) -> str:
 
 
 def register(app: Dash, context: Context) -> None:
-    """Choosing shows what is kept; computing runs in a process of its own and shows how far it is."""
+    """Choosing shows what is kept; computing runs in a process of its own; a click on a round shows its records."""
 
-    @app.callback(
-        Output("behaviour-result", "children"),
-        Output("query", "data", allow_duplicate=True),
-        Input("behaviour-show", "n_clicks"),
-        State("behaviour-round", "value"),
-        State("behaviour-env", "value"),
-        State("behaviour-step", "value"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def show(clicks: int | None, round: str, env: Any, step: Any, path: str) -> Any:
-        address = context.address(path, "")
-        record = f"{round}:{env}:{step}"
-        if not clicks or address is None:
-            raise PreventUpdate
-        if _parsed(record) is None:
-            return components.failed(f"{record} names no record: choose a round, an environment and a step."), no_update
-        return result(context, address.at(record=record)), components.choices(path, record=record)
+    def key(address: Address, record: str) -> str:
+        return _key(context.reading.path(address.run), record)
 
-    @app.callback(
-        Output("behaviour-tick", "disabled"),
-        Input("behaviour-compute", "n_clicks"),
-        State("behaviour-round", "value"),
-        State("behaviour-env", "value"),
-        State("behaviour-step", "value"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def begin(clicks: int | None, round: str, env: Any, step: Any, path: str) -> Any:
-        address = context.address(path, "")
-        record = f"{round}:{env}:{step}"
-        if not clicks or address is None or _parsed(record) is None:
-            raise PreventUpdate
-        folder = context.reading.path(address.run)
-        where = runs.results_folder(folder, "phases", _detail(record))
-        _jobs.start(_key(folder, record), compute, str(folder), record, str(where))
-        return False
+    def begin(address: Address, record: str) -> None:
+        path = context.reading.path(address.run)
+        where = runs.results_folder(path, "phases", _detail(record))
+        _jobs.start(_key(path, record), compute, str(path), record, str(where))
 
-    @app.callback(
-        Output("behaviour-result", "children", allow_duplicate=True),
-        Output("behaviour-tick", "disabled", allow_duplicate=True),
-        Input("behaviour-tick", "n_intervals"),
-        State("behaviour-round", "value"),
-        State("behaviour-env", "value"),
-        State("behaviour-step", "value"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def tick(_: int, round: str, env: Any, step: Any, path: str) -> Any:
-        address = context.address(path, "")
-        record = f"{round}:{env}:{step}"
-        if address is None or _parsed(record) is None:
-            raise PreventUpdate
-        running = _jobs.progress(_key(context.reading.path(address.run), record)).state == "running"
-        return result(context, address.at(record=record)), not running
+    record_jobs.register(app, context, "behaviour", result, begin, lambda *asked: _jobs.progress(key(*asked)))
 
     @app.callback(
         Output("behaviour-top", "children"),

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash import Dash, Input, Output, State
 from dash.exceptions import PreventUpdate
 
 from rollsight import runs
-from rollsight.explorer import components
+from rollsight.explorer import components, record_jobs
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.culprits import influence, shares
 from rollsight.explorer.jobs import Jobs, Report
 from rollsight.explorer.theme import number, percent
 
-_TICK = 700  # milliseconds between looks at a computation
 _COLOURS = {"confirmed": "teal", "opposite": "red", "not confirmed": "gray"}
 _QUERY = "select round, env, step from records where action = 1"
 _jobs = Jobs()
@@ -32,39 +30,22 @@ def layout(context: Context, address: Address) -> Any:
     top = components.heading("Culprits", lead)
     run = context.reading.run(address.run)
     if not run.snapshot_rounds:
-        return [
-            top,
-            components.empty(
-                "This run has no snapshots",
-                "Scoring earlier rounds needs the rounds frozen: train with snapshots of all rounds.",
-                "rollsight train CartPole-v1 --snapshots all --out runs/cartpole",
-            ),
-        ]
-    chosen = _parsed(address.query.get("record", "")) or (run.snapshot_rounds[-1], 0, 0)
-    kept = runs.stored_results(run.path, "culprits")
-    inputs = [
-        dmc.Select(
-            id="culprits-kept", label="Computed before", size="xs", w=420, searchable=True, clearable=True,
-            value=key if (key := address.query.get("behaviour")) in kept else None, disabled=not kept,
-            placeholder="Choose a behaviour" if kept else "None yet",
-            data=[{"value": key, "label": components.text_of(one.get("behaviour", key))} for key, one in kept.items()],
-        ),
-        dmc.Select(
-            id="culprits-round", label="Round", size="xs", w=100, searchable=True, value=str(chosen[0]),
-            data=[str(one) for one in run.snapshot_rounds],
-        ),
-        dmc.NumberInput(id="culprits-env", label="Environment", size="xs", w=100, min=0, value=chosen[1]),
-        dmc.NumberInput(id="culprits-step", label="Step", size="xs", w=100, min=0, value=chosen[2]),
-        dmc.Button("Show", id="culprits-show", size="xs", mt=22),
-    ]  # fmt: skip
+        return [top, record_jobs.without_snapshots()]
+    record, kept = address.query.get("record", ""), runs.stored_results(run.path, "culprits")
+    computed = dmc.Select(
+        id="culprits-kept", label="Computed before", size="xs", w=420, searchable=True, clearable=True,
+        value=key if (key := address.query.get("behaviour")) in kept else None, disabled=not kept,
+        placeholder="Choose a behaviour" if kept else "None yet",
+        data=[{"value": key, "label": components.text_of(one.get("behaviour", key))} for key, one in kept.items()],
+    )  # fmt: skip
+    form = dmc.Group(
+        [computed, *record_jobs.form("culprits", run.snapshot_rounds, record)], align="flex-start", gap="sm"
+    )
     return [
         top,
-        dmc.Paper(
-            dmc.Group(inputs, align="flex-start", gap="sm"), withBorder=True, radius="md", p="sm", mb="sm"
-        ),
-        dcc.Interval(id="culprits-tick", interval=_TICK, disabled=True),
-        html.Div(id="culprits-result", children=result(context, address)),
-    ]  # fmt: skip
+        dmc.Paper(form, withBorder=True, radius="md", p="sm", mb="sm"),
+        *record_jobs.place("culprits", result(context, address), _jobs.progress(_key(run.path, record))),
+    ]
 
 
 def result(context: Context, address: Address) -> Any:
@@ -74,7 +55,7 @@ def result(context: Context, address: Address) -> Any:
     record = address.query.get("record", "")
     if (found := kept.get(address.query.get("behaviour", ""))) is not None:
         return _shown(context, address, found)
-    if _parsed(record) is None:
+    if record_jobs.parsed(record) is None:
         command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", _QUERY])
         return components.empty(
             "Choose a behaviour", "A record above, or any selection of records by this command.", command
@@ -82,34 +63,10 @@ def result(context: Context, address: Address) -> Any:
     found = next((one for one in kept.values() if one.get("found") == 1 and _record_of(one) == record), None)
     if found is not None:
         return _shown(context, address, found)
-    progress = _jobs.progress(_key(path, record))
-    if progress.state == "running":
-        done = 100 * progress.done / max(progress.total, 1)
-        said = f"Step {progress.done} of {progress.total}: rounds are scored, then replayed"
-        return components.card(
-            "Computing",
-            dmc.Text(said if progress.total else "Loading", size="sm", mb=6),
-            dmc.Progress(value=done, animated=True, striped=True),
-        )
     command = shlex.join(["rollsight", "culprits", str(path), "--record", record])
-    failed = [components.failed(progress.error)] if progress.state == "failed" else []
-    return components.card(
-        "Not computed yet",
-        *failed,
-        dmc.Text(
-            "Scores all records of every round with a snapshot, and replays some without the culprits. The result is "
-            "kept next to the run.",
-            size="sm",
-        ),
-        dmc.Group(
-            [
-                dmc.Button("Compute", id="culprits-compute", size="xs"),
-                dmc.Text("or", size="sm"),
-                components.copied(command),
-            ],
-            mt="xs",
-        ),
-    )
+    what = "Scores all records of every round with a snapshot, and replays some without the culprits."
+    doing = "Step {done} of {total}: rounds are scored, then replayed"
+    return record_jobs.offer("culprits", _jobs.progress(_key(path, record)), what, doing, command)
 
 
 def _shown(context: Context, address: Address, kept: Mapping[str, Any]) -> Any:
@@ -178,7 +135,7 @@ def compute(path: str, record: str, report: Report) -> None:
     """Score, gather and check the behaviour of one record and keep the result; for a process of its own."""
     from rollsight.analysis.culprits import culprits_of, of_records
 
-    chosen = _parsed(record)
+    chosen = record_jobs.parsed(record)
     assert chosen is not None
     run = runs.open(path)
     culprits_of(run, of_records(run, {chosen[0]: [chosen[1:]]}), report=report)
@@ -188,11 +145,6 @@ def _record_of(kept: Mapping[str, Any]) -> str:
     return str((kept.get("records_of_behaviour") or [""])[0])
 
 
-def _parsed(record: str) -> tuple[int, int, int] | None:
-    match = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", record)
-    return (int(match[1]), int(match[2]), int(match[3])) if match else None
-
-
 def _key(path: Path, record: str) -> str:
     return f"{path} {record}"
 
@@ -200,29 +152,14 @@ def _key(path: Path, record: str) -> str:
 def register(app: Dash, context: Context) -> None:
     """Choosing shows what is kept; computing runs in a process of its own and shows how far it is."""
 
-    place = [State(f"culprits-{name}", "value") for name in ("round", "env", "step")]
+    def key(address: Address, record: str) -> str:
+        return _key(context.reading.run(address.run).path, record)
 
-    def chosen(path: str, *where: Any) -> tuple[Address, str]:
-        address, record = context.address(path, ""), ":".join(map(str, where))
-        if address is None or _parsed(record) is None:
-            raise PreventUpdate
-        return address, record
+    def begin(address: Address, record: str) -> None:
+        path = context.reading.run(address.run).path
+        _jobs.start(_key(path, record), compute, str(path), record)
 
-    @app.callback(
-        Output("culprits-result", "children"),
-        Output("query", "data", allow_duplicate=True),
-        Input("culprits-show", "n_clicks"),
-        State("url", "pathname"),
-        *place,
-        prevent_initial_call=True,
-    )
-    def show(clicks: int | None, path: str, *where: Any) -> Any:
-        if not clicks:
-            raise PreventUpdate
-        if _parsed(":".join(map(str, where))) is None:
-            return components.failed("Choose a round, an environment and a step."), no_update
-        address, record = chosen(path, *where)
-        return result(context, address.at(record=record)), components.choices(path, record=record)
+    record_jobs.register(app, context, "culprits", result, begin, lambda *asked: _jobs.progress(key(*asked)))
 
     @app.callback(
         Output("culprits-result", "children", allow_duplicate=True),
@@ -236,31 +173,3 @@ def register(app: Dash, context: Context) -> None:
         if not key or address is None:
             raise PreventUpdate
         return result(context, address.at(behaviour=key)), components.choices(path, behaviour=key)
-
-    @app.callback(
-        Output("culprits-tick", "disabled"),
-        Input("culprits-compute", "n_clicks"),
-        State("url", "pathname"),
-        *place,
-        prevent_initial_call=True,
-    )
-    def begin(clicks: int | None, path: str, *where: Any) -> Any:
-        if not clicks:
-            raise PreventUpdate
-        address, record = chosen(path, *where)
-        folder = context.reading.run(address.run).path
-        _jobs.start(_key(folder, record), compute, str(folder), record)
-        return False
-
-    @app.callback(
-        Output("culprits-result", "children", allow_duplicate=True),
-        Output("culprits-tick", "disabled", allow_duplicate=True),
-        Input("culprits-tick", "n_intervals"),
-        State("url", "pathname"),
-        *place,
-        prevent_initial_call=True,
-    )
-    def tick(_: int, path: str, *where: Any) -> Any:
-        address, record = chosen(path, *where)
-        running = _jobs.progress(_key(context.reading.run(address.run).path, record)).state == "running"
-        return result(context, address.at(record=record)), not running

@@ -8,12 +8,12 @@ import dash_mantine_components as dmc
 import numpy as np
 import pyarrow as pa
 from dash import Dash, Input, Output, State
-from dash.exceptions import PreventUpdate
 
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, over_rounds
+from rollsight.explorer.following import follow
 from rollsight.explorer.tables import arm_of, column, has, performance, row, task_of
 from rollsight.explorer.theme import DROPPED, HELPED, HURT, number, percent
 from rollsight.explorer.trust import trust_of
@@ -141,21 +141,12 @@ def _facts(rounds: pa.Table) -> list[Any]:
 def register(app: Dash, context: Context) -> None:
     """New rounds show as they come; a click opens a round."""
 
-    @app.callback(
-        Output("overview-curves", "figure"),
-        Output("overview-facts", "children"),
-        Output("overview-token", "data"),
-        Input("overview-poll", "n_intervals"),
-        State("overview-token", "data"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def follow(_: int, shown: str, path: str) -> Any:
-        address = context.address(path, "")
-        if address is None or (token := context.reading.token(address.run)) == shown:
-            raise PreventUpdate
+    def made(address: Address) -> tuple[Any, ...]:
         rounds = context.reading.rounds(address.run)
-        return figure(rounds), components.facts(*_facts(rounds)), token
+        return figure(rounds), components.facts(*_facts(rounds))
+
+    parts = [Output("overview-curves", "figure"), Output("overview-facts", "children")]
+    follow(app, context, "overview", parts, made)
 
     app.clientside_callback(
         """(click, path) => {

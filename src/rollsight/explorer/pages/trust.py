@@ -10,14 +10,14 @@ import dash_mantine_components as dmc
 import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
-from dash import Dash, Input, Output, State
-from dash.exceptions import PreventUpdate
+from dash import Dash, Output
 
 from rollsight import runs
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, over_rounds
+from rollsight.explorer.following import follow
 from rollsight.explorer.tables import column, has, is_language, row
 from rollsight.explorer.theme import HELPED, HURT, INVALID, dressed
 from rollsight.explorer.trust import trust_of
@@ -216,18 +216,8 @@ def fidelity_figure(results: Mapping[str, Mapping[str, Any]]) -> go.Figure:
 def register(app: Dash, context: Context) -> None:
     """New rounds show as they come."""
 
-    @app.callback(
-        Output("trust-curves", "figure"),
-        Output("trust-verdicts", "children"),
-        Output("trust-token", "data"),
-        Input("trust-poll", "n_intervals"),
-        State("trust-token", "data"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def follow(_: int, shown: str, path: str) -> Any:
-        address = context.address(path, "")
-        if address is None or (token := context.reading.token(address.run)) == shown:
-            raise PreventUpdate
+    def made(address: Address) -> tuple[Any, ...]:
         rounds = context.reading.rounds(address.run)
-        return figure(rounds), _verdicts(rounds), token
+        return figure(rounds), _verdicts(rounds)
+
+    follow(app, context, "trust", [Output("trust-curves", "figure"), Output("trust-verdicts", "children")], made)

@@ -15,6 +15,7 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.completions import Filter, Order
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.tokens import measure_of
+from rollsight.explorer.following import follow
 from rollsight.explorer.pages.prompts.choice import Choice, choice
 from rollsight.explorer.pages.prompts.detail import completion_text, detail, scale_for
 from rollsight.explorer.pages.prompts.elsewhere import elsewhere
@@ -187,16 +188,7 @@ def register(app: Dash, context: Context) -> None:
         chosen = choice(context, address.at(round=round, shade=shade))
         return completion_text(chosen, ctx.triggered_id["row"], scale_for(chosen), whole=True)
 
-    @app.callback(
-        Output("prompts-round", "data"),
-        Output("prompts-token", "data"),
-        Input("prompts-poll", "n_intervals"),
-        State("prompts-token", "data"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def follow(_: int, shown: str, path: str) -> Any:
-        address = context.address(path, "")
-        if address is None or (token := context.reading.token(address.run)) == shown:
-            raise PreventUpdate
-        return _options(context.reading.round_numbers(address.run)), token
+    def made(address: Address) -> tuple[Any, ...]:
+        return (_options(context.reading.round_numbers(address.run)),)
+
+    follow(app, context, "prompts", [Output("prompts-round", "data")], made)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output
+from dash import ClientsideFunction, Dash, Input, Output
 
 from rollsight.errors import RollsightError
 from rollsight.explorer import components
@@ -69,12 +69,7 @@ def register(app: Dash, context: Context) -> None:
     after.register(app, context)
     film.register(app, context)
     app.clientside_callback(
-        """(target) => {
-            const chosen = new URLSearchParams(window.location.search);
-            if (!target || chosen.get("target") === target) return window.dash_clientside.no_update;
-            chosen.set("target", target);
-            return window.dash_clientside.rollsight.go(window.location.pathname + "?" + chosen);
-        }""",
+        ClientsideFunction("rollsight", "chooseTarget"),
         Output("record-target", "id"),
         Input("record-target", "value"),
         prevent_initial_call=True,

@@ -3,7 +3,6 @@ in a process of its own, and the result is kept next to the run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +93,7 @@ def replay(path: str, round: int, folder: str, _: Report) -> None:
         after = policy(snapshot.records).log_prob
     if after.dim() > 1:  # of a sequence all its tokens together
         after = (after * snapshot.records.valid).sum(1)
-    target = Path(folder) / "result.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with runs.whole_file(target) as temporary:
-        temporary.write_text(json.dumps({"round": round, "log_prob": after.double().tolist()}), "utf-8")
+    runs.keep_result(Path(folder), {"round": round, "log_prob": after.double().tolist()})
 
 
 def register(app: Dash, context: Context) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output
+from dash import ClientsideFunction, Dash, Input, Output
 
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
@@ -57,12 +57,7 @@ def register(app: Dash, context: Context) -> None:
     pictures.register(app, context)
     table.register(app, context, keys)
     app.clientside_callback(
-        """(target) => {
-            const chosen = new URLSearchParams(window.location.search);
-            if (!target || chosen.get("target") === target) return window.dash_clientside.no_update;
-            chosen.set("target", target);
-            return window.dash_clientside.rollsight.go(window.location.pathname + "?" + chosen);
-        }""",
+        ClientsideFunction("rollsight", "chooseTarget"),
         Output("round-target", "id"),
         Input("round-target", "value"),
         prevent_initial_call=True,

@@ -1,0 +1,149 @@
+"""A page that computes something about one record on request: form, offer, progress, and their callbacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash.exceptions import PreventUpdate
+
+from rollsight.explorer import components
+from rollsight.explorer.addresses import Address
+from rollsight.explorer.context import Context
+from rollsight.explorer.jobs import Progress
+
+_TICK = 700  # milliseconds between looks at a computation
+
+
+def parsed(record: str) -> tuple[int, int, int] | None:
+    """Round, environment and step of ROUND:ENV:STEP; None where it is something else."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9})", record)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def without_snapshots() -> Any:
+    """What a page says of a run whose earlier rounds cannot be scored."""
+    return components.empty(
+        "This run has no snapshots",
+        "Scoring earlier rounds needs the rounds frozen: train with snapshots of all rounds.",
+        "rollsight train CartPole-v1 --snapshots all --out runs/cartpole",
+    )
+
+
+def form(page: str, rounds: Sequence[int], record: str) -> list[Any]:
+    """Fields for a record of one of these rounds, and the button that shows it."""
+    round, env, step = parsed(record) or (rounds[-1], 0, 0)
+    return [
+        dmc.Select(
+            id=f"{page}-round", label="Round", size="xs", w=110, searchable=True, value=str(round),
+            data=[str(one) for one in rounds],
+        ),
+        dmc.NumberInput(id=f"{page}-env", label="Environment", size="xs", w=110, min=0, value=env),
+        dmc.NumberInput(id=f"{page}-step", label="Step", size="xs", w=110, min=0, value=step),
+        dmc.Button("Show", id=f"{page}-show", size="xs", mt=22),
+    ]  # fmt: skip
+
+
+def place(page: str, result: Any, progress: Progress) -> list[Any]:
+    """Where the result stands; looked at until its computation is over."""
+    running = progress.state == "running"
+    return [
+        dcc.Interval(id=f"{page}-tick", interval=_TICK, disabled=not running),
+        html.Div(id=f"{page}-result", children=result),
+    ]
+
+
+def offer(page: str, progress: Progress, what: str, doing: str, command: str) -> Any:
+    """How far the computation is, or the offer to begin it.
+
+    what: what it does, in sentences. doing: what is being done, with {done} and {total}. command: the same in a
+    terminal.
+    """
+    if progress.state == "running":
+        said = doing.format(done=progress.done + 1, total=progress.total) if progress.total else "Loading"
+        share = 100 * progress.done / max(progress.total, 1)
+        return components.card(
+            "Computing", dmc.Text(said, size="sm", mb=6), dmc.Progress(value=share, animated=True, striped=True)
+        )
+    return components.card(
+        "Not computed yet",
+        *([components.failed(progress.error)] if progress.state == "failed" else []),
+        dmc.Text(f"{what} The result is kept next to the run.", size="sm"),
+        dmc.Group(
+            [
+                dmc.Button("Compute", id=f"{page}-compute", size="xs"),
+                dmc.Text("or", size="sm"),
+                components.copied(command),
+            ],
+            mt="xs",
+        ),
+    )
+
+
+def register(
+    app: Dash,
+    context: Context,
+    page: str,
+    result: Callable[[Context, Address], Any],
+    begin: Callable[[Address, str], None],
+    progress: Callable[[Address, str], Progress],
+) -> None:
+    """The callbacks of form, button and progress.
+
+    result: what stands below the form at an address with `record`. begin: starts the computation for a record.
+    progress: how far it is.
+    """
+    fields = [State(f"{page}-{name}", "value") for name in ("round", "env", "step")]
+
+    def asked(path: str, where: Sequence[Any]) -> tuple[Address, str]:
+        address, record = context.address(path, ""), ":".join(map(str, where))
+        if address is None or parsed(record) is None:
+            raise PreventUpdate
+        return address, record
+
+    @app.callback(
+        Output(f"{page}-result", "children"),
+        Output(f"{page}-tick", "disabled"),
+        Output("query", "data", allow_duplicate=True),
+        Input(f"{page}-show", "n_clicks"),
+        State("url", "pathname"),
+        *fields,
+        prevent_initial_call=True,
+    )
+    def show(clicks: int | None, path: str, *where: Any) -> Any:
+        if not clicks:
+            raise PreventUpdate
+        if parsed(":".join(map(str, where))) is None:
+            return components.failed("Choose a round, an environment and a step."), no_update, no_update
+        address, record = asked(path, where)
+        running = progress(address, record).state == "running"
+        return result(context, address.at(record=record)), not running, components.choices(path, record=record)
+
+    @app.callback(
+        Output(f"{page}-tick", "disabled", allow_duplicate=True),
+        Input(f"{page}-compute", "n_clicks"),
+        State("url", "pathname"),
+        *fields,
+        prevent_initial_call=True,
+    )
+    def start(clicks: int | None, path: str, *where: Any) -> Any:
+        if not clicks:
+            raise PreventUpdate
+        begin(*asked(path, where))
+        return False
+
+    @app.callback(
+        Output(f"{page}-result", "children", allow_duplicate=True),
+        Output(f"{page}-tick", "disabled", allow_duplicate=True),
+        Input(f"{page}-tick", "n_intervals"),
+        State("url", "pathname"),
+        *fields,
+        prevent_initial_call=True,
+    )
+    def tick(_: int, path: str, *where: Any) -> Any:
+        address, record = asked(path, where)
+        running = progress(address, record).state == "running"
+        return result(context, address.at(record=record)), not running
