@@ -1,11 +1,11 @@
 """What a viewer of run folders waits for: pages of the explorer in a browser, and the questions behind them.
 
-    python benchmarks/explorer.py [--folder FOLDER] [--only queries|pages|live]
+    python benchmarks/explorer.py [--folder FOLDER] [--only reading|pages|live]
 
 Makes a run of 1,000 rounds of 2,048 records, 200 runs of 20 rounds of 64 records and a run of 20 rounds of 512
 completions with the real writer, where the folder (a temporary one otherwise) does not have them yet, and prints
 
-- queries: milliseconds of what `rollsight.runs` answers, in this process: the first call, then median and largest;
+- reading: milliseconds of what `rollsight.runs` answers, in this process: the first call, then median and largest;
 - pages: milliseconds from a click in Chromium until it is shown and drawn, beside the processor time of the server and
   of the page's main thread, which other work on the machine changes less; the server's memory;
 - live: seconds of a round, and processor time, of a real training with a browser that follows it and without.
@@ -31,7 +31,6 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rollsight import runs
-from rollsight.runs import completeness, queries
 
 REPEATS = 15
 LONG, RECORDS = 1000, 2048
@@ -142,19 +141,11 @@ def timed(name: str, call: Callable[[int], Any], repeats: int = REPEATS) -> None
     print(f"| {name} | {times[0]:.0f} | {statistics.median(rest):.1f} | {max(rest):.1f} |")
 
 
-def measure_queries(long: Path, many: list[Path]) -> None:
+def measure_reading(long: Path) -> None:
     """The table of what `rollsight.runs` answers."""
     run = runs.open(long)
-    where: list[queries.Condition] = [("kept", "=", False), ("score_return", "<", -0.5), ("action", "in", [1])]
     print("| question | first, ms | median, ms | largest, ms |\n|---|---|---|---|")
-    order: list[Any] = [("score_return", "ascending")]
-    timed("page of another round, filtered and sorted", lambda i: queries.page(run, 1 + 61 * i, where, order, 100, 100))
-    timed("another page of that round", lambda i: queries.page(run, 1, where, order, 10 * i, 100))
-    timed("its search for a text", lambda i: queries.page(run, 1, search=f"seed{i}"))
-    timed("summary of 200 runs", lambda i: queries.summary_table(many), 5)
-    known = queries.summary_table(many)
-    timed("the same, nothing changed", lambda i: queries.summary_table(many, known))
-    timed("completeness of the long run", lambda i: completeness.completeness(runs.open(long)), 5)
+    timed("completeness of the long run", lambda i: runs.completeness(runs.open(long)), 5)
     names = ["round", "return_mean", "kept_frac", "approx_kl"]
     timed("four columns of 1,000 rounds", lambda i: run.frame("rounds", columns=names, as_="arrow"), 3)
     timed("all columns of 1,000 rounds", lambda i: run.frame("rounds", as_="arrow"), 3)
@@ -322,13 +313,13 @@ def viewer(run: Path) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the runs are, or are made and stay")
-    parser.add_argument("--only", choices=("queries", "pages", "live"), help="one of the three tables")
+    parser.add_argument("--only", choices=("reading", "pages", "live"), help="one of the three tables")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         long, many = prepare(folder)
-        if options.only in (None, "queries"):
-            measure_queries(long, many)
+        if options.only in (None, "reading"):
+            measure_reading(long)
         if options.only in (None, "pages"):
             measure_pages(long, many)
         if options.only in (None, "live"):

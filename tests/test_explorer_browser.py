@@ -210,7 +210,7 @@ def test_other_runs_say_what_is_wrong_with_them(seen: Seen) -> None:
     seen.open("/nowhere")
     assert "no such page" in seen.text()
     seen.open("/runs/in-part/files")
-    assert "round 2: no records of 16" in seen.text()
+    assert "records of round 2 are missing" in seen.text()
 
 
 def test_a_run_that_is_being_written_is_followed(seen: Seen, folder: Path) -> None:

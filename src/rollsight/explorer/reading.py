@@ -116,16 +116,8 @@ class Reading:
         return self._open(name).run.metadata
 
     def token(self, name: str) -> str:
-        """What changes whenever rows of the run do. Cheap: two looks at the file system."""
-        path = self.path(name)
-        seen = []
-        for part in (path / "rounds", path / "SHA256SUMS", path / "run.json"):
-            try:
-                found = part.stat()
-            except OSError:
-                continue
-            seen.append(f"{found.st_mtime_ns:x}")
-        return "-".join(seen)
+        """What changes whenever rows of the run do."""
+        return runs.change_token(self.path(name))
 
     def round_numbers(self, name: str) -> list[int]:
         """The complete rounds, ascending."""
@@ -200,12 +192,13 @@ class Reading:
                 self._records.popitem(last=False)
         return table
 
-    def record_counts(self, name: str) -> dict[int, int]:
-        """Round -> how many records its file has, from the ends of the files; damaged ones are left out."""
-        shown = self._open(name)
-        with shown.lock:
-            counts: dict[int, int] = self._once(shown, self.token(name), "counts", shown.run.record_counts)
-            return counts
+    def completeness(self, name: str) -> runs.Completeness:
+        """What of the run is there, and what is not.
+
+        Raises:
+            RollsightError: as `run`.
+        """
+        return runs.completeness(self._open(name).run)
 
     def targets(self, name: str, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order."""

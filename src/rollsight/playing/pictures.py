@@ -23,7 +23,7 @@ from rollsight.environments.states import DRIFTING, EXACT, check_reproduced
 from rollsight.environments.trained import TrainedEnvironment, trained_environment
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
-from rollsight.runs.queries import episode_rows, records
+from rollsight.runs.episode_rows import episode_rows, records
 
 
 @dataclass(frozen=True, eq=False)

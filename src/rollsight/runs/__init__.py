@@ -29,7 +29,8 @@ except ModuleNotFoundError as error:
     raise MissingExtra("reading and writing runs", error.name or "pyarrow", "runs") from error
 
 from rollsight.lazy import at_first_use
-from rollsight.runs.layout import find_runs, is_being_written, is_run, spell, whole_file
+from rollsight.runs.completeness import Completeness, completeness
+from rollsight.runs.layout import change_token, find_runs, is_being_written, is_run, spell, whole_file
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
@@ -43,11 +44,14 @@ if TYPE_CHECKING:
 __getattr__ = at_first_use(__name__, {"Recorder": "recorder"})  # it needs torch, and reading does not
 
 __all__ = [
+    "Completeness",
     "Recorder",
     "Run",
     "RunWriter",
     "as_table",
+    "change_token",
     "column_as_floats",
+    "completeness",
     "create",
     "find_runs",
     "is_being_written",

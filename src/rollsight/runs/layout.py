@@ -63,6 +63,19 @@ def take_lock(descriptor: int) -> bool:
     return False
 
 
+def change_token(run: Path) -> str:
+    """Text that is another one when something was added to a run, or it was continued or replaced. Three looks at the
+    file system."""
+    parts = []
+    for name in (METADATA, DIGESTS, "rounds"):
+        try:
+            found = os.stat(run / name)
+            parts.append(f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}")
+        except OSError:
+            parts.append("")
+    return ".".join(parts)
+
+
 def find_runs(folder: Path) -> list[Path]:
     """The run folders directly inside `folder`, by name; none where there is no such folder."""
     return sorted(child for child in folder.iterdir() if is_run(child)) if folder.is_dir() else []

@@ -201,14 +201,6 @@ class Run:
                 found[round] = (file.st_mtime_ns, file.st_size)
         return found
 
-    def record_counts(self) -> dict[int, int]:
-        """Complete round -> how many rows its records file has, as the end of the file says; without damaged files."""
-        counts = {}
-        for round in self._complete("records"):
-            with contextlib.suppress(OSError, pa.ArrowInvalid):
-                counts[round] = pq.read_metadata(round_path(self.path, "records", round)).num_rows
-        return counts
-
     def targets(self, round: int) -> list[str]:
         """The targets whose scores are stored for a round, in order; empty where the round was not scored."""
         path, content = self._existing("records", round), self._content(round)

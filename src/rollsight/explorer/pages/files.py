@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -14,7 +15,6 @@ from rollsight.errors import RollsightError
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.tables import column
 from rollsight.explorer.theme import number
 from rollsight.runs.check import Checked, check_run
 
@@ -44,46 +44,33 @@ def layout(context: Context, address: Address) -> Any:
 
 
 def _state(context: Context, name: str) -> Any:
-    rounds = context.reading.rounds(name)
     state = {
         "running": "Being written now",
         "ended": "Not being written",
         "stopped": "Stopped before its last planned round",
     }
-    numbers = [int(value) for value in column(rounds, "round")]
-    absent = sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers))
-    expected = {
-        int(number): int(count)
-        for number, count in zip(column(rounds, "round"), column(rounds, "records"), strict=True)
-        if count == count
-    }
-    there = context.reading.record_counts(name)
-    short = {number: (there.get(number), count) for number, count in expected.items() if there.get(number, 0) != count}
+    found = context.reading.completeness(name)
     parts = [
         components.fact("State", state[context.state(name)]),
-        components.fact("Complete rounds", number(len(numbers))),
-        components.fact("Rounds without a summary", runs.spell(absent) if absent else "none"),
-        components.fact("Records expected", number(sum(expected.values()))),
-        components.fact("Records there", number(sum(there.values()))),
+        components.fact("Complete rounds", number(len(found.complete))),
+        components.fact("Rounds in flight", runs.spell(found.in_flight)),
+        components.fact("Records expected", number(found.expected)),
+        components.fact("Records there", number(found.rows)),
         components.fact("Snapshots", number(len(context.reading.run(name).snapshot_rounds))),
     ]
+    wrong = [f"{kind} of {_rounds(gone)} are missing" for kind, gone in found.missing.items()]
+    wrong += [f"records of round {round}: {why}" for round, why in list(found.unreadable.items())[:_LISTED]]
     children: list[Any] = [components.facts(*parts)]
-    if short:
-        rows = [
-            f"round {number}: {'no records' if found is None else f'{found:,} records'} of {count:,}"
-            for number, (found, count) in list(short.items())[:_LISTED]
-        ]
-        children.append(
-            dmc.Alert(
-                dmc.List([dmc.ListItem(text) for text in rows], size="sm"),
-                title="Records are missing",
-                color="orange",
-                mt="sm",
-            )
-        )
+    if wrong:
+        items = dmc.List([dmc.ListItem(components.text_of(text)) for text in wrong], size="sm")
+        children.append(dmc.Alert(items, title="Not everything is there", color="orange", mt="sm"))
     return components.card(
         "Rows", *children, note="What each round's summary says it had, against the rows of its file.", mb="sm"
     )
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    return f"round{'s' if len(numbers) > 1 else ''} {runs.spell(numbers)}"
 
 
 def _versions(metadata: Any) -> Any:
