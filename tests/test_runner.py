@@ -62,7 +62,7 @@ def test_a_lost_job_is_said_by_name(tmp_path: Path) -> None:
 
 
 _ENDLESS = """
-import sys, time
+import signal, sys, time
 from dataclasses import dataclass
 from rollsight.studies.runner import run_jobs
 
@@ -77,6 +77,7 @@ class Endless:
             time.sleep(0.01)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     try:
         for number, event in enumerate(run_jobs([Endless("a"), Endless("b"), Endless("c")], 2)):
             if number == 0:
