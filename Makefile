@@ -38,9 +38,9 @@ lint: $(VENV)/.installed
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The site, into docs/_build; a warning is an error.
+# The site, into docs/_build/html; a warning is an error.
 docs: $(VENV)/.installed
-	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
 # Fresh pictures of the explorer for the documentation, from real runs that it trains; needs chromium.
 screenshots: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""The documentation site: `make docs` builds it into docs/_build."""
+"""The documentation site: `make docs` builds it into docs/_build/html."""
 
 import re
 
