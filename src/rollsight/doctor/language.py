@@ -237,12 +237,14 @@ CHECKS = (
         "{share:.0%} of the completions are cut off at {limit:.0f} tokens.",
         ("the limit is too short", "the model does not end its texts, or its end token is not the one waited for"),
         ("raise the limit", "check the end-of-text token and the chat template", "mask completions that are cut off"),
+        explained_by=("repetition",),
     ),
     Check(
         "no_end_of_text", "language", truncated, 0.98, 0.995, "likely",
         "Hardly any completion ends by itself ({share:.0%} reach {limit:.0f} tokens).",
         ("the end-of-text token is not the one that the sampler waits for", "a chat template that does not end"),
         ("check eos_token_id of the tokenizer, the model and the sampler",),
+        explained_by=("repetition",),
     ),
     Check(
         "duplicates", "language", duplicates, 0.4, 0.7, "certain",
