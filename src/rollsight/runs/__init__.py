@@ -8,6 +8,7 @@ runs/NAME/
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
   findings/round-000004.parquet     what the doctor found in the round that it had not found before
   snapshots/round-000010.pt         the frozen round
+  policies/round-000003.pt          the frozen round of a language model: what is trained of it, without its base
   checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   SHA256SUMS                        the digest of every file above but run.json, which holds its own
   .lock                             held by the one writer
