@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 from rollsight.lazy import at_first_use
 from rollsight.runs.completeness import Completeness, completeness
 from rollsight.runs.layout import change_token, find_runs, is_being_written, is_run, spell, whole_file
-from rollsight.runs.metadata import jsonable
+from rollsight.runs.metadata import is_language, jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
@@ -56,6 +56,7 @@ __all__ = [
     "create",
     "find_runs",
     "is_being_written",
+    "is_language",
     "is_run",
     "jsonable",
     "keep_result",

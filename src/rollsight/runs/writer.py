@@ -83,8 +83,8 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
 def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter":
     """Hold an existing run folder for writing after its last complete round, or after an earlier one.
 
-    Whatever a killed writer left of the round in flight (temporary files; records, evaluations, snapshots, policies
-    and checkpoints of a round that never completed) is removed, and so are the rounds past `after`: training goes on from a
+    Whatever a killed writer left of the round in flight (temporary files; records, evaluations, snapshots, policies and
+    checkpoints of a round that never completed) is removed, and so are the rounds past `after`: training goes on from a
     checkpoint of that round and writes them anew. `run.json` says so in its list `continued`: after which round, which
     rounds were replaced, when, by which command, and the entries of `how`.
 

@@ -15,7 +15,7 @@ from rollsight.errors import RollsightError
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address, address_of
 from rollsight.explorer.context import Context
-from rollsight.explorer.tables import is_language
+from rollsight.runs import is_language
 from rollsight.explorer.theme import number
 
 _AT_ONCE = 100  # rounds up to which a run is examined without being asked

@@ -20,8 +20,9 @@ from rollsight.explorer.pages import overview, trust
 from rollsight.explorer.reading import Reading
 from rollsight.explorer.report.document import Figures, Section, document, table
 from rollsight.explorer.report.records import record_tables
-from rollsight.explorer.tables import arm_of, column, has, is_language, performance, task_of
+from rollsight.explorer.tables import arm_of, column, has, performance, task_of
 from rollsight.explorer.theme import SERIES, number, percent
+from rollsight.runs import is_language
 from rollsight.explorer.verdict import dropped_sentence, harm_sentence, harmful_groups, learned
 
 _FINDINGS = 5  # of the doctor's, in the verdict

@@ -229,7 +229,7 @@ class LanguagePPO:
 
     def optimise(self, rollout: Rollout) -> Update:
         """Scores the completions, leaves out what the selection drops, and takes the round's optimiser steps."""
-        options, records, n = self.options, rollout.records, len(rollout.texts)
+        records, n = rollout.records, len(rollout.texts)
         scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
         reason = ""
         if float(np.ptp(rollout.rewards)) == 0:
