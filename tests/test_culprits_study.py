@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rollsight.studies.culprits import results, study
+from rollsight.studies.culprits import comparing, results, study
 from rollsight.studies.culprits.planted import PAID, Paying
 
 
 def test_auroc_counts_ties_by_half():
     rng = np.random.default_rng(0)
     scores, tagged = rng.integers(0, 5, 200).astype(float), rng.random(200) < 0.2
-    assert study.auroc(scores, tagged) == pytest.approx(roc_auc_score(tagged, scores))
+    assert comparing.auroc(scores, tagged) == pytest.approx(roc_auc_score(tagged, scores))
 
 
 def test_td_errors_end_with_episodes_and_rounds():

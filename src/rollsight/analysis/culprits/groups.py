@@ -16,7 +16,6 @@ from rollsight.errors import RollsightError
 from rollsight.runs import Run, is_language
 
 
-
 @dataclass(frozen=True)
 class Group:
     """Records that have one value in common.

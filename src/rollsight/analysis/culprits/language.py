@@ -84,7 +84,8 @@ def read_pairs(path: Path) -> list[tuple[Any, str]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str) or not row.get("prompt"):
             raise RollsightError(
-                f'entry {number} of {path} has no prompt or no completion: give {{"prompt": "...", "completion": "..."}}'
+                f"entry {number} of {path} has no prompt or no completion: give "
+                '{"prompt": "...", "completion": "..."}'
             )
     return [(row["prompt"], row["completion"]) for row in rows]
 

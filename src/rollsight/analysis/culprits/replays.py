@@ -111,7 +111,9 @@ def check(
     return Check(outcome, difference, _sentence(outcome, difference, left_out), left_out, rounds)
 
 
-def _replayed(frozen: FrozenRound, behaviour: AnyBehaviour, chosen: Bools, draws: int, seed: int) -> CheckedRound | None:
+def _replayed(
+    frozen: FrozenRound, behaviour: AnyBehaviour, chosen: Bools, draws: int, seed: int
+) -> CheckedRound | None:
     """None where nothing or everything would be left out."""
     weights = frozen.weights
     trained = np.flatnonzero(weights.cpu().numpy() > 0)
