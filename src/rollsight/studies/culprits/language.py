@@ -32,7 +32,8 @@ def measure(cell: LanguageCell, folder: Path) -> dict[str, Any]:
     shown = [(last, row) for row, text in enumerate(texts) if shows(cell.cause, text)]
     if not shown:
         raise RollsightError(f"no completion of the last round shows {cell.cause}: nothing was learnt")
-    behaviour = of_completions(run, shown)
+    # The adapter-free GRPO run keeps all weights by round, so that any miniature will do.
+    behaviour = of_completions(run, shown, model="miniature" if cell.trainer == "GRPO" else None)
     (influences,) = score_rounds(run, [behaviour])
     of = {name: np.array(column.to_pylist()) for name, column in _table(run, influences).items()}
     rankings = {
