@@ -66,19 +66,17 @@ def study_culprits(
 
 
 def _cells(seeds: int, of: tuple[str, ...]) -> list[Any]:
-    """All runs, one seed of each environment or trainer and cause after the other."""
+    """All runs."""
     from rollsight.studies.culprits.planted import PAID, Cause, Cell
     from rollsight.studies.culprits.planted_language import LanguageCell, Style, Trainer
 
     causes: tuple[Cause, ...] = "one environment", "a tenth of the episodes"
-    styles: tuple[Style, ...] = "an exclamation", "upper case"
+    styles: tuple[Style, ...] = "upper case", "an exclamation"
     trainers: tuple[Trainer, ...] = "PPO", "GRPO"
-    cells: list[Any] = []
-    for seed in range(seeds):
-        if "control" in of:
-            cells += [Cell(env, cause, seed) for env in PAID for cause in causes]
-        cells += [LanguageCell(one, style, seed) for one in trainers if one in of for style in styles]
-    return cells
+    control = [Cell(env, cause, seed) for env in PAID for cause in causes for seed in range(seeds)]
+    chosen = [(style, one) for style in styles for one in trainers if one in of]
+    language = [LanguageCell(one, style, seed) for style, one in chosen for seed in range(seeds)]
+    return [*(control if "control" in of else ()), *language]
 
 
 def _measure(cell: Any, folder: Path) -> dict[str, Any]:
