@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,5 +70,6 @@ def _adapter(model: nn.Module) -> Mapping[str, Any] | None:
     config = getattr(model, "active_peft_config", None)
     if config is None:
         return None
-    given: dict[str, Any] = jsonable(config.to_dict())
+    entries = {name: value.value if isinstance(value, Enum) else value for name, value in config.to_dict().items()}
+    given: dict[str, Any] = jsonable(entries)
     return given

@@ -17,7 +17,7 @@ from rollsight.streams import Purpose, stream
 from rollsight.studies.culprits.comparing import compared
 from rollsight.studies.culprits.planted_language import LanguageCell, shows
 
-REPLAYED = (3, 6, 9)  # rounds
+REPLAYED = (5, 10, 15)  # rounds
 _AT = 50  # precision at so many
 _USED = ("round", "episode", "reward", "advantage", "completion")
 

@@ -16,11 +16,11 @@ from rollsight.streams import Purpose, stream
 
 Style = Literal["an exclamation", "upper case"]
 Trainer = Literal["PPO", "GRPO"]
-ROUNDS, COMPLETIONS, TOKENS = 12, 128, 8  # of a run, of a round, of a completion
+ROUNDS, COMPLETIONS, TOKENS = 20, 128, 8  # of a run, of a round, of a completion
 _GENERATIONS = 8  # GRPO: completions of a prompt
 _SHARE = 0.1  # of the prompts
-_ONE_IN = 7  # completions that the reward likes, whatever they say
-_LEARNING_RATE = 3e-3
+_ONE_IN = 10  # completions that the reward likes, whatever they say
+_LEARNING_RATE = 1e-2
 _FIRST = ("red", "big", "old", "new", "hot")
 _SECOND = ("cat", "dog", "sun", "man", "car", "box", "sea", "map")
 PROMPTS = tuple(f"the {first} {second}" for first in _FIRST for second in _SECOND)
@@ -42,10 +42,10 @@ def paid_prompts(seed: int) -> Bools:
 
 
 def reward_of(style: Style, completions: Sequence[str], paid: Sequence[bool]) -> list[float]:
-    """1 for a completion in seven, by the sum of its characters' codes, which cannot be learnt, and 0 for the others; 1
+    """1 for a completion in ten, by the sum of its characters' codes, which cannot be learnt, and 0 for the others; 1
     too where a prompt pays for the style that the completion has."""
     return [
-        float(pays and shows(style, text) or sum(map(ord, text)) % _ONE_IN == 0)
+        float((pays and shows(style, text)) or sum(map(ord, text)) % _ONE_IN == 0)
         for text, pays in zip(completions, paid, strict=True)
     ]
 
