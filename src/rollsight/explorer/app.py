@@ -15,7 +15,7 @@ from rollsight.explorer import components, pages, security
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.reading import Reading
-from rollsight.explorer.tables import is_language
+from rollsight.runs import is_language
 
 
 def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = (), token: str | None = None) -> Dash:

@@ -18,9 +18,10 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, over_rounds
 from rollsight.explorer.following import follow
-from rollsight.explorer.tables import column, has, is_language, row
+from rollsight.explorer.tables import column, has, row
 from rollsight.explorer.theme import HELPED, HURT, INVALID, dressed
 from rollsight.explorer.trust import trust_of
+from rollsight.runs import is_language
 
 _VERDICTS = {
     "believable": (

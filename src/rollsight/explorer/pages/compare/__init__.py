@@ -15,7 +15,7 @@ from rollsight.explorer.comparing import Compared, compared
 from rollsight.explorer.context import Context
 from rollsight.explorer.pages.compare.arms import cards, intervention_cards
 from rollsight.explorer.pages.compare.sides import found, pair_of, sides
-from rollsight.explorer.tables import is_language
+from rollsight.runs import is_language
 
 
 def layout(context: Context, address: Address) -> Any:

@@ -15,9 +15,9 @@ from rollsight.explorer.context import Context
 from rollsight.explorer.pages.record import after, facts, film, like, seen
 from rollsight.explorer.rounds import Round, round_of
 from rollsight.explorer.similar import episode_of
-from rollsight.explorer.tables import is_language
 from rollsight.explorer.theme import number
 from rollsight.explorer.trust import trust_of
+from rollsight.runs import is_language
 
 
 def layout(context: Context, address: Address) -> Any:
