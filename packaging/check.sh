@@ -12,7 +12,7 @@ rm -rf dist
 ls -l dist
 wheel=$(ls dist/*.whl)
 extras=("$@")
-[ ${#extras[@]} -gt 0 ] || extras=(core runs sb3 cli envs fast llm ray docs dev)
+[ ${#extras[@]} -gt 0 ] || extras=(core runs sb3 cli explorer trackers envs fast llm ray docs dev all)
 for extra in "${extras[@]}"; do
   rm -rf "$folder/env"
   $python -m venv "$folder/env"

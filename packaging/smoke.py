@@ -51,6 +51,39 @@ def cli() -> None:
             subprocess.run([sys.executable, "-m", "rollsight", *line.split()], check=True)
 
 
+def explorer() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for line in (
+            f"train CartPole-v1 --engine sb3 --rounds 2 --eval-episodes 0 --out {folder}/run",
+            f"report {folder}/run -o {folder}/run.html",
+        ):
+            subprocess.run([sys.executable, "-m", "rollsight", *line.split()], check=True)
+        assert_serves(folder)
+
+
+def assert_serves(folder: str) -> None:
+    """`rollsight view` answers, and its first page has the run."""
+    from urllib.request import urlopen
+
+    command = [sys.executable, "-m", "rollsight", "view", folder, "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            address = next(line for line in server.stdout if "http://" in line)
+            with urlopen("http://" + address.split("http://")[1].split()[0]) as page:
+                assert page.status == 200
+        finally:
+            server.terminate()
+
+
+def trackers() -> None:
+    import mlflow  # noqa: F401
+    import tensorboard  # noqa: F401
+    import trackio  # noqa: F401
+    import wandb  # noqa: F401
+
+    import rollsight.trackers  # noqa: F401
+
+
 def envs() -> None:
     import gymnasium as gym
     import highway_env  # noqa: F401
@@ -82,8 +115,13 @@ def dev() -> None:
     import mypy  # noqa: F401
 
 
+def everything() -> None:
+    for extra in (runs, sb3, cli, explorer, trackers, envs, fast, llm, ray, docs, dev):
+        extra()
+
+
 if __name__ == "__main__":
     core()
     if len(sys.argv) > 1 and sys.argv[1] != "core":
-        globals()[sys.argv[1]]()
+        everything() if sys.argv[1] == "all" else globals()[sys.argv[1]]()
     print("ok")
