@@ -49,7 +49,7 @@ def layout(context: Context, address: Address) -> Any:
     return [
         top,
         dmc.Paper(form, withBorder=True, radius="md", p="sm", mb="sm"),
-        *record_jobs.place("culprits", result(context, address), _jobs.progress(_key(run.path, record))),
+        record_jobs.place("culprits", result(context, address), _jobs.progress(_key(run.path, record))),
     ]
 
 

@@ -93,7 +93,8 @@ def figure(rounds: pa.Table) -> go.Figure:
         Strip("KL (nats)", lines(("KL of the update", "approx_kl", "#0f9d8a"))),
     ]
     drawn = [strip for strip in strips if strip.lines]
-    return over_rounds(drawn or [Strip("rank agreement", [])])
+    figure = over_rounds(drawn or [Strip("rank agreement", [])])
+    return figure.update_layout(uirevision="rounds")  # a zoom is kept while new rounds come
 
 
 def _verdicts(rounds: pa.Table) -> list[Any]:
