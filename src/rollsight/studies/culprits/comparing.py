@@ -10,6 +10,11 @@ import torch
 
 from rollsight.analysis.culprits.scores import AnyBehaviour
 from rollsight.arrays import Bools, Floats
+from rollsight.errors import RollsightError
+
+
+class NothingLearntError(RollsightError):
+    """The run ends without the behaviour."""
 
 
 def compared(
