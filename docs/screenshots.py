@@ -31,7 +31,8 @@ TRAINING = ("CartPole-v1", "--rounds", "12", "--n-steps", "2048", "--eval-episod
 
 def prepare(folder: Path) -> None:
     """The runs that are not there yet."""
-    _call("demo", "--no-view", "--out", str(folder))
+    if not (runs.is_run(folder / "demo-frozenlake") and runs.is_run(folder / "demo-language")):
+        _call("demo", "--no-view", "--out", str(folder))
     for seed in range(3):
         for arm, options in (("dropping", ("--drop", "0.5")), ("ppo", ())):
             path = folder / f"cartpole-{arm}-{seed}"
@@ -54,7 +55,7 @@ def addresses(folder: Path) -> dict[str, tuple[str, str]]:
         "round": (f"/runs/demo-frozenlake/round/{lake.rounds[3]}", "#round-strip .main-svg"),
         "record": (f"/runs/demo-frozenlake/record/{lake.rounds[3]}/{worst}", "#record-picture img"),
         "prompts": (f"/runs/demo-language/prompts?round={language.rounds[4]}", "#prompts-body .rs-prompt-row"),
-        "compare": (f"/compare?runs={','.join(cartpole)}", "#compare-body .main-svg"),
+        "compare": (f"/compare?runs={','.join(cartpole)}&baseline=ppo", "#compare-body .main-svg"),
         "trust": ("/runs/demo-frozenlake/trust", "main .main-svg"),
     }
 

@@ -14,6 +14,11 @@ from rollsight.explorer.addresses import Address, path_of
 from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID, number
 from rollsight.explorer.trust import Trust
 
+# Of every table. Tab leaves its cells, which arrow keys go through; Enter opens a row (assets/rollsight.js).
+GRID_OPTIONS = {
+    "rowHeight": 32, "headerHeight": 34, "tooltipShowDelay": 300, "animateRows": False,
+    "tabToNextCell": {"function": "false"},
+}  # fmt: skip
 POLL = 2_000  # milliseconds between looks for new rounds
 # The colours of text, which must differ more from the page than lines do.
 _TEXT = {HELPED: "var(--rs-helped)", HURT: "var(--rs-hurt)", DROPPED: "var(--rs-dropped)", INVALID: "var(--rs-invalid)"}
