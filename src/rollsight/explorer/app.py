@@ -15,7 +15,7 @@ from rollsight.explorer import components, pages, plotlyjs, security
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.reading import Reading
-from rollsight.explorer.tables import is_language
+from rollsight.runs import is_language
 
 _CHUNKS = ("_dash-component-suites/dash/dcc/async-graph.js", "_dash-component-suites/dash_ag_grid/async-community.js")
 
