@@ -51,8 +51,10 @@ def card(
 
 def graph(name: str, figure: go.Figure, **options: Any) -> Component:
     """A figure in its place. Its height is set beforehand, so that nothing jumps while it loads."""
-    height = figure.layout.height or 300
-    return dcc.Graph(id=name, figure=figure, config=GRAPH_CONFIG, style={"height": f"{height}px"}, **options)
+    height = f"{figure.layout.height or 300}px"
+    # The box around it, because Dash shows nothing of this height until the script of the figures is there.
+    drawn = dcc.Graph(id=name, figure=figure, config=GRAPH_CONFIG, style={"height": height}, **options)
+    return html.Div(drawn, style={"minHeight": height})
 
 
 def fact(name: str, value: Component, hint: str | None = None, colour: str | None = None) -> Component:
