@@ -203,7 +203,8 @@ class Calibration:
     with returns G that really came. Of episodes that are played for it, it is held out from training.
 
     records: with `returns`, (N,), the discounted returns G from (s, a) on.
-    each: explain every record on its own, scores (N, M), or with `groups` the mean over each of them, (N, G), ascending.
+    each: explain every record on its own, scores (N, M), or with `groups` the mean over each of them, (N, G), groups
+        ascending.
     groups: (N,) integers, with each=True.
     """
 
