@@ -18,6 +18,7 @@ from zoo import relative_error
 import rollsight as rs
 from rollsight.adapters.sb3_off_policy import ReplayInfluenceCallback, WeightedReplayBuffer
 from rollsight.adapters.sb3_off_policy import callback as callback_module
+from rollsight.adapters.sb3_off_policy.actors import actor_problem
 from rollsight.adapters.sb3_off_policy.critics import Critic, critic_of
 from rollsight.adapters.sb3_off_policy.held_out import play
 from rollsight.cli import main
@@ -212,6 +213,39 @@ def test_soft_values_are_held_against_returns_with_entropy():
     assert torch.allclose(critic.next_values(obs), expected)
 
 
+def test_the_actors_scores_are_the_gradients_of_the_hosts_loss():
+    model, compared = make_model("SAC", n_envs=2), []
+
+    def compare(finished):
+        actor = actor_problem(model, seen.critic, seen.replay, seen.held_out, (7, seen.round))
+        parameters = list(model.actor.parameters())
+
+        def flat(value):
+            return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+
+        held = actor.held_out
+        log_prob = actor.policy.evaluate(model.actor, held.obs, held.actions).log_prob
+        direction = flat((log_prob * held.advantages).mean())
+        expected = []
+        for i in range(len(seen.replay.records)):
+            obs, noise = seen.replay.records.obs[i : i + 1], actor.records.obs["noise"][i : i + 1]
+            mean, log_std, _ = model.actor.get_action_dist_params(obs)
+            gaussian = mean + log_std.exp() * noise
+            density = torch.distributions.Normal(mean, log_std.exp()).log_prob(gaussian).sum(1)
+            density = density - torch.log(1 - torch.tanh(gaussian) ** 2 + 1e-6).sum(1)
+            q = torch.min(*model.critic(obs, torch.tanh(gaussian))).flatten()
+            expected.append(-flat((model.log_ent_coef.exp().detach() * density - q).mean()) @ direction)
+        compared.append(relative_error(seen.scores["improvement"].values, torch.stack(expected)))
+        assert seen.scores["improvement"].backend == "layerwise"
+
+    seen = watching("SAC", target=["improvement", "calibration"], on_round=compare)
+    model.learn(70, callback=seen)
+    assert len(compared) >= 2
+    assert max(compared) < 1e-4
+    with pytest.raises(OptionError, match="target='improvement' needs the actor of SAC without gSDE"):
+        make_model("TD3").learn(20, callback=watching("TD3", target="improvement"))
+
+
 # --- drawing by weight
 
 
@@ -330,7 +364,7 @@ def test_what_does_not_fit_is_refused_before_training():
         PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8, callback=ReplayInfluenceCallback())
     with pytest.raises(OptionError, match="every=0 is not possible"):
         ReplayInfluenceCallback(every=0)
-    with pytest.raises(OptionError, match=r"target='return' is unknown: give 'calibration' or 'bellman'"):
+    with pytest.raises(OptionError, match=r"target='return' is unknown: give 'calibration', 'bellman', 'improvement'"):
         ReplayInfluenceCallback(target="return")
     with pytest.raises(OptionError, match="needs a buffer that draws by weight"):
         make_model().learn(20, callback=watching("DQN", selection=RankWeights()))

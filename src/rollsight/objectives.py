@@ -231,6 +231,25 @@ class TD:
         return torch.where(records.valid, -self.scale * loss.sum(1), 0.0)
 
 
+@dataclass(frozen=True)
+class ActorValue:
+    """What an actor is trained to maximise through its critic, as SAC's is: l_i = min Q(s_i, a) - alpha log pi(a), the
+    action a drawn from the actor by reparametrisation. The policy's `evaluate` gives it as `value`.
+
+    normalisation: always "raw".
+    """
+
+    normalisation: str = field(default="raw", init=False)
+
+    def prepare(self, records: Records) -> Records:
+        return records
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        if evaluation.value is None:
+            raise RollsightError("objectives.ActorValue needs `value` from `evaluate`: what the actor maximises.")
+        return torch.where(records.valid, evaluation.value, 0.0)
+
+
 def q_errors(evaluation: Evaluation, records: Records, needed_by: str, what: str) -> Tensor:
     """(N, C) Q_c(s, a) less `records.returns`, 0 where invalid; `RollsightError` where one of both is missing.
 

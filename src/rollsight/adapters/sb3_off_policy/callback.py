@@ -16,6 +16,7 @@ from rollsight import runs, targets
 from rollsight.adapters import options
 from rollsight.adapters.sb3.streams import restored_after_failure
 from rollsight.adapters.sb3_off_policy import held_out, scoring
+from rollsight.adapters.sb3_off_policy.actors import actor_problem, check_actor
 from rollsight.adapters.sb3_off_policy.columns import round_columns
 from rollsight.adapters.sb3_off_policy.critics import Critic, critic_of
 from rollsight.adapters.sb3_off_policy.folder import describe, open_run
@@ -45,9 +46,10 @@ class ReplayInfluenceCallback(BaseCallback):
 
     :param every: updates of the model (`train/n_updates`) between two rounds
     :param target: "calibration" (`f_calibration`: values against Monte-Carlo returns of fresh episodes), "bellman"
-        (minus the TD loss of the 1,000 newest transitions), a `rollsight.targets` object for critics with records of
-        its own, or a list of them: the first decides the selection, all are recorded
-    :param episodes: fresh episodes of the present policy in each round, for "calibration"
+        (minus the TD loss of the 1,000 newest transitions), "improvement" (of SAC: what the actor's loss on a
+        transition's state does to log pi times the Monte-Carlo advantages of fresh episodes), a `rollsight.targets`
+        object for critics with records of its own, or a list of them: the first decides the selection, all are recorded
+    :param episodes: fresh episodes of the present policy in each round, for "calibration" and "improvement"
     :param make_env: makes the environment of these episodes; None makes the model's again
     :param selection: a rule from `Scores` to `Selection` whose weights (not only 0 and 1) decide how often a transition
         is drawn, `selection.RankWeights()` for example; None draws as the host does
@@ -115,7 +117,9 @@ class ReplayInfluenceCallback(BaseCallback):
         check_buffer(model)
         self.critic = critic_of(model)
         self._check_weighing(model)
-        if "calibration" in self.targets:
+        if "improvement" in self.targets:
+            check_actor(model)
+        if self._plays:
             held_out.environment_of(model, self.make_env).one().close()
         buffer: Any = model.replay_buffer
         continued = model.num_timesteps > 0
@@ -165,6 +169,10 @@ class ReplayInfluenceCallback(BaseCallback):
             )
         return self.model
 
+    @property
+    def _plays(self) -> bool:
+        return any(target in scoring.HELD_OUT for target in self.targets)
+
     def _check_weighing(self, model: OffPolicyAlgorithm) -> None:
         if self.rule is not None and not isinstance(model.replay_buffer, WeightedReplayBuffer):
             raise OptionError(
@@ -184,7 +192,7 @@ class ReplayInfluenceCallback(BaseCallback):
         found: summary.Summary = {"timesteps": model.num_timesteps, "updates": model._n_updates, "scored": False}
         found |= self.transitions.take_ended().numbers()
         found["learning_rate"] = float(model.lr_schedule(model._current_progress_remaining))
-        if "calibration" in self.targets:
+        if self._plays:
             self.held_out = self._watch.attempt("held-out episodes", self._play)
             clock.lap("time_eval")
             if self.held_out is not None:
@@ -202,7 +210,7 @@ class ReplayInfluenceCallback(BaseCallback):
     def _scored(self, replay: Replay, clock: summary.Clock) -> summary.Summary:
         found: summary.Summary = {}
         for target in self.targets:
-            if target == "calibration" and self.held_out is None:
+            if target in scoring.HELD_OUT and self.held_out is None:
                 continue
             name = scoring.name_of(target)
             made = self._watch.attempt(f"scores of {name!r}", self._score, target, replay)
@@ -245,6 +253,10 @@ class ReplayInfluenceCallback(BaseCallback):
         if target == "calibration":
             assert self.held_out is not None
             return scoring.score_with_trust(self.critic, replay, self.held_out, self.backend, self._key)
+        if target == "improvement":
+            assert self.held_out is not None
+            actor = actor_problem(self._model, self.critic, replay, self.held_out, self._key)
+            return scoring.score_actor(actor, self.backend), {}
         return scoring.score(target, self.critic, replay, self.backend), {}
 
     def _weigh(self, leading: Scores) -> Selection:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def play(
 
 def _play(model: OffPolicyAlgorithm, critic: Critic, envs: VecEnv) -> HeldOut:
     buffer: Any = model.replay_buffer
-    normalizer = envs if isinstance(envs, VecNormalize) else None
+    normalizer = unwrap_vec_normalize(envs)
     count = envs.num_envs
     length, total = np.zeros(count, np.int64), np.zeros(count)
     bootstrap, cut = torch.zeros(count), np.zeros(count, np.bool_)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from rollsight import targets
+from rollsight.adapters.sb3_off_policy.actors import ActorProblem
 from rollsight.adapters.sb3_off_policy.critics import Critic
 from rollsight.adapters.sb3_off_policy.held_out import HeldOut
 from rollsight.adapters.sb3_off_policy.translate import Replay, newest
 from rollsight.errors import OptionError, RollsightError
+from rollsight.objectives import ActorValue
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
 from rollsight.scoring.halves import split_halves
@@ -22,7 +24,8 @@ from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.streams import Purpose, stream
 
-NAMES = ("calibration", "bellman")
+NAMES = ("calibration", "bellman", "improvement")
+HELD_OUT = ("calibration", "improvement")  # targets that are measured on fresh episodes
 RECENT = 1000  # transitions that the recent Bellman error is measured on
 
 
@@ -35,7 +38,7 @@ def targets_of(given: Any) -> list[str | targets.Target]:
     many = list(given) if isinstance(given, (list, tuple)) else [given]
     for one in many:
         if isinstance(one, str) and one not in NAMES:
-            raise OptionError(f"{{target}} is unknown: give {' or '.join(map(repr, NAMES))}, or an object", target=one)
+            raise OptionError(f"{{target}} is unknown: give {', '.join(map(repr, NAMES))}, or an object", target=one)
         if not isinstance(one, str) and targets.checked(one).each:
             raise OptionError("{target} has each=True, many scores a transition: give each=False", target=one.name)
     names = [name_of(one) for one in many]
@@ -93,6 +96,12 @@ def _both(one: Records, other: Records) -> Records:
     zeros = torch.cat([one.log_probs, other.log_probs])
     returns = torch.cat([one.returns, other.returns])
     return Records(joined(one.obs, other.obs), joined(one.actions, other.actions), zeros, zeros, returns=returns)
+
+
+def score_actor(actor: ActorProblem, backend: Backend) -> Scores:
+    """One score a transition: what the actor's own loss on its state does to the policy improvement."""
+    target = targets.Return(actor.held_out, name="improvement")
+    return score_records(actor.policy, actor.records, target, ActorValue(), backend)
 
 
 def weigh(rule: Rule, scores: Scores) -> Selection:

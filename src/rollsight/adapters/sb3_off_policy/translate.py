@@ -70,7 +70,12 @@ def translate(model: OffPolicyAlgorithm, critic: Critic, transitions: Transition
     valid = torch.isfinite(values) & torch.isfinite(returns)
     if buffer.optimize_memory_usage and buffer.full:
         valid.view(size, envs)[buffer.pos] = False  # its next observation was written over its observation
-    ids = {"step": transitions.step, "episode": transitions.episode}
+    ids = {
+        "round": torch.full((size * envs,), key[-1]),
+        "env": torch.arange(envs).repeat(size),
+        "step": torch.from_numpy(transitions.step[:size].reshape(-1)),
+        "episode": torch.from_numpy(transitions.episode[:size].reshape(-1)),
+    }
     records = Records(
         obs,
         actions,
@@ -78,12 +83,8 @@ def translate(model: OffPolicyAlgorithm, critic: Critic, transitions: Transition
         returns - values,
         returns=returns,
         values=values,
-        rewards=torch.from_numpy(stored_rewards.flatten()),
-        ids={
-            "round": torch.full((size * envs,), key[-1]),
-            "env": torch.arange(envs).repeat(size),
-            **{name: torch.from_numpy(column[:size].reshape(-1)) for name, column in ids.items()},
-        },
+        rewards=torch.from_numpy(stored_rewards.flatten()).to(model.device),
+        ids={name: column.to(model.device) for name, column in ids.items()},
         valid=valid,
     )
     age = np.repeat((newest - np.arange(size)) % buffer.buffer_size, envs)
