@@ -19,6 +19,7 @@ from rollsight.runs import Run, whole_file
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
 from rollsight.studies.culprits.planted import FAULTY, PAID, Cell
+from rollsight.studies.metrics import auroc
 
 REPLAYED = (2, 5, 8)  # rounds
 _GAMMA = 0.99
@@ -51,14 +52,6 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     if cell.cause == "one environment":
         named = [group.value for group in gather(run, influences, "env")].index(FAULTY) + 1
     return {**row, "place of the environment": named, "found": found, "left out": gone}
-
-
-def auroc(scores: Floats, tagged: Bools) -> float:
-    """The probability that a tagged record stands above another one, ties counted by half."""
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
-    positive = int(tagged.sum())
-    return float((rank[tagged].sum() - positive * (positive + 1) / 2) / (positive * (len(scores) - positive)))
 
 
 def _array(table: Any, name: str) -> Any:
