@@ -8,7 +8,7 @@ import torch
 
 import rollsight as rs
 from rollsight.runs.columns import reasons
-from rollsight.selection import DropHarm, DropNegative, DropRandom, RankWeights, from_text, with_floor
+from rollsight.selection import DropHarm, DropNegative, DropRandom, RankWeights, Selection, from_text, with_floor
 
 NAN = float("nan")
 
@@ -327,3 +327,18 @@ def test_rank_weights_fall_with_the_rank_of_the_score_and_have_a_mean_of_1(power
 def test_a_power_below_0_is_an_error():
     with pytest.raises(rs.RollsightError, match="power is -1; give a number of at least 0"):
         RankWeights(-1)
+
+
+def test_random_control_of_a_rule_of_ones_own_drops_as_many_records():
+    def lowest_four(scores):
+        dropped = scores.values.argsort()[:4]
+        weights = torch.ones_like(scores.values)
+        weights[dropped] = 0
+        return Selection(weights, dropped, requested=4, reached=4)
+
+    scores = random_scores(1, round=2)
+    control = DropRandom(lowest_four, seed=3)
+    dropped = control(scores).dropped.tolist()
+    assert len(dropped) == control(scores).reached == 4
+    assert dropped == with_floor(control, 2)(scores).dropped.tolist()
+    assert dropped != lowest_four(scores).dropped.tolist()

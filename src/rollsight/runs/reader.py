@@ -72,6 +72,13 @@ class Run:
         self._database: duckdb.DuckDBPyConnection | None = None
 
     @property
+    def arm(self) -> str:
+        """What runs of other seeds have in common with this one: the metadata's `arm`, otherwise the run's name without
+        its seed (`worst-3` with seed 3 belongs to `worst`)."""
+        seed = self.metadata.get("seed")
+        return str(self.metadata.get("arm") or self.name.removesuffix(f"-{seed}") or self.name)
+
+    @property
     def rounds(self) -> list[int]:
         """The complete rounds, ascending."""
         return round_numbers(self.path, "rounds")
@@ -85,6 +92,11 @@ class Run:
     def snapshot_rounds(self) -> list[int]:
         """The complete rounds that have a snapshot, ascending."""
         return self._complete("snapshots")
+
+    @property
+    def policy_rounds(self) -> list[int]:
+        """The complete rounds of a language model that can be scored and replayed, ascending."""
+        return self._complete("policies")
 
     @property
     def checkpoint_rounds(self) -> list[int]:
@@ -217,6 +229,16 @@ class Run:
         path = self._existing("snapshots", round)
         self._say("snapshots")
         self._files.check("snapshots", [round])
+        return path
+
+    def policy_path(self, round: int) -> Path:
+        """Where what a language model's round started from lies.
+
+        Raises:
+            RollsightError: the round has none (the message names those that do), or it is damaged.
+        """
+        path = self._existing("policies", round)
+        self._files.check("policies", [round])
         return path
 
     def checkpoint_path(self, round: int) -> Path:
