@@ -26,6 +26,7 @@ COMMANDS = {
     "study rlhf": "Run the language-model experiments and their controls: tables, figures, examples.",
     "study grpo": "Run a verifiable-reward task with GRPO, filtered and not: tables, figures, examples.",
     "study doctor": "Plant faults in training runs and measure how often the doctor finds them.",
+    "study replay": "Draw replayed transitions by influence, TD error or at random; plant corrupt ones and find them.",
     "study culprits": "Plant causes of a behaviour and measure how well influence finds their records.",
     "doctor": "Say what is wrong with a run: the cause, the place, and what to try.",
     "view": "Look at runs in a browser: curves, rounds, records, trust.",

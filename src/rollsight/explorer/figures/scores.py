@@ -86,30 +86,35 @@ def thinned(scores: np.ndarray, most: int = _DRAWN) -> np.ndarray:
 
 
 def against_advantage(
-    scores: np.ndarray, advantages: np.ndarray, status: np.ndarray, unit: str = "return", height: int = 260
+    scores: np.ndarray,
+    advantages: np.ndarray,
+    status: np.ndarray,
+    unit: str = "return",
+    height: int = 260,
+    name: str = "advantage",
 ) -> go.Figure:
     """Score over advantage, a point for each record; `customdata` is its number. All are (N,).
 
-    unit: of the advantages.
+    unit: of the advantages. name: what stands in their place, where that is something else.
     """
     figure = go.Figure()
     shown = thinned(scores)
     looks = {"kept": (KEPT, "circle"), "dropped": (DROPPED, "x-thin"), "invalid": (INVALID, "circle-open")}
-    for name, (colour, symbol) in looks.items():
-        some = shown[(status[shown] == name) & np.isfinite(advantages[shown])]
+    for state, (colour, symbol) in looks.items():
+        some = shown[(status[shown] == state) & np.isfinite(advantages[shown])]
         if not len(some):
             continue
-        values = np.nan_to_num(scores[some]) if name == "invalid" else scores[some]  # which have no score
+        values = np.nan_to_num(scores[some]) if state == "invalid" else scores[some]  # which have no score
         figure.add_scatter(
-            x=advantages[some], y=values, mode="markers", name=name, customdata=some.tolist(),
+            x=advantages[some], y=values, mode="markers", name=state, customdata=some.tolist(),
             marker={
                 "color": colour, "size": 5, "symbol": symbol, "opacity": 0.7,
                 "line": {"width": 1.2 if symbol == "x-thin" else 0, "color": colour},
             },
-            hovertemplate="record %{customdata}<br>advantage %{x:.4g}<br>score %{y:.4g}<extra>" + name + "</extra>",
+            hovertemplate=f"record %{{customdata}}<br>{name} %{{x:.4g}}<br>score %{{y:.4g}}<extra>{state}</extra>",
         )  # fmt: skip
     note = f" · {len(shown):,} of {len(scores):,} drawn" if len(shown) < len(scores) else ""
-    figure.update_xaxes(title_text=f"advantage ({unit}){note}")
+    figure.update_xaxes(title_text=f"{name} ({unit}){note}")
     figure.update_yaxes(title_text="score")
     return dressed(figure, height, clickmode="event", hovermode="closest", legend={"x": 1, "xanchor": "right"})
 
