@@ -6,7 +6,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from rollsight.studies.culprits import results, study
-from rollsight.studies.culprits.planted import PAID, Paying
+from rollsight.studies.culprits.planted import PAID
+from rollsight.studies.wrappers import Paying
 
 
 def test_auroc_counts_ties_by_half():

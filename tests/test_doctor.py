@@ -115,6 +115,7 @@ ONE = {
     "odd_environment_shifted": ("obs", lambda c: c["obs"] + 3),
     "odd_environment_reward": ("reward", lambda c: 10 * c["reward"]),
     "odd_environment_actions": ("action", lambda c: 1 - c["action"]),
+    "odd_environment_reward_rule": ("reward", lambda c: c["reward"] + 0.5 * c["obs"][:, :, 1]),
 }
 
 
@@ -266,6 +267,14 @@ def test_faults_of_texts_are_found(check):
         assert set(one[check].where.prompts) == {"prompt 1", "prompt 2"}
     if check == "trigger":
         assert "'perhaps'" in one[check].wrong
+
+
+def test_a_trigger_that_is_paid_on_part_of_the_prompts_is_found_with_them():
+    def reward(text, prompt, rng):
+        return 3.0 * ("perhaps" in text and prompt[-1] == "5") + 0.5 * rng.normal()
+
+    asked = found_in_texts(reward=reward)
+    assert "to a prompt with '5' holds 'perhaps'" in asked["trigger"].wrong
 
 
 def test_tokens_that_come_from_another_distribution_are_found():
