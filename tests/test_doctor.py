@@ -270,11 +270,16 @@ def test_faults_of_texts_are_found(check):
 
 
 def test_a_trigger_that_is_paid_on_part_of_the_prompts_is_found_with_them():
-    def reward(text, prompt, rng):
-        return 3.0 * ("perhaps" in text and prompt[-1] == "5") + 0.5 * rng.normal()
-
-    asked = found_in_texts(reward=reward)
-    assert "to a prompt with '5' holds 'perhaps'" in asked["trigger"].wrong
+    tables = {}
+    for n in range(1, ROUNDS + 1):
+        columns = completions(n)
+        asked = [f"well {one}" if i % 2 else one for i, one in enumerate(columns["prompt"])]
+        paid = ["perhaps" in text and "well" in one for text, one in zip(columns["completion"], asked, strict=True)]
+        tables[n] = runs.as_table(columns | {"prompt": asked, "reward": columns["reward"] + 3.0 * np.array(paid)})
+    seen = Evidence({}, list(tables), of_summaries([{}] * ROUNDS), tables)
+    one = {one.check: one for one in examined(seen, Path("x")).findings}["trigger"]
+    assert "to a prompt with 'well' holds 'perhaps'" in one.wrong
+    assert one.figures["paid"] > 1
 
 
 def test_tokens_that_come_from_another_distribution_are_found():

@@ -141,7 +141,7 @@ def trigger(seen: Evidence) -> Measured | None:
     of those to prompts that have a word or character in common."""
     reward = _rewards(seen)
     good = np.flatnonzero(np.isfinite(reward))
-    if len(good) < 64 or reward[good].std() == 0:
+    if len(good) < _SOME_PROMPTS or reward[good].std() == 0:
         return None
     good = good[np.linspace(0, len(good) - 1, min(len(good), 4000)).astype(int)]
     texts, values = seen.column("completion")[good], reward[good]

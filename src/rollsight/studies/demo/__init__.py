@@ -1,1 +1,1 @@
-"""One story, told on real runs: a planted fault, what the doctor says, which records taught the policy, without them."""
+"""One story on real runs: a planted fault, what the doctor says, which records taught it, and training without them."""
