@@ -136,14 +136,14 @@ def _culprit(console: Console, folder: Path, first: Path) -> int:
 
     run = runs.open(folder)
     query = behaviour(run)
-    settings = Settings(by=("env",), without="env", rounds=6, draws=2, check=folder == first)
+    settings = Settings(by=("env",), rounds=8, draws=2, check=folder == first)
     with progress_bar(console) as progress:
         task = progress.add_task("scores and replays", total=None)
         result = culprits_of(
             run, of_query(run, query), settings, lambda done, total: progress.update(task, completed=done, total=total)
         )
     if folder == first:
-        words = ("rollsight", "culprits", folder, "--behaviour", query, "--by", "env", "--without", "env")
+        words = ("rollsight", "culprits", folder, "--behaviour", query, "--by", "env")
         _say(console, "Every record is scored for the behaviour; the check replays rounds without the culprits", *words)
         _show_culprits(console, result)
     best = result.groups["env"][0]
