@@ -19,6 +19,7 @@ from rollsight.adapters.trl import start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
 from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
+from rollsight.adapters.trl.freezing import frozen_round, rounds_between
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.private_api import algorithm_of
 from rollsight.adapters.trl.scoring import Scoring, selected
@@ -54,6 +55,7 @@ def attach(
     leave_self_out: bool = False,
     chunk_size: int | None = None,
     doctor: bool = False,
+    snapshots: str = "auto",
     metadata: Mapping[str, Any] | None = None,
 ) -> Attachment:
     """Score every completion that `trainer`, a TRL GRPOTrainer or RLOOTrainer, generates for training and, where asked,
@@ -80,6 +82,9 @@ def attach(
     precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`).
     doctor:    look for known faults in the batches while they come (`rollsight doctor`): each finding is a warning
                once, and a row of the run folder's table `findings`. Takes at most a hundredth of the time.
+    snapshots: "all", "every:K" or "none": generation batches of the run folder that are frozen, so that `rollsight
+               culprits` can score and replay them; "auto": all where one takes at most 16 MiB (the trained parameters
+               and Adam's moments). With several processes there are none.
     metadata:  further entries for the run folder's `run.json`.
 
     A trainer has one attachment: a second takes the place of the first, with a warning. Raises `RollsightError` for
@@ -104,12 +109,15 @@ def attach(
     }
     check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
     folder = options.run_folder(run)
+    between = rounds_between(snapshots, trainer.model)
+    between = 0 if trainer.accelerator.num_processes > 1 else between
     check_scoring(trainer, scoring)
     earlier = (getattr(hook, "__self__", None) for hook in vars(trainer).values())
     if (attached := next((one for one in earlier if isinstance(one, Attachment)), None)) is not None:
         warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
         attached.detach()
-    return Attachment(trainer, scoring, rule, every, folder, overwrite, doctor, {**described, **(metadata or {})})
+    about = {**described, **(metadata or {})}
+    return Attachment(trainer, scoring, rule, every, folder, overwrite, doctor, between, about)
 
 
 class Attachment:
@@ -127,13 +135,14 @@ class Attachment:
         folder: Path | None,
         overwrite: bool,
         doctor: bool,
+        freeze_every: int,
         described: Mapping[str, Any],
     ) -> None:
         self.round = 0
         self.scores: dict[str, Scores] = {}
         self.selection: Selection | None = None
         self._trainer, self._scoring, self._loss = trainer, scoring, loss_of(trainer, scoring.algorithm)
-        self._rule, self._every = rule, every
+        self._rule, self._every, self._freeze_every = rule, every, freeze_every
         self._folder, self._overwrite, self._described = folder, overwrite, described
         self._watch, self._trackers = Watch(), Trackers()
         watched = doctor and trainer.accelerator.is_main_process
@@ -296,10 +305,17 @@ class Attachment:
         findings.report(self._doctor, self.round, summed, self._watch, self._writer)
         if self._writer is not None:
             self._writer.write_records(self.round, columns)
+            if self._freeze_every and self.round % self._freeze_every == 0:
+                self._attempt("frozen round", partial(self._freeze, self._writer, found, kept))
             self._writer.write_round(self.round, {**summed, "warnings": self._watch.said})
         if shown:
             self._attempt("records for trackers", lambda: self._trackers.keep(top_records(columns, {})))
             self._trackers.log_table(self.round, trainer.state.global_step, writers)
+
+    def _freeze(self, writer: runs.RunWriter, found: Seen, kept: Tensor) -> None:
+        """The round as it is before its update, to the run folder."""
+        about = (self._scoring.algorithm, self._loss, found.records, kept & found.valid, self.round)
+        writer.write_policy(self.round, frozen_round(self._trainer, *about).save)
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""
