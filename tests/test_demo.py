@@ -26,7 +26,7 @@ def test_the_story_is_told_once_and_shown(tmp_path, monkeypatch, capsys):
     assert "counterfactual: replay" in said
     faulty, healthy, without, random, texts = map(runs.open, paths)
     assert faulty.snapshot_rounds == [1, 2]
-    dropped = "select env, count(*) from records where dropped group by env order by env"
+    dropped = "select env, count(*) from records where not kept group by env order by env"
     assert without.sql(dropped).fetchall() == [(5, 2 * cart.STEPS)]
     assert len(random.sql(dropped).fetchall()) == cart.ENVS
     assert random.sql("select distinct dropped from rounds").fetchall() == [(cart.STEPS,)]
