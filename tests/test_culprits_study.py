@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from rollsight import cli
 from rollsight.studies.culprits import comparing, language, planted_language, results, study
-from rollsight.studies.culprits.planted import PAID, Paying
+from rollsight.studies.culprits.planted import PAID
+from rollsight.studies.wrappers import Paying
 
 
 def test_auroc_counts_ties_by_half():
