@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("trl")
 
-from test_trl import gradient, trainer
 from trl_rank import CHANGES, ROWS
+from trl_zoo import gradient, trainer
 
 import rollsight as rs
 from rollsight import runs
@@ -103,3 +103,20 @@ def test_what_fails_in_one_process_stops_neither(tmp_path: Path) -> None:
     assert run.rounds == [1, 2, 3, 5]
     known = run.sql("select count(score_sequence), count(score_return) from records group by round order by round")
     assert known.fetchall() == [(0, 16), (0, 16), (16, 16), (16, 16)]
+
+
+def test_scores_from_training_itself_in_two_processes(tmp_path: Path) -> None:
+    """One process keeps no row in the first step; gradients are clipped."""
+    first, second = train_in_two_processes(tmp_path, "in_backward")
+    for name in ("plain", "nothing", "in_backward", "own_pass"):
+        assert torch.equal(first[name], second[name])
+    assert first["in_backward backend"] == "in_backward"
+    assert first["own_pass backend"] == "layerwise"
+    assert torch.equal(first["nothing"], first["plain"])
+    assert (first["in_backward"] - first["plain"]).abs().max() > 1e-3
+    assert (first["in_backward"] - first["own_pass"]).abs().max() < 1e-6
+    for target, expected in first["own_pass scores"].items():
+        for rank in (first, second):
+            found = rank["in_backward scores"][target]
+            assert len(found) == 16
+            assert (found - expected).abs().max() < 1e-5 * expected.abs().max()  # after one step each
