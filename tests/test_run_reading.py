@@ -111,3 +111,19 @@ def test_whether_somebody_writes(tmp_path):
     assert completeness(runs.open(path)).state == "stopped in a round"
     runs.resume(path).close()
     assert completeness(runs.open(path)).state == "ended"
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "arm"),
+    [
+        ("worst-3", {"seed": 3}, "worst"),
+        ("worst-3", {"seed": 4}, "worst-3"),
+        ("worst-3", {}, "worst-3"),
+        ("worst-3", {"seed": 3, "arm": "iif"}, "iif"),
+        ("-3", {"seed": 3}, "-3"),
+    ],
+)
+def test_the_arm_of_a_run_is_its_name_without_its_seed_unless_it_is_given(tmp_path, name, metadata, arm):
+    with runs.create(tmp_path / name, metadata):
+        pass
+    assert runs.open(tmp_path / name).arm == arm

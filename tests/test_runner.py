@@ -59,6 +59,8 @@ def test_a_lost_job_is_said_by_name(tmp_path: Path) -> None:
     results = follow_jobs(Console(file=said, width=200), run_jobs(jobs, 2), lambda _: "", total=2)
     assert [event.result for event in results] == ["fine"]
     assert "[b]always: no result, the process was killed twice" in said.getvalue()
+    assert "1 of 2 runs done: fine\n" in said.getvalue()
+    assert "2 of 2 runs done: [b]always, without a result\n" in said.getvalue()
 
 
 _ENDLESS = """

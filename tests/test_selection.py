@@ -8,7 +8,7 @@ import torch
 
 import rollsight as rs
 from rollsight.runs.columns import reasons
-from rollsight.selection import DropHarm, DropNegative, DropRandom, from_text, with_floor
+from rollsight.selection import DropHarm, DropNegative, DropRandom, Selection, from_text, with_floor
 
 NAN = float("nan")
 
@@ -309,3 +309,18 @@ def test_reasons_of_a_rule_of_ones_own():
     assert str(reasons(everything, everything, "").type) == "string"  # one type in every round
     with pytest.raises(rs.RollsightError, match="`reason` has 3 texts for 4 records"):
         rs.selection.Selection(weights, dropped, 2, 2, reason=["a", "b", "c"])
+
+
+def test_random_control_of_a_rule_of_ones_own_drops_as_many_records():
+    def lowest_four(scores):
+        dropped = scores.values.argsort()[:4]
+        weights = torch.ones_like(scores.values)
+        weights[dropped] = 0
+        return Selection(weights, dropped, requested=4, reached=4)
+
+    scores = random_scores(1, round=2)
+    control = DropRandom(lowest_four, seed=3)
+    dropped = control(scores).dropped.tolist()
+    assert len(dropped) == control(scores).reached == 4
+    assert dropped == with_floor(control, 2)(scores).dropped.tolist()
+    assert dropped != lowest_four(scores).dropped.tolist()

@@ -197,7 +197,7 @@ def test_the_last_line_pastes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = tmp_path / "sp ace's run"
     words = ["--rounds", "1", "--n-steps", "64", "--eval-episodes", "0", "--out", str(out)]
     assert cli.main(["train", "CartPole-v1", "--engine", "sb3", *words]) == 0
-    command = capsys.readouterr().out.splitlines()[-1].removeprefix("look at it:  ")
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("what hurt most: ")
     assert cli.main([*shlex.split(command)[1:], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
     assert shlex.split(command)[2] == str(out)

@@ -102,21 +102,24 @@ class DropRandom:
 
     Its generator is keyed by (seed, round) and touches no other random stream.
 
-    like: the rule whose number of units is dropped.
+    like: the rule whose number of units is dropped; of a rule of your own, whose number of records.
     seed: of the draw; another one drops other units.
     """
 
-    like: DropNegative
+    like: Rule
     seed: int = 0
 
     def __call__(self, scores: Scores) -> Selection:
         like = self.like(scores)
-        units = len(_unit_totals(scores, self.like.unit))
+        unit, number, min_keep = "record", len(like.dropped), 0
+        if isinstance(self.like, DropNegative):
+            unit, number, min_keep = self.like.unit, like.reached, self.like.min_keep
+        units = len(_unit_totals(scores, unit))
         rounds = scores.ids.get("round")
         round = int(rounds[0]) if rounds is not None and len(rounds) else 0
         order = torch.from_numpy(stream(self.seed, round, Purpose.DROP_RANDOM).permutation(units))
         order = order.to(scores.values.device)
-        mine = _drop(scores, self.like.unit, order, like.reached, self.like.min_keep, "random control")
+        mine = _drop(scores, unit, order, number, min_keep, "random control")
         return replace(mine, requested=like.requested, message=mine.message or like.message)
 
 
@@ -140,7 +143,7 @@ def with_floor(rule: Rule, min_keep: int) -> Rule:
     """The same rule with at least this floor, as an adapter sets it to its host's batch size; other rules are left
     alone."""
     if isinstance(rule, DropRandom):
-        return replace(rule, like=replace(rule.like, min_keep=max(rule.like.min_keep, min_keep)))
+        return replace(rule, like=with_floor(rule.like, min_keep))
     if isinstance(rule, DropNegative):
         return replace(rule, min_keep=max(rule.min_keep, min_keep))
     return rule

@@ -119,8 +119,8 @@ def final_return(rounds: Ints, returns: Floats) -> float:
 def compare_runs(runs: Sequence[Run], baseline: str | None = None) -> list[Comparison]:
     """Compare the runs, one comparison per environment in order of appearance.
 
-    Runs belong to the environment, arm and seed in their metadata (`env`, `arm`, `seed`; the run's name is the arm
-    where none is given). Several runs of one arm and seed count as one, their mean. The baseline of the paired
+    Runs belong to the environment, arm and seed in their metadata (`env`, `arm`, `seed`; where no arm is given, the
+    run's name without its seed). Several runs of one arm and seed count as one, their mean. The baseline of the paired
     differences is the first arm unless named.
 
     Raises:
@@ -129,14 +129,10 @@ def compare_runs(runs: Sequence[Run], baseline: str | None = None) -> list[Compa
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(str(run.metadata.get("env", "unknown environment")), []).append(run)
-    arms = {_arm(run) for run in runs}
+    arms = {run.arm for run in runs}
     if baseline is not None and baseline not in arms:
         raise RollsightError(f"no run belongs to the arm {baseline!r}: the arms are {', '.join(sorted(arms))}")
     return [_compare(env, group, baseline) for env, group in groups.items()]
-
-
-def _arm(run: Run) -> str:
-    return str(run.metadata.get("arm") or run.name)
 
 
 def _seed(run: Run) -> str:
@@ -153,9 +149,9 @@ def _compare(env: str, runs: list[Run], baseline: str | None) -> Comparison:
 
     seeds: dict[str, dict[str, Floats]] = {}  # arm -> seed -> returns (R,), the mean over runs of the same seed
     sizes: dict[str, int] = {}
-    for arm in dict.fromkeys(_arm(run) for run in runs):
+    for arm in dict.fromkeys(run.arm for run in runs):
         members = [
-            (_seed(run), curve.at(rounds.tolist())) for run, curve in zip(runs, curves, strict=True) if _arm(run) == arm
+            (_seed(run), curve.at(rounds.tolist())) for run, curve in zip(runs, curves, strict=True) if run.arm == arm
         ]
         seeds[arm] = {
             seed: np.mean([r for s, r in members if s == seed], axis=0) for seed in dict.fromkeys(s for s, _ in members)

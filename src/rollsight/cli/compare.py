@@ -31,7 +31,8 @@ def compare(
 ) -> None:
     """Compare runs: final return and area under the learning curve, with 95 % intervals over seeds.
 
-    - Runs are grouped by the environment and arm in their metadata.
+    - Runs are grouped by the environment and arm in their metadata. Without an arm it is the name that counts: worst-0
+      and worst-1, of seeds 0 and 1, are the arm worst.
     - Final return: mean over the last tenth of the rounds. Area: mean over all rounds.
     - Both come from evaluation episodes; where a run has none, from training episodes.
     - Differences are paired: the same seed in both arms.

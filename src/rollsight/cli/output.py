@@ -76,6 +76,18 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
             temporary.write_text(visible(text, lines=True), "utf-8")
 
 
+def print_next_steps(target: Console, folder: Path) -> None:
+    """Where a run is, and the commands that look at it."""
+    steps = {
+        "run folder": str(folder),
+        "look at it": command("view", folder),
+        "what is wrong": command("doctor", folder),
+        "what hurt most": command("top", folder, "--bottom"),
+    }
+    for name, text in steps.items():
+        target.print(f"{name + ':':<16}{text}", soft_wrap=True)
+
+
 def print_files(target: Console, files: Sequence[Path]) -> None:
     """Say where figures were written."""
     for path in files:

@@ -116,7 +116,8 @@ def follow_jobs(
     phases: str = PHASES,
 ) -> Iterator[Progress[AJob]]:
     """Draw a bar per running job, and one of all `total` where that is known; yield the events of finished
-    jobs and say which were lost."""
+    jobs and say which were lost. Where the console is not a terminal, a line for each finished job."""
+    finished = 0
     with round_bars(console, phases) as bars:
         whole = None if total is None else bars.add_task("all runs", total=total, detail="")
         running: dict[str, TaskID] = {}
@@ -136,8 +137,13 @@ def follow_jobs(
                 lost.append(job.name)
             else:
                 yield event
+            finished += 1
             if whole is not None:
                 bars.advance(whole)
+            if not console.is_terminal:
+                of = "" if total is None else f" of {total}"
+                ending = ", without a result" if event.lost else ""
+                console.print(f"{finished}{of} runs done: {job.name}{ending}", markup=False, highlight=False)
     if lost:
         console.print(
             f"{', '.join(lost)}: no result, the process was killed twice (out of memory, mostly); the other runs are "

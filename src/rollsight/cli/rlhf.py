@@ -217,7 +217,7 @@ def report(folder: Path, settings: RunSettings, console: Console) -> None:
         _print_examples(opened, console)
     if settings.save is not None:
         console.print(f"saved model: {settings.save}", soft_wrap=True)
-    console.print(f"run folder: {folder}\nlook at it:  {output.command('top', folder, '--bottom')}", soft_wrap=True)
+    output.print_next_steps(console, folder)
 
 
 def _print_examples(run: runs.Run, console: Console) -> None:

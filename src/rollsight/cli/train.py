@@ -158,8 +158,7 @@ def _train(training: Prepared, folder: Path) -> None:
 
         training.train(on_progress)
     console.print(f"round {last['round']}: {describe_fully(last)}", soft_wrap=True)
-    console.print(f"run folder: {folder}", soft_wrap=True)
-    console.print(f"look at it:  {output.command('top', folder, '--bottom')}", soft_wrap=True)
+    output.print_next_steps(console, folder)
 
 
 _PHASES = ("collect", "score", "train", "eval")

@@ -18,7 +18,7 @@ def view(
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1",
     allow_host: Annotated[tuple[str, ...], arg(metavar="NAME")] = (),
     prefix: Annotated[str, arg(metavar="PATH")] = "/",
-    browser: bool = True,
+    browser: Annotated[bool, arg(help_behavior_hint="")] = True,
 ) -> None:
     """Look at runs in a browser: curves, rounds, records, and whether the scores can be believed.
 
@@ -34,6 +34,6 @@ def view(
         host: Address to bind to. Any other than this machine's own asks browsers for a token.
         allow_host: Names besides localhost that it may be asked for, as behind a reverse proxy; asks for a token too.
         prefix: The path under which a reverse proxy shows it.
-        browser: Open a browser.
+        browser: Only serve, and open no browser.
     """
     explorer.serve(runs, port=port, host=host, allow_hosts=allow_host, prefix=prefix, open_browser=browser)

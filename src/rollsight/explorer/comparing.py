@@ -50,7 +50,7 @@ def compared(folders: tuple[Path, ...], tokens: tuple[str, ...], baseline: str |
         RollsightError: a run has no returns, or runs share no rounds.
     """
     opened = [runs.open(folder) for folder in folders]
-    arms = {str(run.metadata.get("arm") or run.name) for run in opened}
+    arms = {run.arm for run in opened}
     found = []
     for comparison in compare_runs(opened, baseline if baseline in arms else None):
         members = [run for run in opened if str(run.metadata.get("env", "unknown environment")) == comparison.env]
@@ -79,7 +79,7 @@ def _curves(members: Sequence[runs.Run], comparison: Comparison) -> dict[str, di
         returns, seconds = measured.at(after.tolist()), _seconds(run, after)
         columns = {"round": after.astype(np.float64), "return": returns, "seconds": seconds}
         seed = run.metadata.get("seed")
-        of_arm = by_arm.setdefault(str(run.metadata.get("arm") or run.name), {})
+        of_arm = by_arm.setdefault(run.arm, {})
         of_arm.setdefault(run.name if seed is None else str(seed), []).append(Curve(columns))
     return {
         arm: {

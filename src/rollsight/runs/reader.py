@@ -72,6 +72,13 @@ class Run:
         self._database: duckdb.DuckDBPyConnection | None = None
 
     @property
+    def arm(self) -> str:
+        """What runs of other seeds have in common with this one: the metadata's `arm`, otherwise the run's name without
+        its seed (`worst-3` with seed 3 belongs to `worst`)."""
+        seed = self.metadata.get("seed")
+        return str(self.metadata.get("arm") or self.name.removesuffix(f"-{seed}") or self.name)
+
+    @property
     def rounds(self) -> list[int]:
         """The complete rounds, ascending."""
         return round_numbers(self.path, "rounds")
