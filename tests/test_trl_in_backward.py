@@ -276,3 +276,17 @@ def test_what_fails_in_the_capture_stops_nothing(tmp_path: Any, monkeypatch: pyt
         trained.train()
     assert torch.equal(parameters(trained), parameters(stock))
     assert attachment.scores["sequence"].backend == "layerwise"
+
+
+def test_without_the_memory_there_is_a_pass_of_its_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = made(tmp_path, max_steps=2)
+    attachment = attach(trained, scoring="in_backward", selection=dropping(0, 1))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no 2 GiB left")
+
+    monkeypatch.setattr(RecordGradients, "__init__", full)
+    with pytest.warns(UserWarning, match=r"round 1: no memory for gradients .* pass of their own \(OutOfMemoryError"):
+        trained.train()
+    assert [line["influence/kept_frac"] for line in trained.state.log_history[:2]] == [0.75, 0.75]
+    assert attachment.scores["sequence"].backend == "layerwise"

@@ -254,8 +254,12 @@ class Attachment:
         tokens = trainer.accelerator.gather(loss_mask(batch).sum(1))
         scored = self.round % self._every == 0 and bool(found.valid.any())
         if scored and self._captured and found.pulls and in_backward.whole(trainer):
-            self._window = Window.opened(trainer, found, batch, tokens, time.perf_counter() - started)
-            return self._window.marked()
+            made = partial(Window.of, trainer, found, batch, tokens, started)
+            self._window = self._attempt(f"memory for {_GRADIENTS}", made, together=True)
+            if self._window is not None:
+                self._window.gradients.open()
+                return self._window.marked()
+            self._captured = False
         if scored:
             self.selection = self._score(found)
         kept = self._kept(found)
@@ -273,8 +277,7 @@ class Attachment:
         """The gradients of the whole batch are there and the policy still the one that made it: the same as `_finish`,
         and the gradient of the kept ones for the optimiser's step. Nothing left out: training's own, untouched."""
         started, found = time.perf_counter(), window.found
-        given = f"gradients in training's backward, so later rounds are scored in a pass of their own{_SO_KEPT}"
-        if self._attempt(given, lambda: (window.check(), True), together=True) is None:
+        if self._attempt(f"{_GRADIENTS}{_SO_KEPT}", window.checked, together=True) is None:
             self._captured = False
         else:
             self.selection = self._score(found, window.gradients)
@@ -292,7 +295,7 @@ class Attachment:
     def _closed_window(self) -> Window | None:
         window, self._window = self._window, None
         if window is not None:
-            window.close()
+            window.gradients.close()
         return window
 
     def _kept(self, found: Seen) -> Tensor:
@@ -382,11 +385,12 @@ class Attachment:
     def _log_probs(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the trainer's `_get_per_token_logps_and_entropies`."""
         found = self._host["_get_per_token_logps_and_entropies"](*args, **kwargs)
-        if self._window is not None:
+        if self._window is not None and torch.is_grad_enabled():
             self._window.gradients.watch(found[0])
         return found
 
 
+_GRADIENTS = "gradients in training's backward, so later rounds are scored in a pass of their own"
 _SO_KEPT = ", so every completion is kept"
 _HOOKS = {
     "train": "_train",

@@ -8,6 +8,7 @@ selection are made of them before the step, which then takes the sum over the ke
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -115,24 +116,20 @@ class Window:
     seconds: float
 
     @classmethod
-    def opened(cls, trainer: Any, found: Seen, batch: Batch, tokens: Tensor, seconds: float) -> Window:
-        """With hooks on the layers, until `close`."""
+    def of(cls, trainer: Any, found: Seen, batch: Batch, tokens: Tensor, started: float) -> Window:
+        """started: when its making began, in `time.perf_counter`'s seconds."""
         gradients = RecordGradients(Layers(policy_of(trainer)), len(found.records))
-        gradients.open()
-        return cls(found, gradients, batch, tokens, seconds)
-
-    def close(self) -> None:
-        """Take the hooks off."""
-        self.gradients.close()
+        return cls(found, gradients, batch, tokens, time.perf_counter() - started)
 
     def marked(self) -> Batch:
         """The batch that says which rows are which, whatever becomes of their order."""
         return {**self.batch, ROWS: torch.arange(len(self.found.records), device=self.batch["advantages"].device)}
 
-    def check(self) -> None:
-        """`RollsightError` where the gradients are not those of the optimiser's next step."""
+    def checked(self) -> Window:
+        """This one. `RollsightError` where its gradients are not those of the optimiser's next step."""
         trained = {name: p.grad for name, p in self.gradients.parameters.items()}
         self.gradients.check(trained, everyone())
+        return self
 
     def gradient_of_kept(self, kept: Tensor, loss: str) -> Direction:
         """Of the step on the kept rows alone, as all processes have it. kept: (n,) of all processes."""
