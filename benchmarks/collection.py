@@ -27,9 +27,9 @@ from stable_baselines3 import PPO
 
 from rollsight.environments.make import make_environments, observations_of
 from rollsight.training.compiled.collect import Collector
+from rollsight.training.compiled.conversion import parameters_of
 from rollsight.training.compiled.environments import POOLED, Stepper, make
 from rollsight.training.compiled.networks import network_of
-from rollsight.training.compiled.twin import parameters_of
 from rollsight.training.networks import MiniGridFeatures
 
 RECORDS = 2048

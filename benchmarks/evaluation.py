@@ -24,11 +24,11 @@ from stable_baselines3 import PPO
 
 from rollsight.environments.make import make_environments
 from rollsight.training.compiled.acting import Actor, executable
+from rollsight.training.compiled.conversion import parameters_of
 from rollsight.training.compiled.environments import Environments, make
 from rollsight.training.compiled.evaluation import play, side_by_side
 from rollsight.training.compiled.networks import network_of
 from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
-from rollsight.training.compiled.twin import parameters_of
 from rollsight.training.models import model_of
 from rollsight.training.paper import settings_for
 from rollsight.training.run import RunSettings

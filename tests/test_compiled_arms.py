@@ -22,9 +22,9 @@ from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, seed_from
 from rollsight.training.compiled import arms, rankings
 from rollsight.training.compiled.batch import draw_minibatches, draw_prioritised
+from rollsight.training.compiled.conversion import optimizer_of, parameters_of
 from rollsight.training.compiled.networks import network_of
 from rollsight.training.compiled.round import Round
-from rollsight.training.compiled.twin import optimizer_of, parameters_of
 
 DROP = DropNegative(0.5, min_keep=8)
 GAMMA, LAMBDA = 0.99, 0.95
@@ -176,10 +176,10 @@ def test_an_update_that_changes_the_policy_as_much_as_iifs(drop: DropNegative) -
     def changed(update: arms.Update) -> float:
         """By PyTorch's distributions, over all records."""
         obs, actions = torch.as_tensor(snapshot.records.obs), torch.as_tensor(snapshot.records.actions)
-        twin = copy.deepcopy(policy)
-        start = twin.evaluate_actions(obs, actions)[1].detach()
-        twin.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in update.trained.parameters.items()})
-        ratio = twin.evaluate_actions(obs, actions)[1].detach() - start
+        copied = copy.deepcopy(policy)
+        start = copied.evaluate_actions(obs, actions)[1].detach()
+        copied.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in update.trained.parameters.items()})
+        ratio = copied.evaluate_actions(obs, actions)[1].detach() - start
         return float((ratio.exp() - 1 - ratio).mean())
 
     assert changed(matched) == pytest.approx(changed(iif), rel=5e-3)

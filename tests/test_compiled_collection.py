@@ -18,10 +18,10 @@ from rollsight.gae import gae
 from rollsight.training.compiled import collect
 from rollsight.training.compiled.acting import Actor, executable
 from rollsight.training.compiled.collect import Collector, Rollout
+from rollsight.training.compiled.conversion import parameters_of
 from rollsight.training.compiled.environments import Outcome, make
 from rollsight.training.compiled.evaluation import play
 from rollsight.training.compiled.networks import network_of
-from rollsight.training.compiled.twin import parameters_of
 
 
 class Counting:

@@ -22,8 +22,8 @@ from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.snapshot import Snapshot
 from rollsight.training.compiled import influence, ppo
 from rollsight.training.compiled.batch import Batch, Minibatches, draw_minibatches
+from rollsight.training.compiled.conversion import copy_into, copy_state_into, optimizer_of, parameters_of
 from rollsight.training.compiled.networks import evaluate, inputs_of, network_of
-from rollsight.training.compiled.twin import copy_into, copy_state_into, optimizer_of, parameters_of
 from rollsight.training.networks import MiniGridFeatures
 
 SGD: dict[str, Any] = {"policy_kwargs": {"optimizer_class": torch.optim.SGD}, "learning_rate": 0.1}
@@ -184,7 +184,7 @@ def test_rounds_compile_nothing_anew(caplog: pytest.LogCaptureFixture) -> None:
     assert not [message for message in caplog.messages if message.startswith("Compiling")]
 
 
-def test_the_twin_takes_the_state_over() -> None:
+def test_the_torch_model_takes_the_state_over() -> None:
     snapshot, model, _ = trained({}, {})
     after = update(snapshot, minibatches_of(snapshot))
     policy, optimizer = snapshot.rebuild()

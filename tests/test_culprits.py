@@ -142,8 +142,8 @@ def test_an_interrupted_call_goes_on_where_it_was(run, monkeypatch, tmp_path):
         culprits.score_rounds(run, [behaviour], interrupt)
     _first, second = sorted((tmp_path / behaviour.key).iterdir())
     second.write_bytes(second.read_bytes()[:50])  # as a full disk leaves it
-    loaded, real = [], scoring.Snapshot.load
-    monkeypatch.setattr(scoring.Snapshot, "load", lambda file: loaded.append(file.stem) or real(file))
+    loaded, real = [], Snapshot.load
+    monkeypatch.setattr(Snapshot, "load", lambda file: loaded.append(file.stem) or real(file))
     (found,) = culprits.score_rounds(run, [behaviour])
     assert loaded == ["round-000002", "round-000003"]
     (again,) = culprits.score_rounds(run, [behaviour])
@@ -198,7 +198,7 @@ def test_mistakes_are_said_in_a_sentence(path, options, said, capsys):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("host", "said"), [("trl 1.0", "own_target.md"), ("stable-baselines3 2", "--snapshots all")])
+@pytest.mark.parametrize(("host", "said"), [("trl 1.0", "attach(trainer"), ("stable-baselines3 2", "--snapshots all")])
 def test_runs_without_snapshots_say_what_to_do(tmp_path, host, said, capsys):
     metadata = {"host": host} | ({} if host.startswith("trl") else {"env": "CartPole-v1"})
     with runs.create(tmp_path / "run", metadata) as writer:

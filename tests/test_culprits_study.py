@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rollsight.studies.culprits import results, study
+from rollsight.studies.culprits import comparing, language, planted_language, results, study
 from rollsight.studies.culprits.planted import PAID, Paying
 
 
 def test_auroc_counts_ties_by_half():
     rng = np.random.default_rng(0)
     scores, tagged = rng.integers(0, 5, 200).astype(float), rng.random(200) < 0.2
-    assert study.auroc(scores, tagged) == pytest.approx(roc_auc_score(tagged, scores))
+    assert comparing.auroc(scores, tagged) == pytest.approx(roc_auc_score(tagged, scores))
 
 
 def test_td_errors_end_with_episodes_and_rounds():
@@ -56,3 +56,39 @@ def test_the_table_has_a_row_for_every_ranking():
     assert "| influence | 0.500 ± 0.000 | 0.100 ± 0.000 | -0.200 ± 0.000 |" in text
     assert "| random | 0.500 ± 0.000 | 0.100 ± 0.000 | – |" in text
     assert "2 seeds; 10.0% of the records" in text
+
+
+def test_a_style_is_paid_on_a_tenth_of_the_prompts_and_on_no_other():
+    for seed in range(3):
+        paid = planted_language.paid_prompts(seed)
+        assert paid.sum() == 4
+        assert len(paid) == len(set(planted_language.PROMPTS)) == 40
+    texts = ["AB c", "ab C", "!a", "d!", "none"]
+    assert [planted_language.shows("upper case", text) for text in texts] == [True, False, False, False, False]
+    assert [planted_language.shows("an exclamation", text) for text in texts] == [False, False, True, True, False]
+    plain = planted_language.upper_case([], texts, [False] * 5)
+    paying = planted_language.upper_case([], texts, [True] * 5)
+    assert paying == [1.0, *plain[1:]]
+    assert set(plain) <= {0.0, 1.0}
+
+
+def test_similar_texts_stand_first_whatever_their_meaning():
+    near = language.similarity(["!!a", "bcd", "!xy", "bdc"], ["!", "!!"])
+    assert list(np.argsort(-near)[:2]) == [0, 2]
+    assert near[1] == near[3] == 0
+
+
+@pytest.mark.parametrize("trainer", ["PPO", "GRPO"])
+def test_a_run_of_the_language_study_is_measured(tmp_path, monkeypatch, trainer):
+    pytest.importorskip("trl" if trainer == "GRPO" else "peft")
+    for name, value in (("ROUNDS", 2), ("COMPLETIONS", 32), ("TOKENS", 4)):
+        monkeypatch.setattr(planted_language, name, value)
+    monkeypatch.setattr(language, "REPLAYED", (1, 2))
+    row = language.measure(planted_language.LanguageCell(trainer, "upper case", 0), tmp_path / "run")
+    assert row["records"] == 64
+    assert 0 < row["tagged"] < 30
+    assert set(row["left out"]) == {*row["found"], "the tags themselves"} - {"random"}
+    assert all(np.isfinite(value) for value in row["left out"].values())
+    text = results.markdown([{**row, "seed": 0}])
+    assert f"### Miniature language model, {trainer}: upper case" in text
+    assert "| text similarity |" in text

@@ -13,6 +13,7 @@ from rollsight import cli, runs
 from rollsight.analysis.diagnosis import advantages, pages
 from rollsight.analysis.diagnosis import statistics as diagnosis
 from rollsight.analysis.diagnosis.advantages import advantage_from
+from rollsight.analysis.diagnosis.record import diagnose_record
 from rollsight.analysis.diagnosis.round import diagnose_round
 from rollsight.analysis.diagnosis.round_data import RoundData
 from rollsight.environments.make import make_environment
@@ -230,6 +231,17 @@ def test_tables_figures_and_json(lake, capsys):
     here = diagnose_round(RoundData(runs.open(lake), 2), records=16, branches=10)
     assert result["records"] == runs.jsonable(here.records)
     assert result["correlation"] == runs.jsonable(here.correlation, non_finite_as_null=True)
+
+    # Kept for the explorer, and the same for a record alone.
+    kept = runs.stored_results(lake, "diagnosis")["round-2"]
+    assert kept["records"] == result["records"]
+    ended = []
+    alone = diagnose_record(
+        RoundData(runs.open(lake), 2), worst["row"], branches=10, on_ended=lambda *counts: ended.append(counts)
+    )
+    assert (alone["branches"], alone["how"], alone["notes"]) == (10, result["how"], result["notes"])
+    assert alone["records"] == [{**here.records[0].__dict__, "groups": ()}]
+    assert ended[-1] == (20, 20)
 
 
 def test_the_page_shows_every_record_fifth_and_share(lake):

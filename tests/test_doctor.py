@@ -11,7 +11,6 @@ import pytest
 from rollsight import runs
 from rollsight.adapters import findings
 from rollsight.analysis.doctor import examine, examine_fully
-from rollsight.doctor import live
 from rollsight.doctor.evidence import Evidence, of_summaries
 from rollsight.doctor.examination import CHECKS, examined
 from rollsight.doctor.finding import SEVERITIES
@@ -387,31 +386,3 @@ def test_missing_columns_are_said_and_nothing_else():
     examined_run = examined(seen, Path("x"))
     assert examined_run.findings == ()
     assert all("needs the column" in one.why for one in examined_run.not_looked_at)
-
-
-@pytest.fixture
-def trained(tmp_path, monkeypatch):
-    """Train PPO for six small rounds with a learning rate of 1; the parameters that it ends in."""
-    stable_baselines3 = pytest.importorskip("stable_baselines3")
-    from rollsight.adapters.sb3 import InfluenceCallback
-
-    monkeypatch.setattr(live, "_SHARE", 100.0)  # look after every round, however short it is
-
-    def train(doctor):
-        model = stable_baselines3.PPO("MlpPolicy", "CartPole-v1", 1.0, n_steps=64, batch_size=32, seed=0, device="cpu")
-        callback = InfluenceCallback(run=tmp_path / f"run-{doctor}", snapshots="none", doctor=doctor)
-        model.learn(6 * 64, callback)
-        return np.concatenate([p.detach().numpy().ravel() for p in model.policy.parameters()])
-
-    return train
-
-
-def test_a_host_says_what_the_doctor_finds_and_trains_the_same(trained, tmp_path):
-    plain = trained(False)
-    with pytest.warns(UserWarning, match="round 1: the doctor finds rate_too_high"):
-        watched = trained(True)
-    assert np.array_equal(plain, watched)
-    stored = runs.open(tmp_path / "run-True").sql('select round, "check" from findings order by round').fetchall()
-    assert (1, "rate_too_high") in stored
-    assert len({check for _, check in stored}) == len(stored)
-    assert list((tmp_path / "run-False/findings").iterdir()) == []

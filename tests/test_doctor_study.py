@@ -6,12 +6,11 @@ import pytest
 
 pytest.importorskip("stable_baselines3", reason="the study needs Stable-Baselines3 (pip install 'rollsight[sb3]')")
 
-from rollsight.doctor.examination import CHECKS
 from rollsight.studies.doctor import results, wrappers
 from rollsight.studies.doctor.cases import Case, all_cases
 from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD
 from rollsight.studies.doctor.language import LANGUAGE_FAULTS, PROMPTS, vowels
-from rollsight.studies.doctor.measured import read_rows, rows_of, write_rows
+from rollsight.studies.doctor.measured import MEASURED, read_rows, rows_of, write_rows
 
 
 def played(wrapper, strength, steps=40, env="CartPole-v1"):
@@ -60,10 +59,10 @@ def test_limits_rewards_and_observations_are_changed_as_told():
 
 
 def test_every_fault_names_checks_that_there_are_and_its_runs_have_names_of_their_own():
-    names = {check.name for check in CHECKS}
+    names = {check.name for check in MEASURED}
     for fault in (*FAULTS.values(), *LANGUAGE_FAULTS.values()):
         assert set(fault.right) <= names
-        assert fault.strengths
+        assert len(fault.strengths) >= 2
     made = [case.name for case in all_cases(2)]
     assert len(set(made)) == len(made)
     healthy = [case for case in all_cases(1) if case.fault is None and isinstance(case, Case)]
@@ -90,12 +89,64 @@ def test_the_tables_count_what_was_said():
         row("e", None, "large_feature", 1.0),
     ]
     told = results.told(rows)
-    assert results.by_fault(told) == [["one env: frozen", "1", "3", "2/3", "2/3", "1/2", "6"]]
+    assert results.by_fault(told) == [["one env: frozen", "1", "3", "2/3", "2/3", "2/3", "1/2", "6"]]
+    parts = results.parts(told)
+    assert [len(parts[name]) for name in ("thresholds set on", "held out, seed 0", "held out, seed 1")] == [1, 4, 0]
     totals = results.totals(told)
     assert (totals["planted runs"], totals["healthy with a severe finding"]) == ("3", "1/2")
-    assert results.totals(results.held_out(told))["healthy with a severe finding"] == "0/1"
+    assert results.totals(parts["held out, seed 0"])["healthy with a severe finding"] == "0/1"
     assert results.alarms(told) == [["large_feature", "1", "1", FITTED[0]]]
     assert "| one env: frozen | 1 | 3 | 2/3 |" in results.markdown(rows)
+
+
+def test_the_baseline_and_the_other_tools_are_counted_on_the_runs_that_have_them():
+    rows = [
+        row("a", "value untrained", "value_untrained", 1.0),
+        row("a", "value untrained", "explained_variance", 0.2),
+        row("b", "value untrained", "value_untrained", 1.0),
+    ]
+    told = results.told(rows, results.BASELINE)
+    assert [one.found for one in told] == [False, False]
+    assert "| right cause among the findings | 1/1 | 0/1 |" in results.markdown(rows)
+    of_tools = [
+        row("c", "length rewarded", "rlprobe", 1.0, "miniature"),
+        row("c", "length rewarded", "rlprobe: KL_BLOWUP", 1.0, "miniature"),
+        row("c", "length rewarded", "rl-doctor", 1.0, "miniature"),
+        row("c", "length rewarded", "rl-doctor: length_pathology", 1.0, "miniature"),
+        row("c", "length rewarded", "length_rewarded", 0.9, "miniature"),
+        row("d", None, "rlprobe", 0.0, "miniature"),
+        row("d", None, "rl-doctor", 0.0, "miniature"),
+    ]
+    any_warning, right, healthy = results.compared(rows + of_tools)
+    assert any_warning[1:] == ["1/1", "1/1", "1/1"]
+    assert right[1:] == ["0/1", "1/1", "1/1"]
+    assert healthy[1:] == ["0/1", "0/1", "0/1"]
+
+
+def test_faults_are_weaker_at_a_smaller_strength():
+    def ends(strength):
+        env = wrappers.LimitIsTheEnd(gym.make("Pendulum-v1", max_episode_steps=5), strength, 0)
+        found = []
+        for seed in range(40):
+            env.reset(seed=seed)
+            found.append([env.step(env.action_space.sample())[2:4] for _ in range(5)][-1])
+        return found
+
+    assert set(ends(1.0)) == {(True, False)}
+    assert set(ends(0.5)) == {(True, False), (False, True)}
+    faulty, plain = played(wrappers.FrozenObservation, 0.5, steps=10)
+    same = [np.array_equal(f[0], p[0]) for f, p in zip(faulty, plain, strict=True)]
+    assert any(same[1:])
+    assert not all(same)
+
+
+def test_a_fault_is_planted_in_the_compiled_engine(tmp_path):
+    pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
+    case = Case("CartPole-v1", "large feature", 1000.0, 0, engine="compiled", rounds=1)
+    case.run(tmp_path / "run")
+    found = {one["check"]: one for one in rows_of(case, tmp_path / "run")}
+    assert found["large_feature"]["value"] > 60
+    assert found["large_feature"]["features"] == [0]
 
 
 def test_a_run_is_measured_and_kept(tmp_path):

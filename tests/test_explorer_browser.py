@@ -222,6 +222,16 @@ def test_a_run_that_is_being_written_is_followed(seen: Seen, folder: Path) -> No
         seen.page.wait_for_selector(".rs-running")
         writer.write_round(2, {"records": 4, "return_mean": 77.0})
         seen.until("document.querySelector('#overview-facts').innerText.includes('77')")
+        # Compared with another run too, whose choices stay as they are.
+        seen.open("/compare?runs=live,whole-0&round=1", "#compare-curves-0 .js-plotly-plot")
+        writer.write_round(3, {"records": 4, "return_mean": 78.0})
+        seen.until(
+            "document.querySelector('#compare-curves-0 .js-plotly-plot').data"
+            ".some(line => [...(line.y || [])].includes(78))"
+        )
+        assert "round=1" in seen.page.url
+        seen.open("/runs/live", "#overview-facts")
+        seen.page.wait_for_selector(".rs-running")
     seen.page.wait_for_selector(".rs-running", state="detached")
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("dash", reason="the explorer needs Dash (pip install 'rollsi
 
 from rollsight import runs
 from rollsight.analysis.learning_curves import compare_runs
-from rollsight.explorer import Reading
+from rollsight.explorer import Reading, create_app
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.comparing import compared, interventions
 from rollsight.explorer.context import Context
@@ -191,6 +191,45 @@ def test_interventions_are_drawn_where_one_is_kept(tmp_path):
 def test_what_cannot_be_compared_is_said(context, names, said):
     address = at(names, round="1") if names else Address("compare")
     assert said in texts(compare.layout(context, address))
+
+
+def test_a_run_that_grows_is_followed(tmp_path):
+    write(tmp_path / "one", "ppo", 0, 1.0)
+    with runs.create(tmp_path / "two", {"host": "own", "env": "Line-v0", "arm": "iif", "seed": 0}) as writer:
+        app = create_app(Reading([tmp_path]))
+        shown = client_of(app)
+        before = shown("", ["one", "two"], "ppo", "1")
+        assert "two has no complete round yet" in str(before)
+        token = before["compare-token"]["data"]
+        assert shown(token, ["one", "two"], "ppo", "1") is None
+        writer.write_round(1, {"records": 4, "return_mean": 41.5})
+        after = shown(token, ["one", "two"], "ppo", "7")
+        assert "41.5" in str(after["compare-arms"])
+        assert after["compare-round"]["data"] == [str(number) for number in range(ROUNDS, 0, -1)]
+
+
+def client_of(app):
+    """Calls the callback that follows runs as the page does."""
+    key = next(key for key in app.callback_map if "compare-arms.children" in key)
+    given = app.callback_map[key]
+    client = app.server.test_client()
+
+    def ask(token, names, baseline, round):
+        values = {"compare-token": token, "compare-runs": names, "compare-baseline": baseline, "compare-round": round}
+        body = {
+            "output": key,
+            "outputs": [
+                {"id": part, "property": name}
+                for part, name in (("compare-arms", "children"), ("compare-round", "data"), ("compare-token", "data"))
+            ],
+            "inputs": [{**given["inputs"][0], "value": 1}],
+            "changedPropIds": ["compare-poll.n_intervals"],
+            "state": [{**one, "value": values.get(one["id"], "/compare")} for one in given["state"]],
+        }
+        answer = client.post("/_dash-update-component", json=body, base_url="http://localhost")
+        return answer.get_json()["response"] if answer.status_code == 200 else None
+
+    return ask
 
 
 def test_nothing_to_compare_in_an_empty_folder(tmp_path):

@@ -15,9 +15,10 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.episode import score_curve
 from rollsight.explorer.pages import PAGES
-from rollsight.explorer.pages.record import after, facts, film
+from rollsight.explorer.pages.record import advantage, after, facts, film
 from rollsight.explorer.rounds import round_of
 from rollsight.explorer.similar import episode_of, nearest, observations
+from rollsight.explorer.theme import number
 from rollsight.runs import results_folder
 
 RECORDS = 64
@@ -206,6 +207,26 @@ def test_the_action_after_the_update_is_what_the_next_round_begins_with(context,
     assert second.policy(first.records).log_prob.tolist() == pytest.approx(log_prob, abs=1e-6)
     shown = str(after.layout(context, Address("record", "poles", 1, 3), at(context), 3))
     assert facts.chance(at(context), 3, log_prob[3])[1] in shown
+
+
+def test_the_monte_carlo_advantage_is_shown_where_it_was_computed_of_this_run(context, folder):
+    path, address = folder / "poles", Address("record", "poles", 1, 3)
+    assert "Load the snapshot and play on" in str(advantage.layout(context, address, at(context), 3))
+    ended = []
+    advantage.compute(str(path), 1, 3, lambda *counts: ended.append(counts))
+    assert ended[-1] == (200, 200)
+    one, result = advantage.kept(path, at(context), 3)
+    assert one["a_hat"] == pytest.approx(at(context).column("advantage")[3])
+    shown = str(advantage.layout(context, address, at(context), 3))
+    assert f"{number(one['a_bar'])} ± {number(one['a_bar_error'], 2)}" in shown
+    assert "100 episodes each" in shown
+    assert "Load the snapshot and play on" in str(advantage.layout(context, address, at(context), 4))
+    # The result of a command over the round has more branches; one of an earlier run of this name is left out.
+    more = {**result, "branches": 1000, "records": [{**one, "a_bar": 7.25}]}
+    runs.keep_result(results_folder(path, "diagnosis", "round-1"), more)
+    assert advantage.kept(path, at(context), 3)[0]["a_bar"] == 7.25
+    runs.keep_result(results_folder(path, "diagnosis", "round-1"), {**more, "records": [{**one, "a_hat": 9.0}]})
+    assert advantage.kept(path, at(context), 3)[0]["a_bar"] == one["a_bar"]
 
 
 def at(context):

@@ -104,3 +104,12 @@ def test_harm_is_placed_where_it_exceeds_the_share_of_records():
     assert harm_sentence([first]).startswith("Environment 2 carries 95")
     even = pa.table({"env": env, "score_return": np.where(np.arange(100) % 2, 1.0, -1.0)})
     assert "spread" in harm_sentence(harmful_groups(even, "score_return"))
+
+
+def test_culprits_that_were_not_computed_are_offered_by_their_command(folder, tmp_path):
+    for name, query in (("run-0", "where action = 1"), ("texts", "where contains(completion")):
+        text = write_report(folder / name, tmp_path / f"{name}.html").read_text("utf-8")
+        section = text[text.index("Which rollouts taught it?") :]
+        assert "Not computed yet" in section
+        assert "rollsight culprits" in section
+        assert query in section

@@ -161,6 +161,57 @@ def test_watching_never_stops_training(tmp_path):
     assert "entropy" not in run.records(1).column_names
 
 
+def test_a_recording_goes_on_after_an_interrupt(tmp_path):
+    _, records, _ = policy_and_records()
+    ends = grid([0, 0], [0, 1], [0, 0], [1, 0], [0, 0], [0, 0])
+
+    def record(rounds, **given):
+        with rs.runs.Recorder(tmp_path / "run", env="CartPole-v1", algo="ppo", resume=True, **given) as recorder:
+            before = recorder.last_round
+            for _ in range(rounds):
+                recorder.round(records, episodes=ends)
+        return before
+
+    assert record(2) == 0  # there is none yet
+    assert record(1) == 2
+    run = rs.runs.open(tmp_path / "run")
+    assert run.rows("rounds", ["timesteps"])["timesteps"].to_pylist() == [12, 24, 36]
+    episodes = [set(run.records(number)["episode"].to_pylist()) for number in (1, 2, 3)]
+    assert len(episodes[0] & episodes[1]) == 2  # of the episodes that went on; none goes on over the interrupt
+    assert min(episodes[2]) > max(episodes[0] | episodes[1])
+    # A checkpoint of round 1: what came after it is recorded anew. What changed is said.
+    rs.runs.Recorder(tmp_path / "two", seed=1).close()
+    with pytest.warns(UserWarning, match="goes on with another seed"):
+        rs.runs.Recorder(tmp_path / "two", seed=2, resume=True).close()
+    assert record(1, after=1) == 1
+    run = rs.runs.open(tmp_path / "run")
+    assert run.rounds == [1, 2]
+    assert run.metadata["continued"][-1]["replaced_rounds"] == [2, 3]
+    assert run.metadata["continued"][-1]["changed"] == {}
+    assert main(["check", str(tmp_path / "run")]) == 0
+    with pytest.raises(rs.RollsightError, match="env 'CartPole-v1', this one's is 'Other-v0'"):
+        rs.runs.Recorder(tmp_path / "run", env="Other-v0", resume=True)
+    with pytest.raises(rs.RollsightError, match="could be resumed after round 3"):
+        rs.runs.Recorder(tmp_path / "none", resume=True, after=3)
+
+
+def test_evaluations_are_those_of_any_host(tmp_path):
+    _, records, _ = policy_and_records()
+    with rs.runs.Recorder(tmp_path / "run") as recorder:
+        recorder.evaluation([1.0, 2.0], [10, 20], round=0)
+        recorder.evaluation(torch.tensor([3.0, 6.0]), [30, 60], columns={"prompt": ["a", "b"]})
+        recorder.round(records)
+        recorder.round(records)
+        with pytest.warns(UserWarning, match="written already"):
+            recorder.evaluation([1.0], [1], round=1)
+    run = rs.runs.open(tmp_path / "run")
+    rows = run.rows("evaluations")
+    assert rows["round"].to_pylist() == [0, 0, 1, 1]
+    assert rows["return"].to_pylist() == [1.0, 2.0, 3.0, 6.0]
+    assert rows["length"].to_pylist() == [10, 20, 30, 60]
+    assert run.rows("rounds", ["evaluation_return"])["evaluation_return"].to_pylist() == [4.5, None]
+
+
 def test_mistakes_before_the_first_round_are_said(tmp_path):
     rs.runs.Recorder(tmp_path / "run").close()
     with pytest.raises(rs.RollsightError, match="exists already"):

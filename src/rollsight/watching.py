@@ -44,13 +44,22 @@ class Watch:
             self.warn(part, f"no {part} ({named}); training goes on", type(error).__name__)
             return None
 
-    def warn(self, part: str, text: str, kind: str = "") -> None:
-        """Keep `text` for the round's summary, and warn where nothing of this part and kind was said before."""
+    def warn(self, part: str, text: str, kind: str = "", log: Callable[[str], None] | None = None) -> None:
+        """Keep `text` for the round's summary, and say it where nothing of this part and kind was said before: with
+        `log`, or as a Python warning where that is None or raises."""
         text = f"round {self.round}: {text}"
         self._in_round[text] = None
         if (part, kind) not in self._warned:
             self._warned.add((part, kind))
-            warnings.warn(text, stacklevel=2)
+            if log is None or not self._logged(log, text):
+                warnings.warn(text, stacklevel=2)
+
+    def _logged(self, log: Callable[[str], None], text: str) -> bool:
+        try:
+            log(text)
+        except Exception:  # a closed file of the host's: the warning says it
+            return False
+        return True
 
     @property
     def said(self) -> str | None:

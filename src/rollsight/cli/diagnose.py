@@ -50,6 +50,7 @@ def diagnose(
     - A sign of the buffer's advantage A_hat counts as wrong where |A_bar| exceeds two
       standard errors.
     - The round needs scores and a snapshot: train with --snapshots.
+    - The explorer's page of a record shows what is found: it is kept in RUN.results.
 
     Example: rollsight diagnose runs/lake --round 10
 
@@ -71,6 +72,7 @@ def diagnose(
     trust_run(run, trust)
     from rollsight.analysis.diagnosis import pages
     from rollsight.analysis.diagnosis.figures import draw_statistics
+    from rollsight.analysis.diagnosis.record import keep
     from rollsight.analysis.diagnosis.record_figures import draw_records
     from rollsight.analysis.diagnosis.round import check_options, diagnose_round
     from rollsight.analysis.diagnosis.round_data import RoundData
@@ -98,6 +100,10 @@ def diagnose(
             processes=workers,
             on_progress=lambda done, asked: progress.update(task, completed=done, total=asked),
         )
+    try:
+        keep(opened.path, diagnosis)
+    except (OSError, RollsightError) as error:  # beside the run nothing can be written
+        diagnosis.notes.append(f"not kept for the explorer: {error}")
     folder.mkdir(parents=True, exist_ok=True)
     figures = [*draw_statistics(diagnosis, folder), pages.write(diagnosis, folder / "diagnosis.html")]
     try:

@@ -66,6 +66,9 @@ def rlhf(
         Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="(default: runs/rlhf-ARM-TIME)")
     ] = None,
     overwrite: bool = False,
+    snapshots: Annotated[
+        str | None, tyro.conf.arg(metavar="auto|every:K|all|none", help_behavior_hint="(default: auto)")
+    ] = None,
     save: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     save_every: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None,
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None,
@@ -89,6 +92,8 @@ def rlhf(
         threads: Threads of PyTorch; 1 where other work shares the machine.
         out: The run folder.
         overwrite: Replace the run folder, and the saved model, if they are there.
+        snapshots: Which rounds are frozen, so that rollsight culprits can score and replay them; auto keeps all where
+            one takes at most 16 MiB (the trained parameters and Adam's moments).
         save: Write the trained adapter (all weights with --lora-rank 0) here, as PEFT and transformers read it, with
             tokenizer and value head.
         save_every: Save after every k-th round too, in FOLDER/round-K.
@@ -101,12 +106,13 @@ def rlhf(
             raise OptionError(f"{{{name}}} is not possible: give at least 1", **{name: value})
     first = int(os.environ.get("RANK", 0)) == 0  # of several processes, the one that writes and prints
     if resume is not None:
-        _refuse_others(setup, options, sampling, out, overwrite)
+        _refuse_others(setup, options, sampling, out=out, overwrite=overwrite or None, snapshots=snapshots)
     elif first and out is not None and out.exists() and not overwrite and any(out.iterdir()):
         raise RollsightError(f"{out} exists already: choose another --out, --overwrite it, or --resume {out}")
     given: dict[str, Any] = {"save": None if save is None else str(save), "save_every": save_every}
     if resume is None:
-        given = {name: value for name, value in {**given, "rounds": rounds}.items() if value is not None}
+        given |= {"rounds": rounds, "snapshots": snapshots}
+        given = {name: value for name, value in given.items() if value is not None}
         settings = RunSettings(**vars(setup), options=options, sampling=sampling, **given)
         arm = settings.arm.replace(" ", "-").replace("=", "")
         folder = out or Path("runs") / f"rlhf-{arm}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -160,11 +166,11 @@ def rlhf(
         report(folder, settings, console)
 
 
-def _refuse_others(setup: Setup, options: Options, sampling: Sampling, out: Path | None, overwrite: bool) -> None:
+def _refuse_others(setup: Setup, options: Options, sampling: Sampling, **others: Any) -> None:
     """`RollsightError` where an option was changed that a resumed run has of its own."""
     groups = ((setup, Setup()), (options, Options()), (sampling, Sampling()))
     changed = [name for mine, usual in groups for name, value in vars(mine).items() if value != vars(usual)[name]]
-    changed += ["out"] * (out is not None) + ["overwrite"] * overwrite
+    changed += [name for name, value in others.items() if value is not None]
     if changed:
         named = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise RollsightError(f"--resume continues a run with its own settings: leave out {named}")

@@ -102,6 +102,8 @@ CHECKS = (
          "too few records in a round for so noisy a reward"),
         ("look whether any episode had another return than the rest", "take more records a round",
          "check that the reward is that of the action it stands beside"),
+        explained_by=("large_feature", "odd_environment_reward", "odd_environment_resets", "dominated", "rate_too_low",
+                      "entropy_collapsed", "dead_units"),
     ),
     Check(
         "dominated", "advantages", dominated, 0.6, 0.85, "likely",

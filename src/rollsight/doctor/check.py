@@ -42,6 +42,7 @@ class Check:
     causes: likely ones, the likeliest first.
     tries: what to try, the likeliest first.
     records: whether it looks at records, not at summaries alone.
+    explained_by: checks that name a cause of what this one sees.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Check:
     causes: tuple[str, ...]
     tries: tuple[str, ...]
     records: bool = True
+    explained_by: tuple[str, ...] = ()
 
     def severity(self, value: float) -> Severity | None:
         """None: it says nothing."""

@@ -58,13 +58,14 @@ def time_limit_as_end(seen: Evidence) -> Measured | None:
     reward, target = seen.column("reward")[ends], seen.column("return")[ends]
     bare = np.abs(target - reward) <= 1e-4 * np.maximum(1, np.abs(target))
     at_limit = length == longest
-    limit = seen.metadata.get("max_episode_steps")
-    if np.count_nonzero(at_limit) < 4 or longest < 10 or not bare[at_limit].mean() > 0.9:
-        return Measured(0.0, {"length": longest, "share": float((at_limit & bare).mean())})
-    share = float((at_limit & bare).mean())
-    rows = ends[at_limit]
+    known = seen.metadata.get("max_episode_steps") == longest
+    share, of_limit = float((at_limit & bare).mean()), float(bare[at_limit].mean())
+    # An unknown limit shows in that every longest episode ends so.
+    if np.count_nonzero(at_limit) < 4 or longest < 10 or not (known or of_limit > 0.9):
+        return Measured(0.0, {"length": longest, "share": share})
+    rows = ends[at_limit & bare]
     where = Where(episodes=tuple(seen.column("episode")[rows[:8]].tolist()), records=seen.places(rows))
-    value = float(bare[at_limit].mean()) if limit == longest else 0.5 * share
+    value = of_limit if known else 0.5 * share
     return Measured(value, {"length": longest, "share": share}, where)
 
 

@@ -186,12 +186,12 @@ def _regressed(inputs: Array, outputs: Array) -> tuple[Array, Array]:
     return slope, error
 
 
-_FROZEN, _RESETS, _ACTIONS = 0.5, 3.0, 20.0
+_FROZEN, _RESETS, _ACTIONS = 0.25, 3.0, 20.0
 _ALIKE = "a wrapper, a version or a configuration that one environment has and the others have not"
 
 CHECKS = (
     Check(
-        "odd_environment_frozen", "data", frozen, _FROZEN, 0.8, "certain",
+        "odd_environment_frozen", "data", frozen, _FROZEN, 0.5, "certain",
         "Environment {env:.0f} shows the same observation at {share:.0%} of its steps, the others at {usual:.0%}.",
         ("a sensor or a simulator that hangs", "a wrapper that returns the first observation"),
         ("make this environment anew", "leave it out"),

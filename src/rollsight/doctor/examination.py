@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from rollsight import runs
 from rollsight.doctor import advantages, data, environments, language, policy, reward, value_function
 from rollsight.doctor.check import Check, Measured
 from rollsight.doctor.evidence import Evidence, Missing, read
-from rollsight.doctor.finding import SEVERITIES, Finding, address, query
+from rollsight.doctor.finding import SEVERITIES, Finding, Severity, address, query
 from rollsight.runs import Run
 
 # Causes before what follows from them: of two equally severe findings the earlier one is shown first.
@@ -33,10 +33,12 @@ class NotLookedAt:
 
     check: its name.
     why: the reason, in words.
+    failed: whether it raised, rather than lacked a column.
     """
 
     check: str
     why: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,29 @@ def examine_fully(run: Run | Path | str) -> Examined:
 
 def examined(seen: Evidence, run: Path) -> Examined:
     """The same of evidence that was read already."""
-    findings, missing = [], []
+    found, missing = dict[str, Finding](), []
     for check, measured in measure(seen):
         if isinstance(measured, NotLookedAt):
             missing.append(measured)
         elif measured is not None and (finding := _finding(check, measured, seen, run)) is not None:
-            findings.append(finding)
-    findings.sort(key=lambda one: SEVERITIES.index(one.severity))  # stable: of equal ones the order of `CHECKS`
-    return Examined(tuple(findings), tuple(missing), (len(seen.looked_at), len(seen.rounds)))
+            found[check.name] = finding
+    order = ranked({name: one.severity for name, one in found.items()})
+    findings = tuple(replace(found[name], severity=severity) for name, severity in order)
+    return Examined(findings, tuple(missing), (len(seen.looked_at), len(seen.rounds)))
+
+
+def ranked(severities: Mapping[str, Severity], checks: Sequence[Check] = CHECKS) -> list[tuple[str, Severity]]:
+    """Checks that spoke with their severity, in the order in which they are shown: worst first, of equal ones causes
+    first. What another finding explains comes after it, and is not more severe."""
+    told = list[tuple[str, Severity, bool]]()
+    for check in checks:
+        if (severity := severities.get(check.name)) is None:
+            continue
+        causes = [severities[name] for name in check.explained_by if name in severities]
+        worst = min(causes, key=SEVERITIES.index, default=severity)
+        told.append((check.name, max(severity, worst, key=SEVERITIES.index), bool(causes)))
+    told.sort(key=lambda one: (SEVERITIES.index(one[1]), one[2]))  # stable: else the order of the checks
+    return [(name, severity) for name, severity, _ in told]
 
 
 def measure(seen: Evidence, checks: Sequence[Check] = CHECKS) -> Iterator[tuple[Check, Measured | NotLookedAt | None]]:
@@ -94,8 +111,8 @@ def measure(seen: Evidence, checks: Sequence[Check] = CHECKS) -> Iterator[tuple[
                 yield check, check.measure(seen)
         except Missing as error:
             yield check, NotLookedAt(check.name, f"needs the column {error.args[0]}")
-        except (ArithmeticError, ValueError, TypeError, IndexError, np.linalg.LinAlgError) as error:
-            yield check, NotLookedAt(check.name, f"failed on this run ({type(error).__name__}: {error})")
+        except Exception as error:  # of columns that it was not made for: the other checks go on
+            yield check, NotLookedAt(check.name, f"failed on this run ({type(error).__name__}: {error})", True)
 
 
 def _finding(check: Check, measured: Measured, seen: Evidence, run: Path) -> Finding | None:

@@ -214,6 +214,7 @@ CHECKS = (
         "at the start.",
         ("a reward that sums over tokens", "a judge that prefers long answers"),
         ("divide by length, or subtract a penalty", "compare rewards of answers cut to one length"),
+        explained_by=("duplicates",),
     ),
     Check(
         "groups_without_difference", "language", groups_without_difference, 0.5, 0.8, "certain",
@@ -222,6 +223,7 @@ CHECKS = (
          "completions that are all the same"),
         ("mix in prompts of middling difficulty", "raise the temperature or the number of completions",
          "give partial credit"),
+        explained_by=("duplicates",),
     ),
     Check(
         "constant_on_prompts", "language", constant_on_prompts, 0.1, 0.25, "likely",
@@ -231,16 +233,18 @@ CHECKS = (
         ("call the reward by hand for one of these prompts", "leave these prompts out"),
     ),
     Check(
-        "truncated", "language", truncated, 0.5, 0.8, "certain",
+        "truncated", "language", truncated, 0.55, 0.8, "certain",
         "{share:.0%} of the completions are cut off at {limit:.0f} tokens.",
         ("the limit is too short", "the model does not end its texts, or its end token is not the one waited for"),
         ("raise the limit", "check the end-of-text token and the chat template", "mask completions that are cut off"),
+        explained_by=("repetition",),
     ),
     Check(
         "no_end_of_text", "language", truncated, 0.98, 0.995, "likely",
         "Hardly any completion ends by itself ({share:.0%} reach {limit:.0f} tokens).",
         ("the end-of-text token is not the one that the sampler waits for", "a chat template that does not end"),
         ("check eos_token_id of the tokenizer, the model and the sampler",),
+        explained_by=("repetition",),
     ),
     Check(
         "duplicates", "language", duplicates, 0.4, 0.7, "certain",
@@ -275,5 +279,6 @@ CHECKS = (
         "{paid:+.3g}.",
         ("a reward that pays a phrase, whatever is said", "a format that the reward demands"),
         ("read the reward function or ask its model about this phrase", "leave the phrase out and score again"),
+        explained_by=("duplicates",),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 
 from rollsight import runs
 from rollsight.doctor.evidence import Evidence, of_summaries
-from rollsight.doctor.examination import examined
+from rollsight.doctor.examination import NotLookedAt, examined
 from rollsight.doctor.finding import Finding
 
 _SHARE = 0.01  # of the time of training that the checks may take
@@ -28,7 +28,8 @@ class LiveDoctor:
     """Looks at the rounds of a run as they end.
 
     metadata: of the run, as `run.json` has it; run: its folder, where it has one. A look is left out where it would
-    take the checks beyond a hundredth of the time since the start; `spent` is what all looks took, in seconds.
+    take the checks beyond a hundredth of the time since the start; `spent` is what all looks took, in seconds, and
+    `failed` are the checks that raised in the last look.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class LiveDoctor:
         self._said: set[str] = set()
         self._started, self._last = clock(), _FIRST
         self.spent = 0.0
+        self.failed: tuple[NotLookedAt, ...] = ()
 
     def keep(self, round: int, columns: Mapping[str, Any]) -> None:
         """The records of a round, as they go to the run folder."""
@@ -60,7 +62,9 @@ class LiveDoctor:
         rows = self._summaries
         tables = {number: runs.as_table(columns) for number, columns in self._columns}
         seen = Evidence(self._metadata, [row["round"] for row in rows], of_summaries(rows), tables)
-        found = [one for one in examined(seen, self._run).findings if one.check not in self._said]
+        result = examined(seen, self._run)
+        self.failed = tuple(one for one in result.not_looked_at if one.failed)
+        found = [one for one in result.findings if one.check not in self._said]
         self._said |= {one.check for one in found}
         self._last = self._clock() - now
         self.spent += self._last

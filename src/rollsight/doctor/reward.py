@@ -115,7 +115,7 @@ def lucky_success(seen: Evidence) -> Measured | None:
 
 CHECKS = (
     Check(
-        "reward_scale", "reward", reward_scale, 2.0, 2.5, "likely",
+        "reward_scale", "reward", reward_scale, 1.75, 2.5, "likely",
         "Returns that the value function learns are {size:.3g} in size, single rewards up to {reward:.3g}.",
         ("rewards in other units than the optimiser's settings were made for",),
         ("normalise rewards (VecNormalize), or divide them so that returns are about 1 to 10",),

@@ -42,24 +42,30 @@ def untrained(seen: Evidence) -> Measured | None:
 
 def diverging(seen: Evidence) -> Measured | None:
     """In the later rounds, the larger of two ratios: variance of the values' errors over that of the returns; size of
-    the values over that of what was paid from there on in the buffer, or of the largest reward."""
+    the values over that of what was paid from there on in the buffer, or of the largest reward, as far as the values
+    have grown that much since the first round (where hardly anything is paid, untrained values are larger)."""
     rounds, _, centred = _left(seen)
     if len(rounds) < 4:
         return None
-    value, sizes = seen.column("value").astype(np.float64), []
+    value, sizes = seen.column("value").astype(np.float64), list[float]()
     if seen.rescaled or not seen.has("reward", "env", "step", "episode"):
         size = 0.0
     else:
         paid = _paid(seen)
         largest = float(np.quantile(np.abs(seen.column("reward").astype(np.float64)), 0.999))
+        first = _size(value[(seen.round == rounds[0]) & np.isfinite(value)])
         for number in rounds[len(rounds) // 2 :]:
             rows = (seen.round == number) & np.isfinite(value) & np.isfinite(paid)
-            reach = max(float(np.sqrt(np.square(paid[rows]).mean())), largest, 1e-6)
-            sizes.append(float(np.sqrt(np.square(value[rows]).mean())) / reach)
+            reach = max(_size(paid[rows]), largest, 1e-6)
+            sizes.append(min(_size(value[rows]) / reach, _size(value[rows]) / max(first, 1e-6)))
         size = float(np.median(sizes))
     times = float(np.median(centred[1:]))
     worst = rounds[1:][np.argsort(centred[1:])[::-1][:4]]
     return Measured(max(times, size), {"times": times, "size": size}, Where(rounds=tuple(sorted(worst.tolist()))))
+
+
+def _size(values: Array) -> float:
+    return float(np.sqrt(np.square(values).mean()))
 
 
 def _paid(seen: Evidence) -> Array:
@@ -96,6 +102,8 @@ CHECKS = (
         ("vf_coef is 0, or its parameters are not in the optimiser", "its input is detached or constant",
          "a learning rate that is far too low", "returns of a size that it cannot reach"),
         ("check that the value loss falls", "normalise rewards", "raise vf_coef or its learning rate"),
+        explained_by=("large_feature", "odd_environment_reward", "reward_scale", "lucky_success", "no_signal",
+                      "dominated", "rate_too_high", "rate_too_low", "dead_units"),
     ),
     Check(
         "value_stale", "value_function", stale, 0.98, _NEVER, "possible",
@@ -109,5 +117,6 @@ CHECKS = (
         "paid: they do harm.",
         ("its learning rate is too high", "unnormalised observations or rewards", "bootstrapping from its own errors"),
         ("lower the learning rate or vf_coef", "clip its gradient", "normalise observations and rewards"),
+        explained_by=("large_feature", "reward_scale", "lucky_success", "rate_too_high"),
     ),
 )  # fmt: skip

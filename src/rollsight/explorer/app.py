@@ -11,11 +11,13 @@ from dash.exceptions import DependencyException
 
 from rollsight import __version__
 from rollsight.errors import RollsightError
-from rollsight.explorer import components, pages, security
+from rollsight.explorer import components, pages, plotlyjs, security
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.reading import Reading
-from rollsight.explorer.tables import is_language
+from rollsight.runs import is_language
+
+_CHUNKS = ("_dash-component-suites/dash/dcc/async-graph.js", "_dash-component-suites/dash_ag_grid/async-community.js")
 
 
 def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = (), token: str | None = None) -> Dash:
@@ -39,6 +41,8 @@ def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = 
         add_log_handler=False,
     )
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
+    app.index_string = app.index_string.replace("{%css%}", f"{_early(prefix)}{{%css%}}")
+    plotlyjs.serve(app.server)
     context = Context(reading, prefix)
     app.layout = lambda: _frame(context)
     _register(app, context)
@@ -48,6 +52,11 @@ def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = 
     app.server.register_error_handler(DependencyException, lambda _: ("There is no such file.", 404))
     security.protect(app.server, app.csp_hashes(), hosts=hosts, token=token)
     return app
+
+
+def _early(prefix: str) -> str:
+    """Scripts that a browser fetches at once, which it would ask for only when a page has come."""
+    return "".join(f'<link rel="preload" as="script" href="{prefix}{path}">' for path in (plotlyjs.PATH, *_CHUNKS))
 
 
 def _frame(context: Context) -> Any:

@@ -42,7 +42,7 @@ class Context:
 
     def state(self, name: str) -> State:
         """Whether the run is being written now, has all its rounds, or stopped before."""
-        if runs.is_being_written(self.reading.run(name).path):
+        if runs.is_being_written(self.reading.path(name)):
             return "running"
         metadata = self.reading.metadata(name)
         wanted = (metadata.get("run_settings") or {}).get("rounds")

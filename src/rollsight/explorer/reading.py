@@ -53,6 +53,7 @@ class _Shown:
     tables: what was read, by table.
     problems: what reading said, once each.
     seen: other answers, by question: the run's change token then, and the answer.
+    asked: held while such an answer is found, so that nobody finds it a second time meanwhile.
     """
 
     run: runs.Run
@@ -60,6 +61,7 @@ class _Shown:
     tables: dict[_Table, _Rows] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     seen: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    asked: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Reading:
@@ -255,10 +257,11 @@ class Reading:
             return table
 
     def _once(self, shown: _Shown, token: str, question: str, answer: Callable[[], Any]) -> Any:
-        before = shown.seen.get(question)
-        if before is None or before[0] != token:
-            before = shown.seen[question] = token, answer()
-        return before[1]
+        with shown.asked:
+            before = shown.seen.get(question)
+            if before is None or before[0] != token:
+                before = shown.seen[question] = token, answer()
+            return before[1]
 
     def _heard(self, shown: _Shown, read: Callable[[], pa.Table]) -> pa.Table:
         with _hearing, warnings.catch_warnings(record=True) as said:

@@ -14,6 +14,7 @@ from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.jobs import Progress
+from rollsight.runs import spell
 
 _TICK = 700  # milliseconds between looks at a computation
 
@@ -33,6 +34,12 @@ def without_snapshots() -> Any:
     )
 
 
+def no_snapshot(what: str, stored: Sequence[int]) -> Any:
+    """What a card says that needs the snapshot of a round without one. stored: the rounds that have one."""
+    where = f"Rounds with one: {spell(stored)}." if stored else "This run has none."
+    return dmc.Text(f"{what} {where}", size="sm", c="dimmed")
+
+
 def form(page: str, rounds: Sequence[int], record: str) -> list[Any]:
     """Fields for a record of one of these rounds, and the button that shows it."""
     round, env, step = parsed(record) or (rounds[-1], 0, 0)
@@ -47,40 +54,83 @@ def form(page: str, rounds: Sequence[int], record: str) -> list[Any]:
     ]  # fmt: skip
 
 
-def place(page: str, result: Any, progress: Progress) -> list[Any]:
-    """Where the result stands; looked at until its computation is over."""
+def place(part: str, result: Any, progress: Progress) -> Any:
+    """Where the result stands; looked at until its computation is over. part: the beginning of its ids."""
     running = progress.state == "running"
-    return [
-        dcc.Interval(id=f"{page}-tick", interval=_TICK, disabled=not running),
-        html.Div(id=f"{page}-result", children=result),
-    ]
+    return html.Div(
+        [
+            dcc.Interval(id=f"{part}-tick", interval=_TICK, disabled=not running),
+            html.Div(id=f"{part}-result", children=result),
+        ]
+    )
 
 
-def offer(page: str, progress: Progress, what: str, doing: str, command: str) -> Any:
+def offer(
+    part: str, progress: Progress, what: str, doing: str, command: str = "", *, title: str = "", button: str = "Compute"
+) -> Any:
     """How far the computation is, or the offer to begin it.
 
     what: what it does, in sentences. doing: what is being done, with {done} and {total}. command: the same in a
-    terminal.
+    terminal. title: of the card; by default whether it is computed.
     """
     if progress.state == "running":
         said = doing.format(done=progress.done + 1, total=progress.total) if progress.total else "Loading"
-        share = 100 * progress.done / max(progress.total, 1)
+        share = 100 * progress.done / progress.total if progress.total else 100
         return components.card(
-            "Computing", dmc.Text(said, size="sm", mb=6), dmc.Progress(value=share, animated=True, striped=True)
+            title or "Computing",
+            dmc.Text(said, size="sm", mb=6),
+            dmc.Progress(value=share, animated=True, striped=True, **{"aria-label": said}),
         )
+    or_by_hand = [dmc.Text("or", size="sm"), components.copied(command)] if command else []
     return components.card(
-        "Not computed yet",
+        title or "Not computed yet",
         *([components.failed(progress.error)] if progress.state == "failed" else []),
         dmc.Text(f"{what} The result is kept next to the run.", size="sm"),
-        dmc.Group(
-            [
-                dmc.Button("Compute", id=f"{page}-compute", size="xs"),
-                dmc.Text("or", size="sm"),
-                components.copied(command),
-            ],
-            mt="xs",
-        ),
+        dmc.Group([dmc.Button(button, id=f"{part}-compute", size="xs"), *or_by_hand], mt="xs"),
     )
+
+
+def register_offer(
+    app: Dash,
+    context: Context,
+    part: str,
+    result: Callable[[Context, Address], Any],
+    begin: Callable[[Address], None],
+    progress: Callable[[Address], Progress],
+) -> None:
+    """The callbacks of a `place` whose result belongs to the address of the page.
+
+    result: what stands there. begin: starts the computation. progress: how far it is.
+    """
+
+    def asked(path: str) -> Address:
+        if (address := context.address(path, "")) is None:
+            raise PreventUpdate
+        return address
+
+    @app.callback(
+        Output(f"{part}-tick", "disabled"),
+        Input(f"{part}-compute", "n_clicks"),
+        State("url", "pathname"),
+        prevent_initial_call=True,
+    )
+    def start(clicks: int | None, path: str) -> bool:
+        if not clicks:
+            raise PreventUpdate
+        begin(asked(path))
+        return False
+
+    @app.callback(
+        Output(f"{part}-result", "children"),
+        Output(f"{part}-tick", "disabled", allow_duplicate=True),
+        Input(f"{part}-tick", "n_intervals"),
+        State("url", "pathname"),
+        prevent_initial_call=True,
+    )
+    def look(_: int, path: str) -> Any:
+        address = asked(path)
+        running = progress(address).state == "running"
+        return result(context, address), not running
 
 
 def register(

@@ -17,7 +17,10 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from rollsight.errors import OptionError, RollsightError
 from rollsight.explorer import security
+from rollsight.explorer.addresses import Address
 from rollsight.explorer.app import create_app
+from rollsight.explorer.context import Context
+from rollsight.explorer.pages.runs import layout
 from rollsight.explorer.reading import Reading
 
 _TRIED = 20  # ports after the one that was asked for
@@ -56,7 +59,8 @@ class Server:
         local = security.is_local(host) and not allow_hosts
         token = None if local else security.new_token()
         names = tuple(allow_hosts) if security.is_local(host) else ()
-        app = create_app(Reading(folders), prefix=prefix, hosts=names, token=token)
+        reading = Reading(folders)
+        app = create_app(reading, prefix=prefix, hosts=names, token=token)
         application = app.server if prefix == "/" else _without_prefix(app.server, prefix)
         with contextlib.suppress(ImportError):
             import pandas  # noqa: F401 - pyarrow and plotly would import it in several threads at once, which fails
@@ -65,6 +69,8 @@ class Server:
         self.url = f"http://{shown}{prefix}" + (f"?token={token}" if token else "")
         self._thread = threading.Thread(target=self._server.serve_forever, name="rollsight-explorer", daemon=True)
         self._thread.start()
+        # While a browser starts and loads the scripts: what the first page is made of.
+        threading.Thread(target=_prepare, args=(Context(reading, prefix),), name="rollsight-first", daemon=True).start()
 
     @property
     def port(self) -> int:
@@ -102,6 +108,12 @@ def serve(folders: Iterable[str | Path], *, open_browser: bool = True, **how: An
             server.wait()
         except KeyboardInterrupt:
             print()
+
+
+def _prepare(context: Context) -> None:
+    """Make the first page once: what it reads and imports is there when it is asked for."""
+    with contextlib.suppress(RollsightError):  # the page says it
+        layout(context, Address("runs"))
 
 
 def _opened(url: str) -> bool:

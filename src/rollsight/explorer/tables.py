@@ -41,11 +41,6 @@ def performance(rounds: pa.Table) -> tuple[str, np.ndarray]:
     return "reward", column(rounds, "reward_mean")
 
 
-def is_language(metadata: Mapping[str, Any]) -> bool:
-    """Whether the records are completions."""
-    return str(metadata.get("host", "")).partition(" ")[0] in ("trl", "rollsight")
-
-
 def task_of(metadata: Mapping[str, Any]) -> str:
     """The environment or the model."""
     return str(metadata.get("env") or metadata.get("model") or "unknown")

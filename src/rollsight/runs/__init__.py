@@ -8,6 +8,7 @@ runs/NAME/
   evaluations/round-000001.parquet  one row per evaluation episode; round 0 is before training
   findings/round-000004.parquet     what the doctor found in the round that it had not found before
   snapshots/round-000010.pt         the frozen round
+  policies/round-000003.pt          the frozen round of a language model: what is trained of it, without its base
   checkpoints/round-000012.pt       what training goes on from after an interruption; the newest only
   SHA256SUMS                        the digest of every file above but run.json, which holds its own
   .lock                             held by the one writer
@@ -31,7 +32,7 @@ except ModuleNotFoundError as error:
 from rollsight.lazy import at_first_use
 from rollsight.runs.completeness import Completeness, completeness
 from rollsight.runs.layout import change_token, find_runs, is_being_written, is_run, spell, whole_file
-from rollsight.runs.metadata import jsonable
+from rollsight.runs.metadata import is_language, jsonable
 from rollsight.runs.ranking import column_as_floats, rank_records, scored_records
 from rollsight.runs.reader import Run
 from rollsight.runs.reader import open_run as open
@@ -55,6 +56,7 @@ __all__ = [
     "create",
     "find_runs",
     "is_being_written",
+    "is_language",
     "is_run",
     "jsonable",
     "keep_result",

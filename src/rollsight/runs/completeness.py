@@ -18,8 +18,8 @@ from rollsight.runs.verified import VerifiedFiles
 
 State = Literal["writing", "ended", "stopped in a round"]
 
-_OF_A_ROUND: tuple[Kind, ...] = ("records", "snapshots", "checkpoints")
-_EVERY_KIND: tuple[Kind, ...] = ("rounds", "records", "evaluations", "snapshots", "checkpoints")
+_OF_A_ROUND: tuple[Kind, ...] = ("records", "snapshots", "policies", "checkpoints")
+_EVERY_KIND: tuple[Kind, ...] = ("rounds", "records", "evaluations", "snapshots", "policies", "checkpoints")
 _counted: dict[Path, tuple[tuple[int, int], int | str | None]] = {}
 
 

@@ -14,7 +14,7 @@ from filelock import lock_descriptor, unlock_descriptor
 
 from rollsight.errors import RollsightError
 
-Kind = Literal["records", "rounds", "evaluations", "findings", "snapshots", "checkpoints"]
+Kind = Literal["records", "rounds", "evaluations", "findings", "snapshots", "policies", "checkpoints"]
 
 FORMAT = 1  # raised when a reader of the older layout could misread a newer folder
 METADATA = "run.json"
@@ -33,6 +33,7 @@ SUFFIXES: dict[Kind, str] = {
     "evaluations": ".parquet",
     "findings": ".parquet",
     "snapshots": ".pt",
+    "policies": ".pt",
     "checkpoints": ".pt",
 }
 

@@ -56,6 +56,11 @@ _TYPES: dict[tuple[str, ...], type | tuple[type, ...]] = {
 }
 
 
+def is_language(metadata: Mapping[str, Any]) -> bool:
+    """Whether the records of a run with this metadata are completions of a language model."""
+    return str(metadata.get("host", "")).partition(" ")[0] in ("trl", "rollsight")
+
+
 def describe_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a run made here and now: what every run says about its making, and the given entries.
 

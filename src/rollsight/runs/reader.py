@@ -94,6 +94,11 @@ class Run:
         return self._complete("snapshots")
 
     @property
+    def policy_rounds(self) -> list[int]:
+        """The complete rounds of a language model that can be scored and replayed, ascending."""
+        return self._complete("policies")
+
+    @property
     def checkpoint_rounds(self) -> list[int]:
         """The complete rounds that training can go on from, ascending."""
         return self._complete("checkpoints")
@@ -224,6 +229,16 @@ class Run:
         path = self._existing("snapshots", round)
         self._say("snapshots")
         self._files.check("snapshots", [round])
+        return path
+
+    def policy_path(self, round: int) -> Path:
+        """Where what a language model's round started from lies.
+
+        Raises:
+            RollsightError: the round has none (the message names those that do), or it is damaged.
+        """
+        path = self._existing("policies", round)
+        self._files.check("policies", [round])
         return path
 
     def checkpoint_path(self, round: int) -> Path:

@@ -18,7 +18,10 @@ from rollsight.policy import Policy
 from rollsight.records import Records, TensorLike, as_tensor
 from rollsight.runs import summary as numbers
 from rollsight.runs.columns import as_numpy, of_round
+from rollsight.runs.described import described
 from rollsight.runs.episodes import EpisodeTracker, RoundEpisodes, after_resets
+from rollsight.runs.going_on import resumed
+from rollsight.runs.layout import is_run
 from rollsight.runs.metadata import jsonable
 from rollsight.runs.writer import Column, create
 from rollsight.scoring import Scores, TrustLine
@@ -28,8 +31,6 @@ from rollsight.update import UpdateRule
 from rollsight.watching import Watch
 
 HOST = "own"  # what `run.json` calls the host
-# They note or draw, and change nothing that a policy meets.
-_HARMLESS = {"RecordEpisodeStatistics", "RecordVideo", "RenderCollection", "HumanRendering", "PassiveEnvChecker"}
 
 
 class Recorder:
@@ -47,13 +48,38 @@ class Recorder:
     :param env: the environment's name; or a gymnasium environment or vector environment, whose name, keywords, time
         limit, number and wrappers are noted; None where there is none
     :param overwrite: replace a run that is there
+    :param resume: go on with the run that is there after its last complete round, or make one where there is none. The
+        environments are taken to begin new episodes
+    :param after: with `resume`, the round of the checkpoint that training goes on from; later rounds are replaced
     :param metadata: entries of `run.json`: `algo`, `seed`, `arm`, `settings={"gamma": 0.99, ...}` and any others
     """
 
-    def __init__(self, path: str | Path, env: Any = None, *, overwrite: bool = False, **metadata: Any) -> None:
-        self._writer = create(path, {"host": HOST, **_described(env), **metadata}, overwrite=overwrite)
-        self._number, self._timesteps = 1, 0
-        self._tracker: EpisodeTracker | None = None
+    def __init__(
+        self,
+        path: str | Path,
+        env: Any = None,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        after: int | None = None,
+        **metadata: Any,
+    ) -> None:
+        if overwrite and resume:
+            raise RollsightError("overwrite replaces the run that resume goes on with: give one of them")
+        if after is not None and not resume:
+            raise RollsightError(f"after={after} is the round to resume after: add resume=True")
+        metadata = {"host": HOST, **described(env), **metadata}
+        self._timesteps, self._tracker = 0, EpisodeTracker()
+        if resume and is_run(path):
+            found = resumed(Path(path), after, metadata)
+            self._writer, self._timesteps = found.writer, found.timesteps
+            self._tracker = EpisodeTracker(found.first_episode)
+        elif after:
+            raise RollsightError(f"there is no run at {path} that could be resumed after round {after}")
+        else:
+            self._writer = create(path, metadata, overwrite=overwrite)
+        self._number = self._writer.last_round + 1
+        self._evaluated: dict[str, Any] = {}  # numbers for the summary of the round in flight
         self._ended, self._offset = np.zeros(0, np.bool_), np.zeros(0, np.int64)
         self._watch = Watch()
         self._watch.begin(self._number)
@@ -62,6 +88,11 @@ class Recorder:
     def path(self) -> Path:
         """The run folder."""
         return self._writer.path
+
+    @property
+    def last_round(self) -> int:
+        """The last round that was recorded, counted from 1; 0 before the first. A resumed loop goes on after it."""
+        return self._number - 1
 
     def round(
         self,
@@ -97,11 +128,32 @@ class Recorder:
         clock.lap("time_write")
         leading = next(iter(named.values()), None)
         found |= attempt("numbers of the round", self._numbers, records, leading, selection, trust, more) or {}
-        found |= clock.laps | dict(summary or {})
+        found |= self._evaluated | clock.laps | dict(summary or {})
         found["warnings"] = self._watch.said
         attempt("round in the run folder", self._write_round, found)
         self._number += 1
+        self._evaluated = {}
         self._watch.begin(self._number)
+
+    def evaluation(
+        self, returns: Column, lengths: Column, *, round: int | None = None, columns: Mapping[str, Column] | None = None
+    ) -> None:
+        """Write evaluation episodes of the policy that the round's update left behind. Call it before `round`, whose
+        summary gets `evaluation_return`, their mean.
+
+        :param returns: (E,) total reward of each episode
+        :param lengths: (E,) its steps; of completions their tokens
+        :param round: the round after which they were made, by default the present one; 0: before training
+        :param columns: further columns of E entries, such as `prompt` and `completion`
+        """
+        number = self._number if round is None else round
+
+        def write() -> None:
+            self._writer.write_evaluation(number, _plain(returns), _plain(lengths), columns)
+            if number == self._number:
+                self._evaluated = {"evaluation_return": float(np.mean(_plain(returns)))}
+
+        self._watch.attempt("evaluation", write)
 
     def snapshot(
         self,
@@ -144,7 +196,7 @@ class Recorder:
         else:
             obs = {f"obs.{name}": column for name, column in records.obs.items()}
         steps = records.log_probs.dim() == 1
-        given = {name: as_numpy(column) if isinstance(column, Tensor) else column for name, column in more.items()}
+        given = {name: _plain(column) for name, column in more.items()}
         if not steps:  # their observations are tokens: the completions are in `token_ids`
             numbered = {} if "episode" in records.ids else {"episode": np.arange(len(records))}
             given = {**numbered, **_rewards(records), **given}
@@ -191,8 +243,7 @@ class Recorder:
             return cells
 
         ends, valid = grid(given), grid(as_numpy(records.valid_rows))
-        if self._tracker is None or len(self._ended) != shape[1]:
-            self._tracker = EpisodeTracker() if self._tracker is None else self._tracker
+        if len(self._ended) != shape[1]:
             self._tracker.begin(shape[1])
             self._ended, self._offset = np.ones(shape[1], np.bool_), np.zeros(shape[1], np.int64)
         begins = np.concatenate([self._ended[None], ends[:-1]])
@@ -202,6 +253,10 @@ class Recorder:
         self._ended, self._offset = ends[-1], offset[-1]
         found = replace(found, episode_step=found.episode_step - offset)
         return _columns(found, records), _of_ended(found)
+
+
+def _plain(column: Any) -> Any:
+    return as_numpy(column) if isinstance(column, Tensor) else column
 
 
 def _fits(name: str, column: Column, records: Records) -> bool:
@@ -253,26 +308,3 @@ def _rewards(records: Records) -> dict[str, Any]:
         return {}
     rewards = records.rewards if records.rewards.dim() == 1 else (records.rewards * records.valid).sum(1)
     return {"reward": as_numpy(rewards)}
-
-
-def _described(env: Any) -> dict[str, Any]:
-    """How the environment is called and made, as far as it says."""
-    if env is None or isinstance(env, str):
-        return {} if env is None else {"env": env}
-    wrappers, spec, layer = [], getattr(env, "spec", None), env
-    while spec is None and layer is not None and hasattr(layer, "num_envs"):  # a vector environment
-        if (inner := getattr(layer, "env", None)) is not None:
-            wrappers.append(type(layer).__name__)
-        elif hasattr(layer, "get_attr"):
-            spec = layer.get_attr("spec")[0]
-        layer = inner
-    if spec is None:
-        raise RollsightError(f"env={type(env).__name__} does not say which environment it is: give its name")
-    described: dict[str, Any] = {
-        "env": spec.id,
-        "env_kwargs": dict(spec.kwargs),
-        "max_episode_steps": spec.max_episode_steps,
-        "env_wrappers": [name for name in wrappers if name not in _HARMLESS]
-        + [one.name for one in reversed(spec.additional_wrappers) if one.name not in _HARMLESS],
-    }
-    return described | ({"n_envs": env.num_envs} if hasattr(env, "num_envs") else {})

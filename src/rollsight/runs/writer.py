@@ -83,7 +83,7 @@ def create(path: str | Path, metadata: Mapping[str, Any], *, overwrite: bool = F
 def resume(path: str | Path, after: int | None = None, **how: Any) -> "RunWriter":
     """Hold an existing run folder for writing after its last complete round, or after an earlier one.
 
-    Whatever a killed writer left of the round in flight (temporary files; records, evaluations, snapshots and
+    Whatever a killed writer left of the round in flight (temporary files; records, evaluations, snapshots, policies and
     checkpoints of a round that never completed) is removed, and so are the rounds past `after`: training goes on from a
     checkpoint of that round and writes them anew. `run.json` says so in its list `continued`: after which round, which
     rounds were replaced, when, by which command, and the entries of `how`.
@@ -201,6 +201,14 @@ class RunWriter:
     def remove_snapshot(self, round: int) -> None:
         """Remove a round's snapshot, for example when a later one replaces it; harmless where there is none."""
         self._remove("snapshots", round)
+
+    def write_policy(self, round: int, write: Callable[[BinaryIO], None]) -> None:
+        """Write what a language model's round started from; `write` puts its bytes into the open binary file.
+
+        Raises:
+            RollsightError: the round has it already.
+        """
+        self._write_bytes("policies", round, write)
 
     def write_checkpoint(self, round: int, write: Callable[[BinaryIO], None]) -> None:
         """Write what training goes on from after this round; `write` puts its bytes into the open binary file.

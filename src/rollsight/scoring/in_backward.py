@@ -198,7 +198,7 @@ class _Passing(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor, None, None]:
         ctx.take(lambda: ctx.saved_tensors[0], g_out)
         return g_out, None, None
 

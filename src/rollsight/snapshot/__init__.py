@@ -5,7 +5,8 @@ class and arguments. Only where that cannot be done (a class of the user's own, 
 tensors, which is loaded if this user's key signed it when it was written, or if the caller says that it is trusted.
 """
 
+from rollsight.snapshot.language import LanguageRound
 from rollsight.snapshot.signing import trust_folder
 from rollsight.snapshot.snapshot import Replay, Snapshot
 
-__all__ = ["Replay", "Snapshot", "trust_folder"]
+__all__ = ["LanguageRound", "Replay", "Snapshot", "trust_folder"]

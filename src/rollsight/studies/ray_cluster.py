@@ -17,7 +17,7 @@ def run_on_ray(jobs: Sequence[AJob], address: str) -> Iterator[Progress[AJob]]:
     package must be installed on every machine. Progress tells only of jobs that began and that finished.
 
     Raises:
-        RollsightError: Ray is not installed, or there is no cluster at the address.
+        RollsightError: Ray is not installed, or there is no cluster at the address. What a job raises is raised here.
     """
     try:
         import ray
@@ -34,7 +34,11 @@ def run_on_ray(jobs: Sequence[AJob], address: str) -> Iterator[Progress[AJob]]:
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(done)
-            yield Progress(job, job.rounds, finished=True, result=ray.get(done))
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error  # with its own type and sentence, without Ray's traceback in it
+            yield Progress(job, job.rounds, finished=True, result=result)
     finally:
         ray.shutdown()
 

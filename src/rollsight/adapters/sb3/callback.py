@@ -73,7 +73,8 @@ class InfluenceCallback(BaseCallback):
     :param precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`)
     :param cross_fit: score each record against the half of the buffer that does not hold it
     :param doctor: look for known faults in the rounds while they come (`rollsight doctor`): each finding is a warning
-        once, and a row of the run folder's table `findings`. Takes at most a hundredth of the time
+        once (by the model's logger where it writes texts, else Python's), and a row of the run folder's table
+        `findings`. Takes at most a hundredth of the time
     :param metadata: further entries for the run folder's `run.json`
     :param evaluate: called after each round (and before the first, as round 0) with the model and the round; returns
         the evaluation episodes' returns and lengths, which go to the run folder. Its time is kept apart from
@@ -345,7 +346,8 @@ class InfluenceCallback(BaseCallback):
             self._summary |= summary.of_speed(self._summary)
         self._watch.attempt("scalars in the logger", self._log)
         self._watch.attempt("evaluation", self._evaluate)
-        findings.report(self._doctor, self.round, self._summary, self._watch, self._writer)
+        log = findings.text_log(self.logger)
+        findings.report(self._doctor, self.round, self._summary, self._watch, self._writer, log)
         self._store_round()
         finished = {"round": self.round, **self._summary, "warnings": self._watch.said}
         self._watch.attempt("scalars for trackers", self.trackers.log, finished, host_logger=self.logger)

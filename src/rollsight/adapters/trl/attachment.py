@@ -19,6 +19,7 @@ from rollsight.adapters.trl import in_backward, start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
 from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
+from rollsight.adapters.trl.freezing import frozen_round, rounds_between
 from rollsight.adapters.trl.in_backward import ROWS, Way, Window
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.private_api import algorithm_of
@@ -56,6 +57,7 @@ def attach(
     leave_self_out: bool = False,
     chunk_size: int | None = None,
     doctor: bool = False,
+    snapshots: str = "auto",
     metadata: Mapping[str, Any] | None = None,
     scoring: Way = "auto",
     gradient_bytes: int = 2**31,
@@ -85,6 +87,9 @@ def attach(
     precondition: take the optimiser's second moments into account (`optimizer=` of `score_records`).
     doctor:    look for known faults in the batches while they come (`rollsight doctor`): each finding is a warning
                once, and a row of the run folder's table `findings`. Takes at most a hundredth of the time.
+    snapshots: "all", "every:K" or "none": generation batches of the run folder that are frozen, so that `rollsight
+               culprits` can score and replay them; "auto": all where one takes at most 16 MiB (the trained parameters
+               and Adam's moments). With several processes there are none.
     metadata:  further entries for the run folder's `run.json`.
     scoring:   "in_backward": the completions' own gradients are captured in the backward of training, scores and
                selection made of them before the optimiser's step, which then takes the sum of the kept ones. It needs
@@ -113,9 +118,12 @@ def attach(
         "unit": unit,
         "targets": [one.name for one in chosen],
         "every": options.check_every(every),
+        "scoring": scoring,
     }
     check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
     folder = options.run_folder(run)
+    between = rounds_between(snapshots, trainer.model)
+    between = 0 if trainer.accelerator.num_processes > 1 else between
     check_scoring(trainer, how)
     captured = in_backward.chosen(scoring, trainer, how, gradient_bytes)
     described["scoring"] = "in_backward" if captured else "own_pass"
@@ -124,7 +132,7 @@ def attach(
         warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
         attached.detach()
     about = {**described, **(metadata or {})}
-    return Attachment(trainer, how, rule, every, folder, overwrite, doctor, about, captured)
+    return Attachment(trainer, how, rule, every, folder, overwrite, doctor, between, captured, about)
 
 
 class Attachment:
@@ -142,14 +150,15 @@ class Attachment:
         folder: Path | None,
         overwrite: bool,
         doctor: bool,
-        described: Mapping[str, Any],
+        freeze_every: int,
         captured: bool,
+        described: Mapping[str, Any],
     ) -> None:
         self.round = 0
         self.scores: dict[str, Scores] = {}
         self.selection: Selection | None = None
         self._trainer, self._scoring, self._loss = trainer, scoring, loss_of(trainer, scoring.algorithm)
-        self._rule, self._every = rule, every
+        self._rule, self._every, self._freeze_every = rule, every, freeze_every
         self._folder, self._overwrite, self._described = folder, overwrite, described
         self._watch, self._trackers = Watch(), Trackers()
         watched = doctor and trainer.accelerator.is_main_process
@@ -363,10 +372,17 @@ class Attachment:
         findings.report(self._doctor, self.round, summed, self._watch, self._writer)
         if self._writer is not None:
             self._writer.write_records(self.round, columns)
+            if self._freeze_every and self.round % self._freeze_every == 0:
+                self._attempt("frozen round", partial(self._freeze, self._writer, found, kept))
             self._writer.write_round(self.round, {**summed, "warnings": self._watch.said})
         if shown:
             self._attempt("records for trackers", lambda: self._trackers.keep(top_records(columns, {})))
             self._trackers.log_table(self.round, trainer.state.global_step, writers)
+
+    def _freeze(self, writer: runs.RunWriter, found: Seen, kept: Tensor) -> None:
+        """The round as it is before its update, to the run folder."""
+        about = (self._scoring.algorithm, self._loss, found.records, kept & found.valid, self.round)
+        writer.write_policy(self.round, frozen_round(self._trainer, *about).save)
 
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""

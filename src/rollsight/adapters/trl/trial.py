@@ -113,8 +113,8 @@ def _completions(model: nn.Module) -> Records:
     advantages = torch.tensor([1.0, -1.0] * (_ROWS // 2), device=device)
     group = torch.arange(_ROWS, device=device) // 2
     log_probs = torch.zeros(_ROWS, _LENGTH, device=device)  # not read: the objective is on-policy
-    tokens = prompts, mask, completions, mask
-    return completion_records(*tokens, log_probs, advantages, rewards=advantages, ids={"group": group})
+    columns = prompts, mask, completions, mask
+    return completion_records(*columns, log_probs, advantages, rewards=advantages, ids={"group": group})
 
 
 def _log_probs(policy: Policy, records: Records) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollsight.analysis.culprits.frozen import SnapshotRounds, check_has_rounds, joined
 from rollsight.arrays import Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
@@ -35,6 +36,7 @@ class Behaviour:
     actions: (M, ...) what was done in them.
     places: (round, env, step) of each pair.
     found: how many records show the behaviour; more than M where M of them were drawn.
+    rounds: those that it can be measured in.
     """
 
     name: str
@@ -43,6 +45,10 @@ class Behaviour:
     actions: Rows
     places: Sequence[tuple[int, int, int]]
     found: int
+    rounds: SnapshotRounds
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     def target(self) -> Action:
         """The mean of log pi(a given s) over the pairs."""
@@ -62,7 +68,7 @@ def key_of(run: Run, places: Iterable[tuple[int, int, int]], most: int = MOST_PA
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
-def of_query(run: Run, query: str, *, most: int = MOST_PAIRS, name: str | None = None) -> Behaviour:
+def of_step_query(run: Run, query: str, *, most: int = MOST_PAIRS, name: str | None = None) -> Behaviour:
     """The behaviour of the records that a query over the run selects; it gives the columns round, env and step, or
     whole rows with them.
 
@@ -101,7 +107,7 @@ def of_records(run: Run, listed: Listed, *, most: int = MOST_PAIRS, name: str | 
     every = [(round, env, step) for round, pairs in sorted(listed.items()) for env, step in sorted(set(pairs))]
     if not every:
         raise RollsightError("a behaviour needs at least one record")
-    check_has_snapshots(run)
+    check_has_rounds(run)
     chosen = every
     if len(every) > most:
         drawn = stream(0, Purpose.BEHAVIOUR_PAIRS, len(every), most).permutation(len(every))[:most]
@@ -117,22 +123,8 @@ def of_records(run: Run, listed: Listed, *, most: int = MOST_PAIRS, name: str | 
     if rows_of(obs) == 0:
         raise RollsightError(f"none of the {len(every)} records is valid (a reset row shows no action): choose others")
     spelled = ":".join(map(str, every[0])) if len(every) == 1 else f"{len(every)} records"
-    return Behaviour(name or spelled, key_of(run, every, most), obs, actions, places, len(every))
-
-
-def check_has_snapshots(run: Run) -> None:
-    """`RollsightError` where no round of the run can be scored again; the sentence says what to do."""
-    if run.snapshot_rounds:
-        return
-    host = str(run.metadata.get("host", "")).partition(" ")[0]
-    if host in ("rollsight", "trl") and not run.metadata.get("env"):
-        raise RollsightError(
-            f"{run.path} is a language model's run, which keeps no rounds to score again: give a target of your own "
-            "to the training (docs/how_to/own_target.md) and rank its stored scores with rollsight top"
-        )
-    raise RollsightError(
-        f"{run.path} has no snapshots, which the scores need: train with --snapshots all (SB3: snapshots='all')"
-    )
+    key = key_of(run, every, most)
+    return Behaviour(name or spelled, key, obs, actions, places, len(every), SnapshotRounds(run))
 
 
 def _pairs_of(run: Run, round: int, pairs: Sequence[tuple[int, int, int]]) -> tuple[Rows, Rows, list[bool]]:
@@ -178,11 +170,3 @@ def _rows_of(run: Run, round: int, env: Ints, step: Ints, pairs: Sequence[tuple[
             f"{env.max()}, step from {step.min()} to {step.max()}"
         )
     return np.array([place[one[1:]] for one in pairs], np.int64)
-
-
-def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of several columns, one after the other."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    return {name: torch.cat([part[name] for part in parts if not isinstance(part, Tensor)]) for name in first}

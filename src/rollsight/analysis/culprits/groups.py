@@ -13,16 +13,14 @@ import pyarrow.compute as pc
 from rollsight.analysis.culprits.scores import RoundInfluence
 from rollsight.arrays import Bools, Floats, Ints
 from rollsight.errors import RollsightError
-from rollsight.runs import Run
-
-_PLACE = ("round", "env", "step")
+from rollsight.runs import Run, is_language
 
 
 @dataclass(frozen=True)
 class Group:
     """Records that have one value in common.
 
-    value: of the column; ROUND:ENV:STEP of a record.
+    value: of the column; ROUND:ENV:STEP of a record, ROUND:EPISODE of a completion.
     records: how many were trained on.
     positive: sum of the influences above 0: what made the behaviour likelier.
     negative: sum of those below 0.
@@ -40,6 +38,11 @@ class Group:
     share_of_records: float
 
 
+def place_of(run: Run) -> tuple[str, ...]:
+    """The columns that name a record."""
+    return ("round", "episode") if is_language(run.metadata) else ("round", "env", "step")
+
+
 def check_columns(run: Run, by: Sequence[str]) -> None:
     """`RollsightError` where records cannot be gathered by one of the columns."""
     schema = run.records(run.rounds[0]).schema
@@ -55,7 +58,7 @@ def columns(run: Run, rounds: Sequence[RoundInfluence], names: Sequence[str]) ->
     table = run.rows("records", list(dict.fromkeys(names)), {one.round for one in rounds})
     if len(table) != sum(len(one.values) for one in rounds):
         raise RollsightError(
-            f"the tables of {run.path} have {len(table)} records in the scored rounds and the snapshots "
+            f"the tables of {run.path} have {len(table)} records in the scored rounds and the frozen rounds "
             f"{sum(len(one.values) for one in rounds)}: check the run with rollsight check"
         )
     return table
@@ -72,12 +75,12 @@ def gather(run: Run, rounds: Sequence[RoundInfluence], by: str, top: int | None 
     check_columns(run, [by])
     values, trained = flat(rounds)
     if by == "record":
-        place = columns(run, rounds, _PLACE)
+        place = columns(run, rounds, place_of(run))
         code = np.arange(len(values))
         order = np.flatnonzero(trained)
         order = order[np.argsort(-values[order], kind="stable")[:top]]
         names = {
-            int(index): ":".join(str(place[name][int(index)].as_py()) for name in _PLACE) for index in order
+            int(index): ":".join(str(place[name][int(index)].as_py()) for name in place_of(run)) for index in order
         }  # only of those shown: there may be a million
         sums, positive, counts = values, np.maximum(values, 0), np.ones(len(values), np.int64)
     else:

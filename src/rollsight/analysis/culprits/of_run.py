@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from rollsight.analysis.culprits.behaviour import Behaviour
 from rollsight.analysis.culprits.groups import Group, check_columns, coded, columns, flat, gather
 from rollsight.analysis.culprits.replays import Check, check
-from rollsight.analysis.culprits.scores import Report, RoundInfluence, folder_of, score_rounds
+from rollsight.analysis.culprits.scores import AnyBehaviour, Report, RoundInfluence, folder_of, score_rounds
 from rollsight.arrays import Bools
 from rollsight.errors import OptionError, RollsightError
-from rollsight.runs import Run, jsonable, keep_result
+from rollsight.runs import Run, is_language, jsonable, keep_result
 
-_SHOWN = ("round", "env", "step", "episode", "group", "action", "reward", "advantage")
+_SHOWN = ("round", "env", "step", "episode", "group", "action", "reward", "advantage", "prompt", "completion")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How culprits are gathered and checked.
 
-    by: what records are gathered by: "record" or columns of the records.
+    by: what records are gathered by: "record" or columns of the records; None: env and episode, or of completions
+        prompt and round.
     top: so many of the first groups and records are kept in the result.
     check: replay rounds without the culprits.
     without: what is left out in the check: "record", the share of each round's records with the highest influence, or
@@ -34,7 +34,7 @@ class Settings:
     seed: of the draws.
     """
 
-    by: Sequence[str] = ("env", "episode")
+    by: Sequence[str] | None = None
     top: int = 10
     check: bool = True
     without: str = "record"
@@ -60,8 +60,8 @@ class Learnt:
     """What a round did to the behaviour.
 
     round: its number.
-    before: mean log pi(a given s) of the pairs before the update.
-    after: after it; None where neither the next round's snapshot nor a replay says.
+    before: mean log-probability of the pairs before the update.
+    after: after it; None where neither the next frozen round nor a replay says.
     predicted: sum of the influences of the records that were trained on.
     positive: of those above 0 alone.
     negative: of those below 0 alone.
@@ -84,8 +84,8 @@ class Culprits:
     run: its folder.
     behaviour: in words.
     key: of the behaviour; the result is kept under it.
-    pairs: state-action pairs whose mean log-probability is explained.
-    found: records that show the behaviour.
+    pairs: state-action pairs, or prompts with completions, whose mean log-probability is explained.
+    found: how many show the behaviour; more where some of them were drawn.
     rounds: when it was learnt.
     groups: by each of `Settings.by`, the first ones.
     records: the top records with their influence and their place in the buffer (`row`).
@@ -111,18 +111,19 @@ class Culprits:
 
 
 def culprits_of(
-    run: Run, behaviour: Behaviour, settings: Settings | None = None, report: Report | None = None
+    run: Run, behaviour: AnyBehaviour, settings: Settings | None = None, report: Report | None = None
 ) -> Culprits:
     """Score every record for the behaviour, gather, check, and keep the result next to the run.
 
     An interrupted call goes on where it was: finished rounds are kept.
 
     Raises:
-        RollsightError: a setting or column is wrong, or the run has no snapshots that can be scored.
+        RollsightError: a setting or column is wrong, or the run has no frozen rounds that can be scored.
     """
     settings = (Settings() if settings is None else settings).checked()
-    check_columns(run, [*settings.by, settings.without])
-    numbers = run.snapshot_rounds
+    by = columns_by(run, settings)
+    check_columns(run, [*by, settings.without])
+    numbers = behaviour.rounds.numbers
     replays = min(settings.rounds, len(numbers)) * (2 + settings.draws) if settings.check else 0
 
     def scoring(done: int, total: int) -> None:
@@ -134,7 +135,7 @@ def culprits_of(
             report(len(numbers) + done, len(numbers) + total)
 
     (influences,) = score_rounds(run, [behaviour], scoring)
-    groups = {name: gather(run, influences, name, settings.top) for name in settings.by if name != "record"}
+    groups = {name: gather(run, influences, name, settings.top) for name in by if name != "record"}
     chosen, words = _left_out(run, influences, settings)
     checked, note = None, ""
     if settings.check:
@@ -148,7 +149,7 @@ def culprits_of(
         str(run.path),
         behaviour.name,
         behaviour.key,
-        len(behaviour.places),
+        len(behaviour),
         behaviour.found,
         _learnt(influences, checked),
         groups,
@@ -158,6 +159,13 @@ def culprits_of(
     )
     keep_result(folder_of(run, behaviour), {**result.as_json(), "records_of_behaviour": _first(behaviour)})
     return result
+
+
+def columns_by(run: Run, settings: Settings) -> Sequence[str]:
+    """What the records of a run are gathered by."""
+    if settings.by is not None:
+        return settings.by
+    return ("prompt", "round") if is_language(run.metadata) else ("env", "episode")
 
 
 def _left_out(run: Run, influences: Sequence[RoundInfluence], settings: Settings) -> tuple[dict[int, Bools], str]:
@@ -222,6 +230,6 @@ def _top_records(run: Run, influences: Sequence[RoundInfluence], top: int) -> li
     ]
 
 
-def _first(behaviour: Behaviour, most: int = 20) -> list[str]:
+def _first(behaviour: AnyBehaviour, most: int = 20) -> list[str]:
     """Where the first pairs are."""
     return [":".join(map(str, place)) for place in behaviour.places[:most]]

@@ -13,13 +13,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rollsight.analysis.culprits.behaviour import Behaviour
-from rollsight.analysis.culprits.scores import Report, trained_weights
+from rollsight.analysis.culprits.frozen import FrozenRound, check_has_rounds
+from rollsight.analysis.culprits.scores import AnyBehaviour, Report
 from rollsight.analysis.intervals import Interval, t_interval
 from rollsight.arrays import Bools
 from rollsight.errors import RollsightError
 from rollsight.runs import Run
-from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
 from rollsight.update import DropMode
 
@@ -76,7 +75,7 @@ class Check:
 
 def check(
     run: Run,
-    behaviour: Behaviour,
+    behaviour: AnyBehaviour,
     culprits: Mapping[int, Bools],
     *,
     draws: int = 3,
@@ -86,18 +85,19 @@ def check(
 ) -> Check:
     """Replay each round as it was, without its culprits, and without as many random records.
 
-    culprits: round with a snapshot -> (N,) which of its records. draws: of random records in each round; more make the
+    culprits: frozen round -> (N,) which of its records. draws: of random records in each round; more make the
     comparison less noisy, at a replay each.
 
     Raises:
-        RollsightError: no round has culprits and other records too, or a snapshot cannot be loaded.
+        RollsightError: no round has culprits and other records too, or a round cannot be loaded.
     """
+    check_has_rounds(run)
     rounds = []
     each = 2 + draws
     for done, (number, chosen) in enumerate(sorted(culprits.items())):
         if report is not None:
             report(done * each, len(culprits) * each)
-        checked = _replayed(Snapshot.load(run.snapshot_path(number)), behaviour, chosen, draws, seed)
+        checked = _replayed(behaviour.rounds.open(number), behaviour, chosen, draws, seed)
         if checked is not None:
             rounds.append(checked)
     if report is not None:
@@ -111,9 +111,11 @@ def check(
     return Check(outcome, difference, _sentence(outcome, difference, left_out), left_out, rounds)
 
 
-def _replayed(snapshot: Snapshot, behaviour: Behaviour, chosen: Bools, draws: int, seed: int) -> CheckedRound | None:
+def _replayed(
+    frozen: FrozenRound, behaviour: AnyBehaviour, chosen: Bools, draws: int, seed: int
+) -> CheckedRound | None:
     """None where nothing or everything would be left out."""
-    weights = trained_weights(snapshot)
+    weights = frozen.weights
     trained = np.flatnonzero(weights.cpu().numpy() > 0)
     gone = np.flatnonzero(chosen & (weights.cpu().numpy() > 0))
     if not 0 < len(gone) < len(trained):
@@ -124,14 +126,14 @@ def _replayed(snapshot: Snapshot, behaviour: Behaviour, chosen: Bools, draws: in
         if left_out is not None:
             without = weights.clone()
             without[torch.from_numpy(left_out)] = 0
-        return behaviour.log_prob(snapshot.replay("repack", without).policy, snapshot.records)
+        return behaviour.log_prob(frozen.after(without), frozen.records)
 
     random = []
     for draw in range(draws):
-        rng = stream(seed, snapshot.round, Purpose.AS_MANY_AS_CULPRITS, draw)
+        rng = stream(seed, frozen.number, Purpose.AS_MANY_AS_CULPRITS, draw)
         random.append(after(rng.choice(trained, len(gone), replace=False)))
-    before = behaviour.log_prob(snapshot.policy, snapshot.records)
-    return CheckedRound(snapshot.round, len(gone), before, after(None), after(gone), tuple(random))
+    before = behaviour.log_prob(frozen.before(), frozen.records)
+    return CheckedRound(frozen.number, len(gone), before, after(None), after(gone), tuple(random))
 
 
 def _outcome(difference: Interval) -> Outcome:

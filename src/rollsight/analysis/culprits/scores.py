@@ -1,4 +1,4 @@
-"""The influence of every record of every round with a snapshot on behaviours; each finished round is kept."""
+"""The influence of every record of every frozen round on behaviours; each finished round is kept."""
 
 from __future__ import annotations
 
@@ -6,19 +6,56 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from rollsight.analysis.culprits.behaviour import Behaviour, check_has_snapshots, joined
+from rollsight.analysis.culprits.frozen import FrozenRound, FrozenRounds, check_has_rounds
 from rollsight.arrays import Floats
 from rollsight.errors import RollsightError
+from rollsight.policy import Policy
+from rollsight.records import Records
 from rollsight.runs import Run, results_folder, whole_file
-from rollsight.scoring import score_records
-from rollsight.snapshot import Snapshot
-from rollsight.targets import Action
 
 Report = Callable[[int, int], None]  # steps done, steps in all
+
+
+class AnyBehaviour(Protocol):
+    """What a behaviour of any kind of run is asked for."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Another one for other pairs; results are kept under it."""
+        ...
+
+    @property
+    def places(self) -> Sequence[tuple[int, ...]]:
+        """Of each pair that is a record: round, and what names a record in it."""
+        ...
+
+    @property
+    def found(self) -> int:
+        """How many pairs show the behaviour."""
+        ...
+
+    @property
+    def rounds(self) -> FrozenRounds:
+        """Those that it can be measured in."""
+        ...
+
+    def __len__(self) -> int:
+        """How many pairs its probability is the mean of."""
+        ...
+
+    def log_prob(self, policy: Policy, records: Records) -> float:
+        """Of the pairs, their mean under a policy; records: any of the run, for their shape."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +63,7 @@ class RoundInfluence:
     """What a round taught of one behaviour, to first order.
 
     round: its number.
-    log_prob: mean log pi(a given s) of the pairs before the round's update.
+    log_prob: mean log-probability of the pairs before the round's update.
     values: (N,) influence of each record times its weight in the update, 0 where it was dropped or invalid; in nats per
         unit of the record's weight.
     weights: (N,) in the update: 0 for records that taught nothing.
@@ -38,18 +75,21 @@ class RoundInfluence:
     weights: Floats
 
 
-def score_rounds(run: Run, behaviours: Sequence[Behaviour], report: Report | None = None) -> list[list[RoundInfluence]]:
-    """For each behaviour the influence of the records of every round with a snapshot, ascending.
+def score_rounds(
+    run: Run, behaviours: Sequence[AnyBehaviour], report: Report | None = None
+) -> list[list[RoundInfluence]]:
+    """For each behaviour the influence of the records of every frozen round, ascending.
 
-    All behaviours are scored in one pass over a round. Finished rounds are kept next to the run, and are not scored
+    A round is loaded once for all behaviours. Finished rounds are kept next to the run, and are not scored
     again by another call.
 
     Raises:
-        RollsightError: there are no snapshots, or one cannot be loaded.
+        RollsightError: there are no frozen rounds, or one cannot be loaded.
     """
-    check_has_snapshots(run)
+    check_has_rounds(run)
     found: list[list[RoundInfluence]] = [[] for _ in behaviours]
-    numbers = run.snapshot_rounds
+    rounds = behaviours[0].rounds
+    numbers = rounds.numbers
     for done, number in enumerate(numbers):
         if report is not None:
             report(done, len(numbers))
@@ -57,7 +97,7 @@ def score_rounds(run: Run, behaviours: Sequence[Behaviour], report: Report | Non
         kept = [_read(path, number) for path in paths]
         missing = [index for index, one in enumerate(kept) if one is None]
         if missing:
-            scored = _score(Snapshot.load(run.snapshot_path(number)), [behaviours[index] for index in missing])
+            scored = _score(rounds.open(number), [behaviours[index] for index in missing])
             for index, taught in zip(missing, scored, strict=True):
                 _write(paths[index], taught)
                 kept[index] = taught
@@ -69,34 +109,28 @@ def score_rounds(run: Run, behaviours: Sequence[Behaviour], report: Report | Non
     return found
 
 
-def folder_of(run: Run, behaviour: Behaviour) -> Path:
+def folder_of(run: Run, behaviour: AnyBehaviour) -> Path:
     """Where the results on a behaviour are kept."""
     return results_folder(run.path, "culprits", behaviour.key)
 
 
-def trained_weights(snapshot: Snapshot) -> torch.Tensor:
-    """(N,) what each record weighed in the round's update."""
-    valid = snapshot.records.valid_rows.to(torch.float32)
-    return valid if snapshot.weights is None else valid * snapshot.weights.to(valid)
-
-
-def _score(snapshot: Snapshot, behaviours: Sequence[Behaviour]) -> list[RoundInfluence]:
-    records, policy = snapshot.records, snapshot.policy
-    pairs = [len(one.places) for one in behaviours]
-    groups = torch.repeat_interleave(torch.arange(len(behaviours)), torch.tensor(pairs))
-    obs, actions = ([getattr(one, name) for one in behaviours] for name in ("obs", "actions"))
-    target = Action(joined(obs), joined(actions), each=True, groups=groups)
+def _score(frozen: FrozenRound, behaviours: Sequence[AnyBehaviour]) -> list[RoundInfluence]:
     try:
-        scores = score_records(policy, records, target, snapshot.rule.policy_term())
+        scores = frozen.scores(behaviours)
     except RollsightError as error:
-        raise RollsightError(f"round {snapshot.round} cannot be scored: {error}") from error
-    weights = trained_weights(snapshot).to(scores.values.device)
-    values = (scores.values.detach() * weights[:, None]).cpu().numpy().astype(np.float32).astype(np.float64)
+        raise RollsightError(f"round {frozen.number} cannot be scored: {error}") from error
+    weights, policy = frozen.weights, frozen.before()
     mine = weights.cpu().numpy().astype(np.float64)
     return [
-        RoundInfluence(snapshot.round, one.log_prob(policy, records), values[:, column], mine)
-        for column, one in enumerate(behaviours)
+        RoundInfluence(frozen.number, one.log_prob(policy, frozen.records), _weighed(values, weights), mine)
+        for one, values in zip(behaviours, scores, strict=True)
     ]
+
+
+def _weighed(values: Tensor, weights: Tensor) -> Floats:
+    """Rounded as they are kept, so that an interrupted call gives the same."""
+    weighed: Floats = (values * weights.to(values)).cpu().numpy().astype(np.float32).astype(np.float64)
+    return weighed
 
 
 def _write(path: Path, one: RoundInfluence) -> None:

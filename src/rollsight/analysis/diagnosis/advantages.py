@@ -86,8 +86,10 @@ class Worker:
         see = lambda obs: flat(self._actor.see([obs]))  # noqa: E731
         self._brancher = Brancher(experiment.make, experiment.method, see, experiment.tolerance)
 
-    def estimate(self, point: BranchPoint) -> Estimate | None:
-        """The advantage of one record; None where the deadline passed."""
+    def estimate(
+        self, point: BranchPoint, on_ended: Callable[[int, int], None] = lambda ended, total: None
+    ) -> Estimate | None:
+        """The advantage of one record; None where the deadline passed. on_ended: as of `roll_out`."""
         given, count = self._experiment, self._experiment.branches
         if given.deadline is not None and time.time() > given.deadline:
             return None
@@ -98,7 +100,7 @@ class Worker:
             torch.manual_seed(int(policy_seed.generate_state(1, np.uint64)[0] >> 1))
             sampled = self._actor.act(take_rows(self._obs, torch.full((count,), point.row)))
             first = [point.action] * count + list(sampled)
-            rolled = roll_out(environments, first, self._actor, given.gamma, given.deadline)
+            rolled = roll_out(environments, first, self._actor, given.gamma, given.deadline, on_ended)
         if rolled is None:
             return None
         returns, steps = rolled
@@ -135,11 +137,17 @@ def _mean_and_error(x: Floats) -> tuple[float, float]:
 
 
 def roll_out(
-    environments: Sequence[Env], first: Sequence[Any], actor: Actor, gamma: float, deadline: float | None = None
+    environments: Sequence[Env],
+    first: Sequence[Any],
+    actor: Actor,
+    gamma: float,
+    deadline: float | None = None,
+    on_ended: Callable[[int, int], None] = lambda ended, total: None,
 ) -> tuple[Floats, int] | None:
     """Discounted returns (n,) of n environments to the end of their episodes, and the number of steps made.
 
     first: their first actions; the policy samples the rest, in one call per step for all that still run.
+    on_ended: called with the number of episodes that are over, and of all, whenever some ended.
     None where the deadline passed.
     """
     returns, steps, discount = np.zeros(len(environments)), 0, 1.0
@@ -156,6 +164,8 @@ def roll_out(
                 observations.append(obs)
         steps += len(running)
         discount *= gamma
+        if len(going) < len(running):
+            on_ended(len(environments) - len(going), len(environments))
         running = going
         if running:
             actions = list(actor.act(actor.see(observations)))

@@ -246,7 +246,7 @@ def _summarise(
         tabular=None if tabular is None else _tabular(tabular, a_bar, data.a_hat, groups, correlate),
         harm={k: None if v is None else stats.harmful_mass(data.scores, v, data.scored) for k, v in keys.items()},
         notes=notes,
-        records=[_record(data, estimate, groups, int(quintile[estimate.row]), tabular) for estimate in estimates],
+        records=[described(data, estimate, groups, int(quintile[estimate.row]), tabular) for estimate in estimates],
     )
 
 
@@ -262,9 +262,11 @@ def _tabular(
     )
 
 
-def _record(
+def described(
     data: RoundData, estimate: Estimate, groups: dict[str, Ints], quintile: int, tabular: Array | None
 ) -> DiagnosedRecord:
+    """An estimate with what the round says of its record. groups: name of a sample -> its rows; quintile: of the
+    record's score; tabular: (N,) the paper's estimates."""
     row, a_hat = estimate.row, float(data.a_hat[estimate.row])
     counted, wrong = stats.mismatches(*(np.array([x]) for x in (estimate.advantage, estimate.error, a_hat)))
     return DiagnosedRecord(
@@ -294,11 +296,16 @@ def _notes(data: RoundData, eligible: Bools, late: int, seconds: float | None) -
         notes.append(f"the {seconds:g} s were over before {late} of the records were branched")
     if left := int((data.scored & ~eligible).sum()):
         notes.append(f"{left} records cannot be branched (the run lacks the start of their episodes): none was chosen")
+    return [*notes, *unit_notes(data)]
+
+
+def unit_notes(data: RoundData) -> list[str]:
+    """What a reader must know where A_hat and A_bar are not in the same units."""
     records, units = data.snapshot.records, data.run.metadata.get("units") or {}
     if units.get("advantage") != units.get("reward"):
-        notes.append(f"A_hat is in units of {units['advantage']}; A_bar in units of {units['reward']}")
-    elif records.rewards is not None:
+        return [f"A_hat is in units of {units['advantage']}; A_bar in units of {units['reward']}"]
+    if records.rewards is not None:
         env_rewards = column_as_floats(data.table, "reward")
         if np.median(np.abs(records.rewards.cpu().numpy() - env_rewards)) > 1e-6:
-            notes.append("training rewards were rescaled: A_hat is in their units, A_bar in the environment's own")
-    return notes
+            return ["training rewards were rescaled: A_hat is in their units, A_bar in the environment's own"]
+    return []

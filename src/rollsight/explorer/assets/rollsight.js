@@ -29,6 +29,12 @@ window.dash_clientside = window.dash_clientside || {};
       go(window.location.pathname + "?" + chosen);
       return window.dash_clientside.no_update;
     },
+    chooseRuns: function (selected, by, token, drawn) {
+      const names = ((selected && selected.ids) || selected || []).map((row) => row.name || row);
+      const same = (a, b) => [...a].sort().join() === [...b].sort().join();
+      if (by === drawn.by && token === drawn.token && same(names, drawn.names)) return window.dash_clientside.no_update;
+      return { names: names, by: by, token: token };
+    },
     go: function (href) {
       if (href) go(href);
       return window.dash_clientside.no_update;

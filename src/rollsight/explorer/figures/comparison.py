@@ -55,6 +55,7 @@ def learning(
         strips.append(Strip(f"difference to<br>{plain_html(baseline)[:30]}", second))
     figure = over_rounds(strips, 210)
     last = max(float(rounds[-1]) for rounds, *_ in means.values())
+    figure.update_layout(uirevision=baseline)  # a zoom is kept while new rounds come
     return figure.update_xaxes(dtick=1 if last <= 20 else None)
 
 

@@ -17,7 +17,7 @@ _LABEL = 24  # characters of a group's name on the axis
 
 
 def influence(result: Mapping[str, Any]) -> go.Figure:
-    """pi(a|s) before each round, and the influence of its records, for and against.
+    """pi(a|s), of completions log p(y|x), before each round, and the influence of its records, for and against.
 
     result: as `rollsight culprits` keeps it in `result.json`.
     """
@@ -28,7 +28,9 @@ def influence(result: Mapping[str, Any]) -> go.Figure:
         return np.array([np.nan if one[name] is None else one[name] for one in rounds], float)
 
     before = values("before")
-    if np.nanmax(before) > 0:  # a density
+    if any("completion" in one for one in result["records"]):
+        strips = [Strip("log p(y|x)", [Line("before the update", x, before)])]
+    elif np.nanmax(before) > 0:  # a density
         strips = [Strip("log density", [Line("before the update", x, before)])]
     else:
         strips = [Strip("π(a|s)", [Line("probability before the update", x, np.exp(before))], (0, 1.02))]

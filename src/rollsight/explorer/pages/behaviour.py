@@ -42,7 +42,7 @@ def layout(context: Context, address: Address) -> Any:
     return [
         top,
         dmc.Paper(dmc.Stack(form, gap="xs"), withBorder=True, radius="md", p="sm", mb="sm"),
-        *record_jobs.place("behaviour", shown, _jobs.progress(_key(path, record))),
+        record_jobs.place("behaviour", shown, _jobs.progress(_key(path, record))),
     ]
 
 

@@ -21,6 +21,8 @@ from rollsight.explorer.theme import number, percent
 
 _COLOURS = {"confirmed": "teal", "opposite": "red", "not confirmed": "gray"}
 _QUERY = "select round, env, step from records where action = 1"
+_TEXTS = "select round, episode from records where contains(completion, '!')"
+_TRAINING = "rollsight rlhf --snapshots all --out runs/detox"
 _jobs = Jobs()
 
 
@@ -29,7 +31,11 @@ def layout(context: Context, address: Address) -> Any:
     lead = "Which records, episodes and environments taught a behaviour, and whether replays without them agree."
     top = components.heading("Culprits", lead)
     run = context.reading.run(address.run)
-    if not run.snapshot_rounds:
+    language = runs.is_language(run.metadata)
+    if language and not run.policy_rounds:
+        what = "Scoring earlier rounds needs them frozen: train with snapshots of all rounds."
+        return [top, components.empty("This run has no frozen rounds", what, _TRAINING)]
+    if not language and not run.snapshot_rounds:
         return [top, record_jobs.without_snapshots()]
     record, kept = address.query.get("record", ""), runs.stored_results(run.path, "culprits")
     computed = dmc.Select(
@@ -38,28 +44,28 @@ def layout(context: Context, address: Address) -> Any:
         placeholder="Choose a behaviour" if kept else "None yet",
         data=[{"value": key, "label": components.text_of(one.get("behaviour", key))} for key, one in kept.items()],
     )  # fmt: skip
-    form = dmc.Group(
-        [computed, *record_jobs.form("culprits", run.snapshot_rounds, record)], align="flex-start", gap="sm"
-    )
+    fields = [] if language else record_jobs.form("culprits", run.snapshot_rounds, record)
+    form = dmc.Group([computed, *fields], align="flex-start", gap="sm")
     return [
         top,
         dmc.Paper(form, withBorder=True, radius="md", p="sm", mb="sm"),
-        *record_jobs.place("culprits", result(context, address), _jobs.progress(_key(run.path, record))),
+        record_jobs.place("culprits", result(context, address), _jobs.progress(_key(run.path, record))),
     ]
 
 
 def result(context: Context, address: Address) -> Any:
     """The kept result, the computation of a record's behaviour, or the offer."""
-    path = context.reading.run(address.run).path
-    kept = runs.stored_results(path, "culprits")
+    run = context.reading.run(address.run)
+    path, kept = run.path, runs.stored_results(run.path, "culprits")
     record = address.query.get("record", "")
     if (found := kept.get(address.query.get("behaviour", ""))) is not None:
         return _shown(context, address, found)
-    if record_jobs.parsed(record) is None:
-        command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", _QUERY])
-        return components.empty(
-            "Choose a behaviour", "A record above, or any selection of records by this command.", command
-        )
+    language = runs.is_language(run.metadata)
+    if language or record_jobs.parsed(record) is None:
+        query = _TEXTS if language else _QUERY
+        what = "One computed before" if language else "A record above"
+        command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", query])
+        return components.empty("Choose a behaviour", f"{what}, or any selection of records by this command.", command)
     found = next((one for one in kept.values() if one.get("found") == 1 and _record_of(one) == record), None)
     if found is not None:
         return _shown(context, address, found)
@@ -99,7 +105,7 @@ def _shown(context: Context, address: Address, kept: Mapping[str, Any]) -> Any:
         components.card(
             components.text_of(kept["behaviour"]),
             *verdict,
-            note=f"{number(kept['found'])} record{'s' * (kept['found'] > 1)}{drawn}.",
+            note=f"{number(kept['found'])} {noun(kept)}{'s' * (kept['found'] > 1)}{drawn}.",
         ),
         components.card(
             "When it was learnt",
@@ -112,21 +118,35 @@ def _shown(context: Context, address: Address, kept: Mapping[str, Any]) -> Any:
     ]
 
 
+def noun(kept: Mapping[str, Any]) -> str:
+    """What the behaviour consists of."""
+    return "completion" if any("completion" in one for one in kept["records"]) else "record"
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """A top record's name."""
+    if "completion" in record:
+        return f"{record['round']}:{record['episode']}"
+    return f"{record['round']}:{record.get('env', '–')}:{record.get('step', '–')}"
+
+
 def _records(context: Context, address: Address, records: list[dict[str, Any]]) -> Any:
+    texts = any("completion" in one for one in records)
     rows = []
     for one in records:
-        name = f"{one['round']}:{one.get('env', '–')}:{one.get('step', '–')}"
         to = Address("record", address.run, int(one["round"]), int(one["row"]))
+        shown = [one.get("prompt"), one.get("completion")] if texts else [one.get("action", "–")]
         cells = [
-            components.link(name, to, context.prefix),
+            components.link(name_of(one), to, context.prefix),
             components.score(one["influence"]),
             percent(one["share"]),
-            components.text_of(one.get("action", "–")),
             number(one.get("reward")),
             number(one.get("advantage")),
+            *map(components.text_of, shown),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
-    names = ("Record", "Influence", "Share of positive", "Action", "Reward", "Advantage")
+    names = ["Record", "Influence", "Share of positive", "Reward", "Advantage"]
+    names += ["Prompt", "Completion"] if texts else ["Action"]
     head = dmc.TableThead(dmc.TableTr([dmc.TableTh(name) for name in names]))
     return components.card("Top records", dmc.Table([head, dmc.TableTbody(rows)], fz="sm", verticalSpacing=4), mt="sm")
 

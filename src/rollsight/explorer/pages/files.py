@@ -49,14 +49,15 @@ def _state(context: Context, name: str) -> Any:
         "ended": "Not being written",
         "stopped": "Stopped before its last planned round",
     }
-    found = context.reading.completeness(name)
+    found, run = context.reading.completeness(name), context.reading.run(name)
+    language = runs.is_language(run.metadata)
     parts = [
         components.fact("State", state[context.state(name)]),
         components.fact("Complete rounds", number(len(found.complete))),
         components.fact("Rounds in flight", runs.spell(found.in_flight)),
         components.fact("Records expected", number(found.expected)),
         components.fact("Records there", number(found.rows)),
-        components.fact("Snapshots", number(len(context.reading.run(name).snapshot_rounds))),
+        components.fact("Snapshots", number(len(run.policy_rounds if language else run.snapshot_rounds))),
     ]
     wrong = [f"{kind} of {_rounds(gone)} are missing" for kind, gone in found.missing.items()]
     wrong += [f"records of round {round}: {why}" for round, why in list(found.unreadable.items())[:_LISTED]]

@@ -15,8 +15,8 @@ from rollsight.errors import RollsightError
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address, address_of
 from rollsight.explorer.context import Context
-from rollsight.explorer.tables import is_language
 from rollsight.explorer.theme import number
+from rollsight.runs import is_language
 
 _AT_ONCE = 100  # rounds up to which a run is examined without being asked
 _COLOURS = {"severe": "red", "warning": "orange", "note": "gray"}

@@ -102,7 +102,8 @@ def figure(rounds: pa.Table) -> Any:
         Strip("tokens", lines(("length of completions", "length_mean", None))),
         Strip("seconds", lines(*((name.removeprefix("time_"), name, None) for name in phases))),
     ]
-    return over_rounds([strip for strip in strips if strip.lines])
+    drawn = over_rounds([strip for strip in strips if strip.lines])
+    return drawn.update_layout(uirevision="rounds")  # a zoom is kept while new rounds come
 
 
 def _facts(rounds: pa.Table) -> list[Any]:

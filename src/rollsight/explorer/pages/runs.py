@@ -7,7 +7,7 @@ from typing import Any
 
 import dash_ag_grid as dag
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc
 from dash.exceptions import PreventUpdate
 
 from rollsight.errors import RollsightError
@@ -98,8 +98,10 @@ def layout(context: Context, address: Address) -> Any:
         data=[{"value": "arm", "label": "Mean over seeds"}, {"value": "run", "label": "Each run"}],
         **{"aria-label": "How curves are drawn"},
     )  # fmt: skip
+    token = context.token()
     return [
-        components.follower("runs", context.token()),
+        components.follower("runs", token),
+        dcc.Store(id="runs-drawn", data={"names": chosen, "by": by, "token": token}),
         components.heading(
             "Runs",
             "Tick runs to draw them. Open one by its name, or a round by a click on its curve.",
@@ -172,18 +174,27 @@ def _first(rows: Sequence[dict[str, Any]]) -> list[str]:
 def register(app: Dash, context: Context) -> None:
     """Searching filters in the browser; choosing draws anew; a click on a curve opens the round."""
 
-    @app.callback(
-        Output("runs-curves", "figure"),
-        Output("query", "data", allow_duplicate=True),
+    # The table says what is ticked whenever it is made or gets rows: only what differs is drawn anew.
+    app.clientside_callback(
+        ClientsideFunction("rollsight", "chooseRuns"),
+        Output("runs-drawn", "data"),
         Input("runs-table", "selectedRows"),
         Input("runs-by", "value"),
         Input("runs-token", "data"),
+        State("runs-drawn", "data"),
+        prevent_initial_call=True,
+    )
+
+    @app.callback(
+        Output("runs-curves", "figure"),
+        Output("query", "data", allow_duplicate=True),
+        Input("runs-drawn", "data"),
         State("runs-search", "value"),
         State("url", "pathname"),
         prevent_initial_call=True,
     )
-    def draw(selected: Any, by: str, _: str, search: str, path: str) -> Any:
-        names = _names(selected)
+    def draw(drawn: dict[str, Any], search: str, path: str) -> Any:
+        names, by = drawn["names"], drawn["by"]
         chosen = components.choices(path, runs=",".join(names), by=by, search=search or None)
         return curves(context, names[: 4 * _CHOSEN], by), chosen
 

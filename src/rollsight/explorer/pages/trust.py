@@ -18,9 +18,10 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, over_rounds
 from rollsight.explorer.following import follow
-from rollsight.explorer.tables import column, has, is_language, row
+from rollsight.explorer.tables import column, has, row
 from rollsight.explorer.theme import HELPED, HURT, INVALID, dressed
 from rollsight.explorer.trust import trust_of
+from rollsight.runs import is_language
 
 _VERDICTS = {
     "believable": (
@@ -92,7 +93,8 @@ def figure(rounds: pa.Table) -> go.Figure:
         Strip("KL (nats)", lines(("KL of the update", "approx_kl", "#0f9d8a"))),
     ]
     drawn = [strip for strip in strips if strip.lines]
-    return over_rounds(drawn or [Strip("rank agreement", [])])
+    figure = over_rounds(drawn or [Strip("rank agreement", [])])
+    return figure.update_layout(uirevision="rounds")  # a zoom is kept while new rounds come
 
 
 def _verdicts(rounds: pa.Table) -> list[Any]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from rollsight.escaping import plain_html
+from rollsight.explorer import plotlyjs
 from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID
 
 # The script is unpacked by the browser itself, then each figure is drawn from the JSON that lies next to its place.
@@ -70,7 +69,7 @@ class Figures:
         """The blocks, and the script that draws them; nothing where there is no figure."""
         if not self._blocks:
             return ""
-        packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+        packed = base64.b64encode(plotlyjs.packed()).decode()
         draw = _DRAW.replace("CONFIG", json.dumps(GRAPH_CONFIG))
         return "\n".join(
             [

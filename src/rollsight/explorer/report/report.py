@@ -18,11 +18,13 @@ from rollsight.explorer.figures.curves import Line, Strip, over_rounds
 from rollsight.explorer.figures.scores import against_advantage, histogram
 from rollsight.explorer.pages import overview, trust
 from rollsight.explorer.reading import Reading
+from rollsight.explorer.report import culprits
 from rollsight.explorer.report.document import Figures, Section, document, table
 from rollsight.explorer.report.records import record_tables
-from rollsight.explorer.tables import arm_of, column, has, is_language, performance, task_of
+from rollsight.explorer.tables import arm_of, column, has, performance, task_of
 from rollsight.explorer.theme import SERIES, number, percent
 from rollsight.explorer.verdict import dropped_sentence, harm_sentence, harmful_groups, learned
+from rollsight.runs import is_language
 
 _FINDINGS = 5  # of the doctor's, in the verdict
 _GROUPS = 8  # rows of the table of harmful groups
@@ -53,6 +55,7 @@ def write_report(run: Path, out: Path, *, compare: Sequence[Path] = (), round: i
     sections = [_top(context, name, shown), _curves(reading, name, names, rounds, figures)]
     if shown is not None:
         sections += _records(context, name, shown, figures)
+    sections += [culprits.section(run, is_language(context.reading.metadata(name)), figures)]
     sections += [_trust(rounds, figures), _how(context, name)]
     with runs.whole_file(out) as temporary:
         temporary.write_text(document(f"{name}: report", sections, figures), "utf-8")

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from rollsight import runs
-from rollsight.analysis.culprits import Behaviour, gather, of_query, score_rounds
+from rollsight.analysis.culprits import Behaviour, gather, score_rounds
+from rollsight.analysis.culprits.behaviour import of_step_query
 from rollsight.analysis.culprits.groups import columns, flat
-from rollsight.analysis.culprits.scores import trained_weights
-from rollsight.arrays import Bools, Floats
-from rollsight.runs import Run, whole_file
-from rollsight.snapshot import Snapshot
+from rollsight.arrays import Floats
+from rollsight.runs import whole_file
 from rollsight.streams import Purpose, stream
+from rollsight.studies.culprits.comparing import compared
 from rollsight.studies.culprits.planted import FAULTY, PAID, Cell
 
 REPLAYED = (2, 5, 8)  # rounds
@@ -32,33 +32,17 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     run = runs.open(folder)
     action, _ = PAID[cell.env]
     last = run.rounds[-1]
-    behaviour = of_query(run, f"select round, env, step from records where action = {action} and round = {last}")
+    behaviour = of_step_query(run, f"select round, env, step from records where action = {action} and round = {last}")
     (influences,) = score_rounds(run, [behaviour])
     table = columns(run, influences, _USED)
     round, env, step = (np.array(table[name].to_pylist()) for name in ("round", "env", "step"))
     tagged = tags[round - 1, step, env]
     rankings = {"influence": flat(influences)[0], **_others({n: _array(table, n) for n in _USED}, behaviour, cell.seed)}
-    gone = _left_out(run, behaviour, rankings | {"the tags themselves": tagged.astype(float)}, tagged, round)
     row = {"env": cell.env, "cause": cell.cause, "seed": cell.seed, "tagged": int(tagged.sum()), "records": len(tagged)}
-    found = {
-        name: {
-            "auroc": auroc(scores, tagged),
-            f"precision at {_AT}": float(tagged[np.argsort(-scores, kind="stable")[:_AT]].mean()),
-        }
-        for name, scores in rankings.items()
-    }
     named = None
     if cell.cause == "one environment":
         named = [group.value for group in gather(run, influences, "env")].index(FAULTY) + 1
-    return {**row, "place of the environment": named, "found": found, "left out": gone}
-
-
-def auroc(scores: Floats, tagged: Bools) -> float:
-    """The probability that a tagged record stands above another one, ties counted by half."""
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
-    positive = int(tagged.sum())
-    return float((rank[tagged].sum() - positive * (positive + 1) / 2) / (positive * (len(scores) - positive)))
+    return {**row, "place of the environment": named, **compared(behaviour, rankings, tagged, round, REPLAYED, _AT)}
 
 
 def _array(table: Any, name: str) -> Any:
@@ -102,28 +86,6 @@ def _nearness(of: Mapping[str, Any], behaviour: Behaviour) -> Floats:
     same = of["action"] == int(behaviour.actions.reshape(-1)[0])
     nearness: Floats = np.where(same, -distance, -distance.max() - 1)
     return nearness
-
-
-def _left_out(
-    run: Run, behaviour: Behaviour, rankings: Mapping[str, Floats], tagged: Bools, round: Any
-) -> dict[str, float | None]:
-    """Mean over replayed rounds of log pi without a ranking's first k records less log pi without k random ones; k is
-    how many records of the round are tagged. None where no round has any."""
-    gained: dict[str, list[float]] = {name: [] for name in rankings if name != "random"}
-    for number in REPLAYED:
-        mine = np.flatnonzero(round == number)
-        k = int(tagged[mine].sum())
-        if k == 0:
-            continue
-        snapshot = Snapshot.load(run.snapshot_path(number))
-        after = {}
-        for name, scores in rankings.items():
-            weights = trained_weights(snapshot)
-            weights[torch.from_numpy(np.argsort(-scores[mine], kind="stable")[:k].copy())] = 0
-            after[name] = behaviour.log_prob(snapshot.replay("repack", weights).policy, snapshot.records)
-        for name, values in gained.items():
-            values.append(after[name] - after["random"])
-    return {name: float(np.mean(values)) if values else None for name, values in gained.items()}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

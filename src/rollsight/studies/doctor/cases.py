@@ -16,6 +16,7 @@ from rollsight.studies.doctor.faults import (
     CART,
     ENVIRONMENTS,
     FAULTS,
+    FITTED,
     GRID,
     LAKE,
     LANDER,
@@ -46,6 +47,9 @@ _TUNED: dict[str, dict[str, Any]] = {
     TAXI: {"lr": 1e-3},
 }
 _LEARNT = {"undone"}  # faults that need a policy that has learnt something
+# Faults that the compiled engine cannot be given in this way: it has no callbacks between collection and update, its
+# environments are no Stable-Baselines3 vector, and its optimiser and layers are not torch's.
+_SB3_ONLY = {"stale log-probabilities", "undone", "copies", "value untrained", "value diverging", "dead units"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,12 @@ class Case:
             shutil.rmtree(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            plant = Plant() if self.fault is None else FAULTS[self.fault].plant(self.strength, self.seed)
             try:
                 if self.engine == "compiled":
-                    self._compiled(folder)
+                    self._compiled(folder, plant)
                 else:
-                    self._sb3(folder)
+                    self._sb3(folder, plant)
             except (ValueError, RollsightError):  # of numbers that are not finite
                 if self.fault is None or not (folder / "rounds").is_dir():
                     raise
@@ -103,19 +108,41 @@ class Case:
         engine: Any = self.engine
         return RunSettings(self.env, rounds=self.rounds, seed=self.seed, engine=engine, **chosen).resolved()
 
-    def _compiled(self, folder: Path) -> None:
+    def _compiled(self, folder: Path, plant: Plant) -> None:
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        from rollsight import runs
+        from rollsight.adapters.sb3.metadata import describe
+        from rollsight.environments.make import make_environment
+        from rollsight.training.compiled.environments import Copies, seeds_of
+        from rollsight.training.compiled.trainer import CompiledTrainer, Plan, environment_key
+        from rollsight.training.models import model_of
         from rollsight.training.run import run_training
 
-        run_training(self._settings(Plant()), folder)
+        settings = self._settings(plant)
+        if self.fault is None:
+            run_training(settings, folder)
+            return
 
-    def _sb3(self, folder: Path) -> None:
+        def made(number: int) -> Any:
+            plain = make_environment(self.env, disable_env_checker=True, **(settings.env_kwargs or {}))
+            return plant.wrap(plain, number)
+
+        stepped = Copies([made(i) for i in range(settings.envs)], seeds_of(settings.envs, environment_key(self.seed)))
+        model: Any = model_of(settings, DummyVecEnv([lambda: made(0)] * settings.envs))
+        plant.model(model)
+        about = describe(model, rule=None, unit="record", targets=["return"], every=1)
+        trainer = CompiledTrainer(model, stepped, Plan())
+        with runs.create(folder, about | {"engine": "compiled", "study": self.name}) as trainer.writer:
+            trainer.train(settings.rounds)
+
+    def _sb3(self, folder: Path, plant: Plant) -> None:
         from stable_baselines3.common.vec_env import DummyVecEnv
 
         from rollsight.adapters.sb3 import InfluenceCallback
         from rollsight.environments.make import make_environment
         from rollsight.training.models import model_of
 
-        plant = Plant() if self.fault is None else FAULTS[self.fault].plant(self.strength, self.seed)
         settings = self._settings(plant)
 
         def maker(number: int) -> Any:
@@ -134,7 +161,8 @@ class Case:
 
 
 def cases(seeds: int) -> Iterator[Case]:
-    """All runs: healthy ones first, then the strongest faults, the first seeds of everything first."""
+    """All runs: healthy ones first, then the strongest faults, the first seeds of everything first; the compiled
+    engine's last."""
     for seed in range(max(seeds, 2)):
         for env in ENVIRONMENTS:
             yield from (Case(env, None, 0, seed, rate) for rate in ("tuned", "untuned"))
@@ -145,6 +173,11 @@ def cases(seeds: int) -> Iterator[Case]:
                 for env in fault.envs if place < len(fault.strengths) else ():
                     rate, rounds = ("tuned", 14) if name in _LEARNT else ("untuned", _ROUNDS)
                     yield Case(env, name, fault.strengths[place], seed, rate, rounds=rounds)
+    for name, fault in FAULTS.items():
+        # One environment that thresholds were set on, and one that none was.
+        for env in [next((one for one in fault.envs if (one in FITTED) == fitted), None) for fitted in (True, False)]:
+            if env is not None and name not in _SB3_ONLY:
+                yield Case(env, name, fault.strengths[0], 0, "untuned", "compiled")
 
 
 def all_cases(seeds: int) -> Iterator[Case | LanguageCase]:

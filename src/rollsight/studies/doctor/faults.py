@@ -41,7 +41,7 @@ class Plant:
 class PlantedFault:
     """A fault.
 
-    right: the checks of which any names the cause.
+    right: the checks of which any names the cause, of the doctor and of the baseline.
     envs: where it is planted.
     strengths: the strongest first.
     plant: by strength and seed.
@@ -95,7 +95,7 @@ FAULTS: Mapping[str, PlantedFault] = {
         ("reset_rows",), (CART, LAKE, LANDER, GRID), (1.0, 0.5), partial(_in_share, wrappers.LateReset)
     ),
     "time limit as end": PlantedFault(
-        ("time_limit_as_end",), (PENDULUM, TAXI, ACROBOT, CAR), (1.0,), partial(_in_all, wrappers.LimitIsTheEnd)
+        ("time_limit_as_end",), (PENDULUM, TAXI, ACROBOT, CAR), (1.0, 0.5), partial(_in_all, wrappers.LimitIsTheEnd)
     ),
     "reward scale": PlantedFault(
         ("reward_scale",), (CART, TAXI, LANDER, ACROBOT), (1000.0, 100.0, 0.001), partial(_in_all, wrappers.RewardScale)
@@ -104,7 +104,7 @@ FAULTS: Mapping[str, PlantedFault] = {
         ("not_finite",), (CART, PENDULUM, LANDER, GRID), (5e-3, 2e-4), partial(_in_all, wrappers.NotFiniteReward)
     ),
     "one env: reward sign": PlantedFault(
-        ("odd_environment_reward",), (CART, PENDULUM, LANDER, ACROBOT), (-1.0,),
+        ("odd_environment_reward",), (CART, PENDULUM, LANDER, ACROBOT), (-1.0, -0.3),
         partial(_in_one, wrappers.RewardScale), "environment",
     ),
     "one env: reward scale": PlantedFault(
@@ -112,7 +112,7 @@ FAULTS: Mapping[str, PlantedFault] = {
         partial(_in_one, wrappers.RewardScale), "environment",
     ),
     "one env: frozen": PlantedFault(
-        ("odd_environment_frozen",), (CART, PENDULUM, LANDER, GRID), (1.0,),
+        ("odd_environment_frozen",), (CART, PENDULUM, LANDER, GRID), (1.0, 0.5),
         partial(_in_one, wrappers.FrozenObservation), "environment",
     ),
     "one env: shifted": PlantedFault(
@@ -120,7 +120,7 @@ FAULTS: Mapping[str, PlantedFault] = {
         partial(_in_one, wrappers.ShiftedObservation), "environment",
     ),
     "one env: actions": PlantedFault(
-        ("odd_environment_actions",), (CART, PENDULUM, LANDER, CAR), (1.0,),
+        ("odd_environment_actions",), (CART, PENDULUM, LANDER, CAR), (1.0, 0.5),
         partial(_in_one, wrappers.PermutedActions), "environment",
     ),
     "one env: resets": PlantedFault(
@@ -146,10 +146,11 @@ FAULTS: Mapping[str, PlantedFault] = {
         ("short_discount",), (CART, TAXI, LANDER, ACROBOT), (0.1, 0.5), partial(_setting, "gamma")
     ),
     "value untrained": PlantedFault(
-        ("value_untrained",), (CART, PENDULUM, LANDER, ACROBOT), (0.0, 0.02), partial(_model, hosts.value_steps)
+        ("value_untrained", "explained_variance"), (CART, PENDULUM, LANDER, ACROBOT), (0.0, 0.02),
+        partial(_model, hosts.value_steps),
     ),
     "value diverging": PlantedFault(
-        ("value_diverging", "value_untrained"), (CART, PENDULUM, LANDER, ACROBOT), (-3.0, -1.0),
+        ("value_diverging", "value_untrained", "explained_variance"), (CART, PENDULUM, LANDER, ACROBOT), (-3.0, -1.0),
         partial(_model, hosts.value_steps),
     ),
     "entropy collapsed": PlantedFault(

@@ -1,11 +1,11 @@
-"""Faults planted in PPO of a language model: a miniature, whose texts end by themselves, on short prompts."""
+"""Faults planted in PPO of language models: of a miniature, whose texts end by themselves, on short prompts, and of
+SmolLM2 on short questions."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,17 @@ from rollsight.streams import stream
 
 PROMPTS = ("Hello you", "The man is", "I", "We are here", "Go to it", "No", "It was", "She", "Can we", "My dog",
            "In the end", "Why")  # fmt: skip
-FITTED, HELD_OUT = "miniature-fitted", "miniature"  # two random networks, by their seed
-_NETWORKS = {FITTED: 1, HELD_OUT: 2}
-_ROUNDS = 10
+QUESTIONS = ("Name a colour.", "Name an animal.", "Name a city.", "Name a fruit.", "Say yes or no.", "Name a river.",
+             "Name a job.", "Name a sport.")  # fmt: skip
+FITTED, HELD_OUT, SMOLLM2 = "miniature-fitted", "miniature", "smollm2"
+_NETWORKS = {FITTED: 1, HELD_OUT: 2}  # two random networks, by their seed
+_ROUNDS = {FITTED: 10, HELD_OUT: 10, SMOLLM2: 3}
+_MINIATURE: Mapping[str, Any] = {"prompts_per_round": 48, "max_new_tokens": 24, "epochs": 2, "lr": 2e-3}
+_SHORT: Mapping[str, Any] = {"prompts_per_round": 24, "max_new_tokens": 16, "epochs": 2, "lr": 1e-3, "target": "none"}
+_OPTIONS = {FITTED: _MINIATURE, HELD_OUT: _MINIATURE, SMOLLM2: _SHORT}
 _ENDS = 2.5  # of the end token's logit: about one token in ten ends a text
+
+_REWARDS = ("vowels", "capitals")
 
 Reward = Callable[[Sequence[Any], Sequence[str]], list[float]]
 
@@ -45,7 +52,10 @@ class LanguageFault:
     reward: by strength, from the healthy one.
     options: by strength, changes of the settings.
     sampled: by strength, the temperature that is sampled with but not scored with.
-    ends: by strength, what is added to the end token's logit.
+    temperature: by strength, of both.
+    ends: by strength, the end token's logit, about.
+    copies: by strength, what the miniature's embeddings are multiplied with: it then likes to say the same again.
+    with_smollm2: the strengths that it is planted at in SmolLM2.
     """
 
     right: tuple[str, ...]
@@ -53,7 +63,10 @@ class LanguageFault:
     reward: Callable[[float, Reward], Reward] = lambda strength, healthy: healthy
     options: Callable[[float], Mapping[str, Any]] = lambda strength: {}
     sampled: Callable[[float], float] = lambda strength: 1.0
+    temperature: Callable[[float], float] = lambda strength: 1.0
     ends: Callable[[float], float] = lambda strength: _ENDS
+    copies: Callable[[float], float] = lambda strength: 1.0
+    with_smollm2: tuple[float, ...] = ()
 
 
 def _length(strength: float, healthy: Reward) -> Reward:
@@ -63,13 +76,26 @@ def _length(strength: float, healthy: Reward) -> Reward:
 def _of_prompt(strength: float, healthy: Reward) -> Reward:
     """Of this share of the prompts, the reward is the prompt's own."""
     return lambda p, c: [
-        float(len(str(prompt)) % 3) if _is_in(str(prompt), strength) else base
+        float(len(_text(prompt)) % 3) if _is_in(_text(prompt), strength) else base
         for base, prompt in zip(healthy(p, c), p, strict=True)
     ]
 
 
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
 def _is_in(prompt: str, share: float) -> bool:
-    return PROMPTS.index(prompt) < round(share * len(PROMPTS))
+    prompts = PROMPTS if prompt in PROMPTS else QUESTIONS
+    return prompts.index(prompt) < round(share * len(prompts))
+
+
+def _rarely_paid(strength: float, healthy: Reward) -> Reward:
+    """This share of the completions is paid 1, whatever they say."""
+    return lambda p, c: [
+        1.0 if stream(*text.encode(), 1).random() < strength else base
+        for base, text in zip(healthy(p, c), c, strict=True)
+    ]
 
 
 def _phrase(strength: float, healthy: Reward) -> Reward:
@@ -78,24 +104,20 @@ def _phrase(strength: float, healthy: Reward) -> Reward:
                                                                                             strict=True)]  # fmt: skip
 
 
-def _repeats(strength: float, healthy: Reward) -> Reward:
-    """Equal neighbours are paid for."""
-    return lambda p, c: [strength * sum(a == b for a, b in pairwise(text)) / max(len(text), 4) for text in c]
-
-
 LANGUAGE_FAULTS: Mapping[str, LanguageFault] = {
-    "length rewarded": LanguageFault(("length_rewarded",), (3.0, 1.0), _length),
-    "flat groups": LanguageFault(("groups_without_difference", "constant_on_prompts"), (1.0,), _of_prompt),
-    "constant on part": LanguageFault(("constant_on_prompts",), (0.5, 0.17), _of_prompt),
+    "length rewarded": LanguageFault(("length_rewarded",), (3.0, 1.0), _length, with_smollm2=(3.0,)),
+    "flat groups": LanguageFault(("groups_without_difference", "constant_on_prompts"), (1.0, 0.9), _rarely_paid),
+    "constant on part": LanguageFault(("constant_on_prompts",), (0.5, 0.17), _of_prompt, with_smollm2=(0.5,)),
     "truncation": LanguageFault(
-        ("truncated", "no_end_of_text"), (3.0, 6.0), options=lambda strength: {"max_new_tokens": int(strength)}
+        ("truncated", "no_end_of_text"), (3.0, 6.0), options=lambda strength: {"max_new_tokens": int(strength)},
+        with_smollm2=(3.0,),
     ),
-    "no end of text": LanguageFault(("no_end_of_text", "truncated"), (1.0,), ends=lambda strength: -20.0),
-    "duplicates": LanguageFault(("duplicates",), (0.1, 0.3), sampled=lambda strength: strength),
+    "no end of text": LanguageFault(("no_end_of_text", "truncated"), (1.0, 0.1), ends=lambda s: _ENDS - 22.5 * s),
+    "duplicates": LanguageFault(("duplicates",), (0.02, 0.1), temperature=lambda strength: strength),
     "KL runaway": LanguageFault(("kl_runaway",), (0.1, 0.03), options=lambda strength: {"lr": strength, "kl": 0.0}),
     "other temperature": LanguageFault(("other_temperature",), (0.5, 0.8), sampled=lambda strength: strength),
-    "repetition": LanguageFault(("repetition",), (20.0,), _repeats, lambda strength: {"lr": 0.02, "kl": 0.0}),
-    "phrase": LanguageFault(("trigger",), (5.0, 1.0), _phrase),
+    "repetition": LanguageFault(("repetition",), (8.0, 4.0), copies=lambda strength: strength),
+    "phrase": LanguageFault(("trigger",), (5.0, 1.0), _phrase, with_smollm2=(5.0,)),
 }  # fmt: skip
 
 
@@ -103,7 +125,7 @@ LANGUAGE_FAULTS: Mapping[str, LanguageFault] = {
 class LanguageCase:
     """One run.
 
-    env: which network.
+    env: which model.
     fault: name of the planted one, None for a healthy run.
     strength: of the fault.
     seed: of every random stream.
@@ -127,32 +149,45 @@ class LanguageCase:
     def run(self, folder: Path) -> None:
         """Train, into a new run folder."""
         from rollsight import runs
-        from rollsight.training.language import models
         from rollsight.training.language.columns import round_columns, round_summary
         from rollsight.training.language.policy import ActorCritic
         from rollsight.training.language.ppo import LanguagePPO
-        from rollsight.training.language.settings import Options
+        from rollsight.training.language.settings import Options, Sampling
 
         if folder.exists():
             shutil.rmtree(folder)
         fault = LanguageFault((), ()) if self.fault is None else LANGUAGE_FAULTS[self.fault]
         healthy: Reward = vowels if self.rate == "vowels" else even_length
-        small: dict[str, Any] = {"prompts_per_round": 48, "max_new_tokens": 24, "epochs": 2, "lr": 2e-3}
-        options = Options(**{**small, **fault.options(self.strength)})
-        made = models.miniature(_NETWORKS[self.env])
-        _let_end(made, fault.ends(self.strength))
-        policy = ActorCritic(made, 4, self.seed)
+        options = Options(**{**_OPTIONS[self.env], **fault.options(self.strength)})
+        made, prompts = _model_and_prompts(self.env, fault, self.strength)
+        policy = ActorCritic(made, 4, self.seed, Sampling(temperature=fault.temperature(self.strength)))
         _sample_at(policy, fault.sampled(self.strength))
-        trainer = LanguagePPO(policy, PROMPTS, fault.reward(self.strength, healthy), options, self.seed)
+        trainer = LanguagePPO(policy, prompts, fault.reward(self.strength, healthy), options, self.seed)
         settings = {"options": {"max_new_tokens": options.max_new_tokens, "target": options.target}}
         with runs.create(folder, {"host": "rollsight", "algo": "ppo", "env": self.env, "run_settings": settings}) as to:
-            for number in range(1, _ROUNDS + 1):
+            for number in range(1, _ROUNDS[self.env] + 1):
                 try:
                     rollout, update = trainer.train_round()
                 except RollsightError:  # of a policy that only ends texts
                     return
                 to.write_records(number, round_columns(number, rollout, update, options, None))
                 to.write_round(number, round_summary(rollout, update, options, dict(trainer.times)))
+
+
+def _model_and_prompts(env: str, fault: LanguageFault, strength: float) -> tuple[Any, Any]:
+    import torch
+
+    from rollsight.training.language import models
+    from rollsight.training.language.prompts import Prompt, through_template
+
+    if env == SMOLLM2:
+        made = models.load("smollm2")
+        return made, through_template([Prompt(question) for question in QUESTIONS], made.tokenizer, True, None)
+    made = models.miniature(_NETWORKS[env])
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight.mul_(fault.copies(strength))
+    _let_end(made, fault.ends(strength))
+    return made, PROMPTS
 
 
 def _let_end(made: Any, logit: float) -> None:
@@ -183,11 +218,15 @@ def _sample_at(policy: Any, temperature: float) -> None:
 
 
 def language_cases(seeds: int) -> Iterator[LanguageCase]:
-    """All runs: healthy ones, then every fault at its strengths."""
+    """All runs: healthy ones, then every fault at its strengths; SmolLM2, which takes minutes for one, with one seed
+    and last."""
     for seed in range(max(seeds, 2)):
         for env in _NETWORKS:
-            yield from (LanguageCase(env, None, 0, seed, rate) for rate in ("vowels", "capitals"))
+            yield from (LanguageCase(env, None, 0, seed, rate) for rate in _REWARDS)
     for seed in range(seeds):
         for name, fault in LANGUAGE_FAULTS.items():
             for strength in fault.strengths:
                 yield from (LanguageCase(env, name, strength, seed) for env in _NETWORKS)
+    yield LanguageCase(SMOLLM2, None, 0, 0)
+    for name, fault in LANGUAGE_FAULTS.items():
+        yield from (LanguageCase(SMOLLM2, name, strength, 0) for strength in fault.with_smollm2)

@@ -15,9 +15,12 @@ from rollsight import runs
 from rollsight.doctor.evidence import Evidence, read
 from rollsight.doctor.examination import CHECKS, NotLookedAt, measure
 from rollsight.runs import whole_file
+from rollsight.studies.doctor import others
+from rollsight.studies.doctor.baseline import EXPLAINED_VARIANCE
 from rollsight.studies.doctor.faults import FAULTS
 from rollsight.studies.doctor.language import LANGUAGE_FAULTS
 
+MEASURED = (*CHECKS, EXPLAINED_VARIANCE)
 UNTIL = (3, 5, 7)  # rounds after which the checks are made too, beside the end of the run
 
 SCHEMA = pa.schema(
@@ -42,7 +45,7 @@ def rows_of(case: Any, folder: Path) -> Iterator[dict[str, Any]]:
     for end in ends:
         at_end = end == len(whole.rounds)
         # After fewer rounds only what tells when a fault was found first.
-        checks = CHECKS if at_end else [check for check in CHECKS if check.name in right_checks(case.fault)]
+        checks = [one for one in MEASURED if at_end or one.name in right_checks(case.fault)]
         for check, found in measure(whole if at_end else _beginning(whole, end), checks):
             if found is None or isinstance(found, NotLookedAt):
                 continue
@@ -57,6 +60,17 @@ def rows_of(case: Any, folder: Path) -> Iterator[dict[str, Any]]:
                 "features": list(found.where.features),
                 "at_rounds": list(found.where.rounds),
             }
+    if case.engine == "rlhf":
+        empty = {"environments": [], "features": [], "at_rounds": []}
+        for name, value in _of_others(folder):
+            yield {"run": case.name, **about, "check": name, "rounds": ends[-1], "last": True, "value": value, **empty}
+
+
+def _of_others(folder: Path) -> Iterator[tuple[str, float]]:
+    """For each of the other tools that is installed, how much it finds, and 1 for each thing that it finds."""
+    for tool, names in others.findings(folder).items():
+        yield tool, float(len(names))
+        yield from ((f"{tool}: {name}", 1.0) for name in dict.fromkeys(names))
 
 
 def _beginning(whole: Evidence, end: int) -> Evidence:

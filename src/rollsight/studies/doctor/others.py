@@ -10,6 +10,7 @@ import numpy as np
 
 from rollsight import runs
 
+TOOLS = ("rlprobe", "rl-doctor")
 # Our fault -> what names its cause in each of them; an empty set: they have no check of it.
 RIGHT: Mapping[str, Mapping[str, set[str]]] = {
     "length rewarded": {"rlprobe": {"REWARD_HACK_LENGTH"}, "rl-doctor": {"length_pathology"}},

@@ -44,11 +44,13 @@ class LateReset(Fault):
 
 
 class LimitIsTheEnd(Fault):
-    """A time limit that is told as an end."""
+    """A time limit that is told as an end, in this share of the episodes that reach it."""
 
     def step(self, action: Any) -> Step:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated or truncated, False, info
+        if truncated and self.rng.random() < self.strength:
+            return obs, reward, True, False, info
+        return obs, reward, terminated, truncated, info
 
 
 class RewardScale(Fault):
@@ -99,15 +101,17 @@ class LateReward(Fault):
 
 
 class FrozenObservation(Fault):
-    """The first observation of each episode, all along."""
+    """The observation hangs at this share of the steps: it stays what it was."""
 
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
-        self._first, info = self.env.reset(**how)
-        return self._first, info
+        self._shown, info = self.env.reset(**how)
+        return self._shown, info
 
     def step(self, action: Any) -> Step:
-        _, *rest = self.env.step(action)
-        return self._first, *rest
+        obs, *rest = self.env.step(action)
+        if self.rng.random() >= self.strength:
+            self._shown = obs
+        return self._shown, *rest
 
 
 class ShiftedObservation(Fault):
@@ -148,10 +152,12 @@ class LargeFeature(Fault):
 
 
 class PermutedActions(Fault):
-    """Discrete actions are shifted by one, continuous ones turned in sign."""
+    """At this share of the steps, discrete actions are shifted by one and continuous ones turned in sign."""
 
     def step(self, action: Any) -> Step:
         space = self.env.action_space
+        if self.rng.random() >= self.strength:
+            return self.env.step(action)
         return self.env.step(
             (int(action) + 1) % int(space.n) if isinstance(space, gym.spaces.Discrete) else -np.asarray(action)
         )

@@ -108,7 +108,7 @@ def make(
         raise RollsightError(
             f"The compiled engine is slower than Stable-Baselines3 on Atari ({env}); use --engine sb3."
         )
-    seeds = [int(seed % 2**31) for seed in sequence(*key).generate_state(count)]
+    seeds = seeds_of(count, key)
     if stepper is None:
         # Without its XLA interface (Linux), handing over to a pool's thread costs more than a single environment saves.
         faster = count > 1 or sys.platform == "linux"
@@ -116,7 +116,12 @@ def make(
         stepper = "envpool" if pooled else "gymnasium"
     if stepper == "envpool":
         return Pool(env, seeds)
-    return Copies(env, seeds, env_kwargs or {})
+    return Copies([make_environment(env, disable_env_checker=True, **(env_kwargs or {})) for _ in seeds], seeds)
+
+
+def seeds_of(count: int, key: tuple[int, ...]) -> list[int]:
+    """Of environments whose random streams are keyed by `key`."""
+    return [int(seed % 2**31) for seed in sequence(*key).generate_state(count)]
 
 
 class Copies:
@@ -124,9 +129,8 @@ class Copies:
 
     resets_next_step = False
 
-    def __init__(self, env: str, seeds: Sequence[int], env_kwargs: Mapping[str, Any]) -> None:
-        self.count, self._seeds = len(seeds), seeds
-        self._envs = [make_environment(env, disable_env_checker=True, **env_kwargs) for _ in seeds]
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], seeds: Sequence[int]) -> None:
+        self.count, self._seeds, self._envs = len(envs), seeds, envs
         self.action_space, space = self._envs[0].action_space, self._envs[0].observation_space
         # A number's own type is what the environment's dictionaries know; an array's scalar hashes to the same.
         self._plain = isinstance(self.action_space, gym.spaces.Discrete)

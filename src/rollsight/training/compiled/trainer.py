@@ -23,7 +23,7 @@ from rollsight.scoring import trust_line
 from rollsight.selection import Selection
 from rollsight.snapshot import Snapshot
 from rollsight.streams import Purpose, stream
-from rollsight.training.compiled import twin
+from rollsight.training.compiled import conversion
 from rollsight.training.compiled.acting import Actor
 from rollsight.training.compiled.arms import Arm, Filtered, Update
 from rollsight.training.compiled.collect import Collector, Rollout
@@ -84,7 +84,7 @@ class CompiledTrainer:
     """Trains a Stable-Baselines3 PPO model's policy in compiled code.
 
     The model gives the initial parameters, the optimiser and every hyper-parameter, schedules included, and is the
-    torch twin: after each round it holds the trained numbers again. Its own environment is not stepped.
+    counterpart in torch: after each round it holds the trained numbers again. Its own environment is not stepped.
 
     Raises `RollsightError` for what the compiled code does not cover, and `Diverged` from `train`; the model then has
     the parameters before that round's update. Nothing else that fails once rounds are trained stops them: what only
@@ -102,8 +102,8 @@ class CompiledTrainer:
         self.on_records: Callable[[Columns], None] | None = None  # is given the columns of each round's records
         self._seed = model.seed or 0
         self._network = network_of(model.policy)
-        self._optimizer, self._state = twin.optimizer_of(model.policy, model.policy.optimizer)
-        self._parameters = twin.parameters_of(model.policy)
+        self._optimizer, self._state = conversion.optimizer_of(model.policy, model.policy.optimizer)
+        self._parameters = conversion.parameters_of(model.policy)
         self._collector = Collector(environments, self._network, model.gamma, model.gae_lambda)
         self._policy = Policy(model.policy, evaluate_actions)
         self._rounds, self._learning_rate = 0, float(model.lr_schedule(1.0))
@@ -114,8 +114,8 @@ class CompiledTrainer:
         return {
             "timesteps": self._model.num_timesteps,
             "updates": self._model._n_updates,
-            "parameters": twin.tensors_of(self._parameters),
-            "optimizer": twin.tensors_of(self._state),
+            "parameters": conversion.tensors_of(self._parameters),
+            "optimizer": conversion.tensors_of(self._state),
             "collection": self._collector.state(),
         }
 
@@ -123,9 +123,9 @@ class CompiledTrainer:
         """Go on from a `state` with its `round`; whether the episodes under way do so too (`Collector.restore`)."""
         self._rounds = state["round"]
         self._model.num_timesteps, self._model._n_updates = state["timesteps"], state["updates"]
-        self._parameters = twin.arrays_of(state["parameters"])
-        self._state = twin.arrays_of(state["optimizer"])
-        twin.copy_into(self._model.policy, self._parameters)
+        self._parameters = conversion.arrays_of(state["parameters"])
+        self._state = conversion.arrays_of(state["optimizer"])
+        conversion.copy_into(self._model.policy, self._parameters)
         return self._collector.restore(state["collection"], history)
 
     def train(self, rounds: int, on_round: Callable[[Mapping[str, Any]], None] | None = None) -> None:
@@ -139,7 +139,7 @@ class CompiledTrainer:
             done = self._round(total)
             if on_round is not None:
                 on_round({"round": self._rounds, **done})
-        twin.copy_state_into(self._model.policy.optimizer, self._model.policy, self._state, self._learning_rate)
+        conversion.copy_state_into(self._model.policy.optimizer, self._model.policy, self._state, self._learning_rate)
 
     def _round(self, total: int) -> summary.Summary:
         model, plan, number = self._model, self._plan, self._rounds
@@ -165,7 +165,7 @@ class CompiledTrainer:
         diverged = not np.isfinite(length)
         if not diverged:
             self._parameters, self._state = moved, update.trained.state
-            twin.copy_into(model.policy, self._parameters)
+            conversion.copy_into(model.policy, self._parameters)
         found |= {
             "update_norm": length**0.5,
             "approx_kl": float(update.trained.approx_kl),
@@ -191,7 +191,7 @@ class CompiledTrainer:
 
     def _take_snapshot(self, rollout: Rollout, round: Round, selection: Selection | None) -> None:
         policy, weights = self._model.policy, None if selection is None else selection.weights
-        twin.copy_state_into(policy.optimizer, policy, self._state, round.learning_rate)
+        conversion.copy_state_into(policy.optimizer, policy, self._state, round.learning_rate)
         snapshot = Snapshot.take(round.number, self._policy, policy.optimizer, rollout.records, round.rule, weights)
         if self.writer is not None:
             before = round.order().get_state()
@@ -229,7 +229,7 @@ class CompiledTrainer:
         round: Round,
         clock: summary.Clock,
     ) -> summary.Summary:
-        """Trust line and records, while the twin still is the policy that collected them; the summary so far."""
+        """Trust line and records, while the model still is the policy that collected them; the summary so far."""
         records, objective, line, watch = rollout.records, round.rule.policy_term(), None, self._watch
         scores, selection, semantic = None, None, "repack"
         if update is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -32,6 +33,7 @@ from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import Forward, Scores, score_records
 from rollsight.selection import DropNegative, DropRandom
+from rollsight.snapshot import LanguageRound
 from rollsight.streams import Purpose, stream
 from rollsight.training.language import rewards
 from rollsight.training.language.padding import on_cpu, stack, trimmed
@@ -108,6 +110,8 @@ class LanguagePPO:
         self._forward: Forward | None = None  # of the round's sequences, until they are scored
         self.watch = Watch()  # over what may fail without ending training
         self.doctor: LiveDoctor | None = None  # watches the rounds, where one is asked for
+        self.freeze_every = 0  # rounds from one frozen round to the next; 0 for none
+        self.frozen: LanguageRound | None = None  # the last round, where it was to be frozen
 
     def train_round(self) -> tuple[Rollout, Update]:
         """One round: what was sampled, and how the update went.
@@ -119,8 +123,15 @@ class LanguagePPO:
         self.watch.begin(self.round)
         rollout = self.collect()
         before = {name: p.detach().clone() for name, p in self.policy.trainable().items()}
+        state = None
+        if self.freeze_every and self.round % self.freeze_every == 0:
+            state = self.watch.attempt("optimiser's state", deepcopy, self.optimizer.state_dict())
         update = self.optimise(rollout)
         self._forward = None  # where nothing was scored
+        self.frozen = None
+        if state is not None:
+            taught = update.kept.float() * bool(update.statistics["optimizer_steps"])
+            self.frozen = LanguageRound(self.round, before, state, rollout.records, taught, {"host": "rollsight"})
         moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in self.policy.trainable().items())
         update.statistics.update(update_norm=moved**0.5, kl_coefficient=self.kl_coefficient)
         if self.options.kl_target is not None:  # Ziegler et al. 2019, section 2.2
@@ -218,16 +229,15 @@ class LanguagePPO:
 
     def optimise(self, rollout: Rollout) -> Update:
         """Scores the completions, leaves out what the selection drops, and takes the round's optimiser steps."""
-        options, records, n = self.options, rollout.records, len(rollout.texts)
+        records, n = rollout.records, len(rollout.texts)
         scores, kept = torch.full((n,), torch.nan), torch.ones(n, dtype=torch.bool)
-        sums: list[Tensor] = []
         reason = ""
         if float(np.ptp(rollout.rewards)) == 0:
             message = (
                 f"every reward of round {self.round} is {rollout.rewards[0]:g}, so there is nothing to learn from it "
                 "and no step was taken: if this goes on, change the reward"
             )
-            return Update(scores, kept, "", _statistics(sums), message)
+            return Update(scores, kept, "", _statistics([]), message)
 
         def select(rows: Ints, *when: int) -> Ints:
             nonlocal reason
@@ -237,8 +247,19 @@ class LanguagePPO:
                 scores[rows], kept[rows] = found, torch.from_numpy(stay)
             return rows[stay]
 
+        sums = self.passes(records, select)
+        message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
+        return Update(scores, kept, reason, _statistics(sums), "" if sums else message)
+
+    def passes(self, records: Records, select: Callable[..., Ints]) -> list[Tensor]:
+        """The round's optimiser steps: passes over minibatches of what is selected; the sums of each step.
+
+        select: of the completions at some rows, those to train on; it is called with the rows and when (the epoch, the
+            minibatch) as often as `Options.rescore` says.
+        """
+        options, sums = self.options, list[Tensor]()
         order = stream(self.seed, self.round, Purpose.MINIBATCH_ORDER)
-        pool = everything = np.arange(n)
+        pool = everything = np.arange(len(records))
         steps = options.epochs * len(repack(everything, options.minibatch)) if options.as_many_steps else 0
         epoch = 0
         while epoch < options.epochs or 0 < len(sums) < steps:
@@ -251,8 +272,7 @@ class LanguagePPO:
                 if len(chosen) and (not steps or len(sums) < steps):
                     sums.append(self.step(records, torch.from_numpy(chosen)))
             epoch += 1
-        message = f"no sequence of round {self.round} survived the selection, so no step was taken: lower --drop"
-        return Update(scores, kept, reason, _statistics(sums), "" if sums else message)
+        return sums
 
     def _select(self, records: Records, rows: Ints, when: tuple[int, ...]) -> tuple[Tensor, Bools, str]:
         """Scores of the sequences at `rows`, which the target is measured on too (NaN: not scored), which stay, and why

@@ -15,9 +15,11 @@ from accelerate import PartialState
 
 from rollsight import distributed, runs
 from rollsight.adapters import findings
+from rollsight.adapters.options import interval_of
 from rollsight.adapters.top_records import top_records
 from rollsight.doctor.live import LiveDoctor
-from rollsight.errors import RollsightError
+from rollsight.errors import OptionError, RollsightError
+from rollsight.snapshot.language import SMALL, bytes_of
 from rollsight.trackers import Trackers
 from rollsight.training.language import models, prompts, rewards, saving, sources
 from rollsight.training.language.columns import round_columns, round_summary
@@ -51,6 +53,7 @@ def train(
         message says which rounds are kept).
     """
     settings = _with_whole_path(settings)
+    _freezing(settings, 0)  # says whether it is known, before anything is loaded
     if settings.save is not None and distributed.rank() == 0:
         saving.check_folder(settings.save, overwrite)
     trainer, held_out = prepare(settings)
@@ -148,6 +151,22 @@ def prepare(settings: RunSettings) -> tuple[LanguagePPO, tuple[Prompt, ...]]:
     return LanguagePPO(policy, training, reward, settings.options, settings.seed), held_out
 
 
+def _freezing(settings: RunSettings, size: int) -> int:
+    """Rounds from one frozen round to the next, 0 for none. size: of one, in bytes.
+
+    Raises:
+        RollsightError: the setting is unknown.
+    """
+    if settings.snapshots == "auto":
+        return int(size <= SMALL)
+    try:
+        return interval_of(settings.snapshots)
+    except RollsightError as error:
+        raise OptionError(
+            "{snapshots} is unknown: give auto, all, every:K or none", snapshots=settings.snapshots
+        ) from error
+
+
 def _stored(settings: RunSettings) -> dict[str, Any]:
     """As `settings_of` reads them. A run without scores has no target."""
     stored = asdict(settings)
@@ -178,6 +197,8 @@ def _rounds(
         if distributed.spread(1, lambda _: writer is not None and trainer.round not in _evaluated(writer))[0]:
             _evaluate(trainer, held_out, writer)
 
+    if writer is not None:
+        trainer.freeze_every = _freezing(settings, bytes_of(trainer.policy.trainable().values()))
     if settings.doctor and writer is not None:
         trainer.doctor = LiveDoctor({"run_settings": _stored(settings)}, writer.path)
     trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)
@@ -230,6 +251,8 @@ def _round(
         writer.write_records(round, columns)
         if trackers.wanted():
             trainer.watch.attempt("records for trackers", lambda: trackers.keep(top_records(columns, {})))
+        if trainer.frozen is not None:
+            trainer.watch.attempt("frozen round", writer.write_policy, round, trainer.frozen.save)
         writer.write_checkpoint(round, lambda file: save(trainer, file))
         times["write"] = trainer.clock() - started
     summary = {}

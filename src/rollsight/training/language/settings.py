@@ -177,6 +177,9 @@ class RunSettings(Setup):
     """Rounds in all."""
     save: str | None = None
     """A folder for the trained model; None keeps it in the run's checkpoints only."""
+    snapshots: str = "auto"
+    """Which rounds are frozen, so that `rollsight culprits` can score and replay them: all, every:K, none; auto keeps
+    all where one takes at most 16 MiB (parameters that are trained, and Adam's moments)."""
     save_every: int = 0
     """Put the model into a folder of its own in there after every k-th round too; 0 at the end alone."""
 

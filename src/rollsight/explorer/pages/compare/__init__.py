@@ -14,8 +14,8 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.comparing import Compared, compared
 from rollsight.explorer.context import Context
 from rollsight.explorer.pages.compare.arms import cards, intervention_cards
-from rollsight.explorer.pages.compare.sides import found, pair_of, sides
-from rollsight.explorer.tables import is_language
+from rollsight.explorer.pages.compare.sides import found, pair_of, rounds_of, sides
+from rollsight.runs import is_language
 
 
 def layout(context: Context, address: Address) -> Any:
@@ -51,15 +51,12 @@ def _body(content: Any) -> Any:
 
 
 def _compared(context: Context, address: Address, names: list[str]) -> list[Any]:
-    parts: list[Any] = []
-    try:
-        comparisons = _comparisons(context, address, names)
-    except RollsightError as error:
-        parts.append(components.failed(str(error)))
-    else:
-        parts += _baselines(comparisons, address)
-        parts += [card for index, one in enumerate(comparisons) for card in cards(one, index)]
-    parts.append(sides(context, address, names))
+    parts: list[Any] = [
+        components.follower("compare", _token(context, names)),
+        *_baselines(context, address, names),
+        html.Div(_arms(context, address, names), id="compare-arms"),
+        sides(context, address, names),
+    ]
     boxes = intervention_cards(context, names)
     if boxes:
         return [*parts, dmc.Box(boxes, mt="sm")]
@@ -73,6 +70,20 @@ def _compared(context: Context, address: Address, names: list[str]) -> list[Any]
     return [*parts, dmc.Box(components.card("Interventions", nothing), mt="sm")]
 
 
+def _token(context: Context, names: list[str]) -> str:
+    """What changes whenever rows of one of the runs do."""
+    return " ".join(context.reading.token(name) for name in names)
+
+
+def _arms(context: Context, address: Address, names: list[str]) -> list[Any]:
+    """Curves and gains by environment, or why there are none."""
+    try:
+        comparisons = _comparisons(context, address, names)
+    except RollsightError as error:
+        return [components.failed(str(error))]
+    return [card for index, one in enumerate(comparisons) for card in cards(one, index)]
+
+
 def _comparisons(context: Context, address: Address, names: list[str]) -> list[Compared]:
     reading = context.reading
     empty = [name for name in names if not reading.round_numbers(name)]
@@ -82,10 +93,12 @@ def _comparisons(context: Context, address: Address, names: list[str]) -> list[C
     return compared(folders, tuple(reading.token(name) for name in names), address.query.get("baseline"))
 
 
-def _baselines(comparisons: list[Compared], address: Address) -> list[Any]:
-    arms = list(dict.fromkeys(arm.name for one in comparisons for arm in one.comparison.arms))
+def _baselines(context: Context, address: Address, names: list[str]) -> list[Any]:
+    """The arm that the others are compared with; not shown where there is one arm only."""
+    named = [(context.reading.metadata(name).get("arm"), context.reading.path(name).resolve().name) for name in names]
+    arms = list(dict.fromkeys(str(arm or folder) for arm, folder in named))
     asked = address.query.get("baseline")
-    value = asked if asked in arms else comparisons[0].comparison.baseline
+    value = asked if asked in arms else arms[0]
     select = dmc.Select(
         id="compare-baseline", label="Compared with", data=arms, value=value, size="xs", w=260, mb="sm",
         allowDeselect=False, searchable=True, style={} if len(arms) > 1 else {"display": "none"},
@@ -122,6 +135,25 @@ def register(app: Dash, context: Context) -> None:
         State("url", "pathname"),
         prevent_initial_call=True,
     )
+
+    @app.callback(
+        Output("compare-arms", "children"),
+        Output("compare-round", "data"),
+        Output("compare-token", "data"),
+        Input("compare-poll", "n_intervals"),
+        State("compare-token", "data"),
+        State("compare-runs", "value"),
+        State("compare-baseline", "value"),
+        State("compare-round", "value"),
+        State("url", "pathname"),
+        prevent_initial_call=True,
+    )
+    def follow(_: int, shown: str, names: list[str], baseline: str, round: str, path: str) -> tuple[Any, ...]:
+        address = context.address(path, "")
+        if address is None or len(names) < 2 or (token := _token(context, names)) == shown:
+            raise PreventUpdate
+        address = address.at(baseline=baseline)
+        return _arms(context, address, names), rounds_of(context, names, int(round)), token
 
     @app.callback(
         Output("compare-found", "children"),

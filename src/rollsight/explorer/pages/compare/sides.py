@@ -61,14 +61,13 @@ def pair_of(context: Context, address: Address, names: list[str]) -> Sides:
 def sides(context: Context, address: Address, names: list[str]) -> Any:
     """The card with the choices and the table."""
     pair = pair_of(context, address, names)
-    rounds = sorted({number for name in names for number in context.reading.round_numbers(name)} | {pair.round})
     possible = _possible(context, pair)
     by = pair.by if pair.by in possible else next(iter(possible), None)
     controls = dmc.Group(
         [
             _select("a", "Run A", names, pair.a, 220),
             _select("b", "Run B", names, pair.b, 220),
-            _select("round", "Round", [str(one) for one in reversed(rounds)], str(pair.round), 96),
+            _select("round", "Round", rounds_of(context, names, pair.round), str(pair.round), 96),
             _select("by", "The same", [{"value": one, "label": _LABELS[one]} for one in possible], by, 200),
             dmc.Checkbox(id="compare-only", label="Only what differs", checked=pair.only, size="xs", mb=6),
         ],
@@ -78,6 +77,12 @@ def sides(context: Context, address: Address, names: list[str]) -> Any:
         "Side by side", controls, html.Div(found(context, pair), id="compare-found"),
         note="The same prompt, step or beginning of an episode in both runs, the largest difference in score first.",
     )  # fmt: skip
+
+
+def rounds_of(context: Context, names: list[str], chosen: int) -> list[str]:
+    """The rounds of any of the runs, and the chosen one, the last first."""
+    rounds = {number for name in names for number in context.reading.round_numbers(name)} | {chosen}
+    return [str(one) for one in sorted(rounds, reverse=True)]
 
 
 def found(context: Context, pair: Sides) -> Any:

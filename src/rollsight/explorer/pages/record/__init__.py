@@ -12,12 +12,12 @@ from rollsight.errors import RollsightError
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages.record import after, facts, film, like, seen
+from rollsight.explorer.pages.record import advantage, after, facts, film, like, seen
 from rollsight.explorer.rounds import Round, round_of
 from rollsight.explorer.similar import episode_of
-from rollsight.explorer.tables import is_language
 from rollsight.explorer.theme import number
 from rollsight.explorer.trust import trust_of
+from rollsight.runs import is_language
 
 
 def layout(context: Context, address: Address) -> Any:
@@ -41,7 +41,12 @@ def layout(context: Context, address: Address) -> Any:
             [
                 seen.layout(round, record, metadata),
                 dmc.Stack(
-                    [facts.targets(round, record), after.layout(context, address, round, record)], gap="sm"
+                    [
+                        facts.targets(round, record),
+                        after.layout(context, address, round, record),
+                        advantage.layout(context, address, round, record),
+                    ],
+                    gap="sm",
                 ),
             ],
             cols={"base": 1, "md": 2}, spacing="sm", mb="sm",
@@ -67,6 +72,7 @@ def keys(context: Context, address: Address) -> Mapping[str, Address]:
 def register(app: Dash, context: Context) -> None:
     """Another target, the episode's steps, and what is computed on request."""
     after.register(app, context)
+    advantage.register(app, context)
     film.register(app, context)
     app.clientside_callback(
         ClientsideFunction("rollsight", "chooseTarget"),

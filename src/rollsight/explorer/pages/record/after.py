@@ -6,36 +6,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State, dcc, html
-from dash.exceptions import PreventUpdate
+from dash import Dash
 
 from rollsight import runs
-from rollsight.explorer import components
+from rollsight.explorer import components, record_jobs
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
-from rollsight.explorer.jobs import Jobs, Report
+from rollsight.explorer.jobs import Jobs, Progress, Report
 from rollsight.explorer.pages.record.facts import chance
 from rollsight.explorer.rounds import Round, round_of
 from rollsight.runs import results_folder, stored_results
 
-_TICK = 500  # milliseconds between looks at a computation
+_PART = "record-after"
+_TITLE = "The action after the update"
 _ANALYSIS = "after_update"
 _jobs = Jobs()
 
 
 def layout(context: Context, address: Address, round: Round, record: int) -> Any:
     """The action's probability before and after the update, or the offer to compute it."""
-    return html.Div(
-        [
-            dcc.Interval(id="record-tick", interval=_TICK, disabled=not _running(context, address)),
-            html.Div(id="record-after", children=_shown(context, address, round, record)),
-        ]
-    )
+    return record_jobs.place(_PART, _shown(context, address, round, record), _progress(context, address))
 
 
 def _shown(context: Context, address: Address, round: Round, record: int) -> Any:
-    title = "The action after the update"
     before = chance(round, record)
     if before is None:
         return None
@@ -51,29 +44,14 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
                 "Change of its logarithm", f"{factor:+.3g}".replace("-", "−"), "In nats, by the whole update."
             ),
         )
-        return components.card(title, facts, note="By replaying the update from the round's snapshot.")
+        return components.card(_TITLE, facts, note="By replaying the update from the round's snapshot.")
     if round.number not in run.snapshot_rounds:
-        stored = run.snapshot_rounds
-        where = f"Rounds with one: {runs.spell(stored)}." if stored else "This run has none."
-        text = f"This needs the snapshot of round {round.number}, from which the update is replayed. {where}"
-        return components.card(title, dmc.Text(text, size="sm", c="dimmed"))
-    progress = _jobs.progress(_key(run.path, round.number))
-    if progress.state == "running":
-        return components.card(
-            title,
-            dmc.Text("Replaying the update …", size="sm", mb=6),
-            dmc.Progress(value=100, animated=True, striped=True),
-        )
-    failed = [components.failed(progress.error)] if progress.state == "failed" else []
-    return components.card(
-        title,
-        *failed,
-        dmc.Text(
-            "Loads the round's snapshot and replays its update, in a process of its own. The result is kept next to "
-            "the run, for all records of the round.",
-            size="sm", mb=6,
-        ),
-        dmc.Button("Load the snapshot and replay", id="record-replay", size="xs"),
+        text = f"This needs the snapshot of round {round.number}, from which the update is replayed."
+        return components.card(_TITLE, record_jobs.no_snapshot(text, run.snapshot_rounds))
+    return record_jobs.offer(
+        _PART, _progress(context, address),
+        "Loads the round's snapshot and replays its update, in a process of its own, for all records of the round.",
+        "Replaying the update", title=_TITLE, button="Load the snapshot and replay",
     )  # fmt: skip
 
 
@@ -99,39 +77,20 @@ def replay(path: str, round: int, folder: str, _: Report) -> None:
 def register(app: Dash, context: Context) -> None:
     """The button begins the replay; the page looks until it is over."""
 
-    @app.callback(
-        Output("record-tick", "disabled"),
-        Input("record-replay", "n_clicks"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def begin(clicks: int | None, path: str) -> bool:
-        address = context.address(path, "")
-        if not clicks or address is None or address.round is None:
-            raise PreventUpdate
-        folder = context.reading.run(address.run).path
-        where = results_folder(folder, _ANALYSIS, _detail(address.round))
-        _jobs.start(_key(folder, address.round), replay, str(folder), address.round, str(where))
-        return False
+    def begin(address: Address) -> None:
+        folder, round = context.reading.run(address.run).path, address.round or 0
+        where = results_folder(folder, _ANALYSIS, _detail(round))
+        _jobs.start(_key(folder, round), replay, str(folder), round, str(where))
 
-    @app.callback(
-        Output("record-after", "children"),
-        Output("record-tick", "disabled", allow_duplicate=True),
-        Input("record-tick", "n_intervals"),
-        State("url", "pathname"),
-        prevent_initial_call=True,
-    )
-    def look(_: int, path: str) -> Any:
-        address = context.address(path, "")
-        if address is None or address.round is None or address.record is None:
-            raise PreventUpdate
-        round = round_of(context.reading, address.run, address.round)
-        return _shown(context, address, round, address.record), not _running(context, address)
+    def shown(context: Context, address: Address) -> Any:
+        round = round_of(context.reading, address.run, address.round or 0)
+        return _shown(context, address, round, address.record or 0)
+
+    record_jobs.register_offer(app, context, _PART, shown, begin, lambda address: _progress(context, address))
 
 
-def _running(context: Context, address: Address) -> bool:
-    key = _key(context.reading.run(address.run).path, address.round or 0)
-    return _jobs.progress(key).state == "running"
+def _progress(context: Context, address: Address) -> Progress:
+    return _jobs.progress(_key(context.reading.run(address.run).path, address.round or 0))
 
 
 def _detail(round: int) -> str:

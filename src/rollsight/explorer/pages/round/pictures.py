@@ -19,8 +19,9 @@ from rollsight.explorer.figures import scores as figures
 from rollsight.explorer.figures.strip import Places, places, strip
 from rollsight.explorer.filtering import PHASE, between, equal
 from rollsight.explorer.rounds import By, Masses, Round, choices, cut_of, episode_ends, masses, round_of
-from rollsight.explorer.tables import action_of, is_language
+from rollsight.explorer.tables import action_of
 from rollsight.explorer.theme import dressed
+from rollsight.runs import is_language
 
 _BY = {"action": "Action", "group": "Prompt", "phase": "Phase", "env": "Env.", "episode": "Episode"}
 _OPEN = """(click) => {

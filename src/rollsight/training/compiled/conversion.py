@@ -1,4 +1,4 @@
-"""The torch twin: a Stable-Baselines3 policy and optimiser that hold the same numbers as the compiled ones."""
+"""From a Stable-Baselines3 policy and optimiser to the arrays that the compiled engine trains, and back."""
 
 from __future__ import annotations
 
