@@ -115,8 +115,9 @@ def test_the_step_takes_the_gradient_of_the_kept(tmp_path: Any, loss: str) -> No
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_nothing_dropped_is_plain_trl_bit_by_bit(tmp_path: Any, algorithm: str) -> None:
-    stock, scored = (made(tmp_path / name, algorithm, max_steps=3) for name in ("stock", "scored"))
+    stock = made(tmp_path / "stock", algorithm, max_steps=3)
     stock.train()
+    scored = made(tmp_path / "scored", algorithm, max_steps=3)
     start = parameters(scored)
     attachment = attach(scored, scoring="in_backward", drop=0.0)
     scored.train()
@@ -131,8 +132,9 @@ def test_nothing_dropped_is_plain_trl_bit_by_bit(tmp_path: Any, algorithm: str) 
 def test_mixed_precision_with_checkpointing(tmp_path: Any) -> None:
     """TRL's defaults: the same training, bit by bit, and completions ranked as by a pass of their own."""
     changes = {"per_device_train_batch_size": 16, "bf16": True, "activation_checkpointing": True}
-    stock, scored = (made(tmp_path / name, **changes) for name in ("stock", "scored"))
+    stock = made(tmp_path / "stock", **changes)
     stock.train()
+    scored = made(tmp_path / "scored", **changes)
     ranks: list[torch.Tensor] = []
 
     def look(attachment: Any, window: Any) -> None:
@@ -179,7 +181,7 @@ def test_a_target_that_pulls_where_training_does_not_takes_its_own_pass(tmp_path
     """The rewards of a group that are all alike give no advantage, and yet they have their place among all rewards."""
 
     def reward(completions: list[str], **_: Any) -> list[float]:
-        return [1.0] * 4 + digits(completions[4:])
+        return [9.0] * 4 + digits(completions[4:])
 
     attachment = watched(made(tmp_path, reward=reward), lambda *_: None, target=["sequence", "reward"])
     assert [scores.backend for scores in attachment.scores.values()] == ["in_backward", "layerwise"]
@@ -268,8 +270,9 @@ def test_a_gradient_that_something_else_changes_is_seen_and_training_goes_on(tmp
 
 
 def test_what_fails_in_the_capture_stops_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stock, trained = (made(tmp_path / name, max_steps=2) for name in ("stock", "scored"))
+    stock = made(tmp_path / "stock", max_steps=2)
     stock.train()
+    trained = made(tmp_path / "scored", max_steps=2)
     attachment = attach(trained, scoring="in_backward")
     monkeypatch.setattr(RecordGradients, "_add", lambda *_: 1 / 0)
     with pytest.warns(UserWarning, match=r"round 1: no gradients in training's backward.*ZeroDivisionError"):
