@@ -12,7 +12,7 @@ import rollsight
 SOURCE = Path(rollsight.__file__).parent
 # From the top; what is in none of these packages is the ground floor.
 FLOORS = ("cli", "explorer", "studies", "analysis", "training", "playing", "adapters", "environments", "doctor", "runs")
-STUDIES = ("culprits", "paper", "directions", "rlhf", "grpo")
+STUDIES = ("culprits", "paper", "directions", "replay", "rlhf", "grpo")
 APPLICATIONS = ("culprits", "diagnosis", "fidelity", "intervention", "phases")
 
 

@@ -30,6 +30,19 @@ def of_sb3(folder, monkeypatch):
         yield folder / name
 
 
+def of_replay(folder, monkeypatch):
+    from functools import partial
+
+    from off_policy_zoo import make_model, toy
+
+    from rollsight.adapters.sb3_off_policy import ReplayInfluenceCallback
+
+    for name, algo, obs in (("plain", "DQN", "box"), ("dictionary", "SAC", "dict")):
+        watch = ReplayInfluenceCallback(20, episodes=2, make_env=partial(toy, algo, obs), run=folder / name)
+        make_model(algo, obs, n_envs=2).learn(100, callback=watch)
+        yield folder / name
+
+
 def of_compiled(folder, monkeypatch):
     pytest.importorskip("jax", reason="the compiled engine needs JAX (pip install 'rollsight[fast]')")
     from rollsight.training import run
@@ -86,7 +99,7 @@ def of_own(folder, monkeypatch):
     yield recorder.path
 
 
-HOSTS = {"sb3": of_sb3, "compiled": of_compiled, "trl": of_trl, "rlhf": of_rlhf, "own": of_own}
+HOSTS = {"sb3": of_sb3, "replay": of_replay, "compiled": of_compiled, "trl": of_trl, "rlhf": of_rlhf, "own": of_own}
 
 
 def is_of(type, stored):

@@ -8,7 +8,7 @@ import torch
 
 import rollsight as rs
 from rollsight.runs.columns import reasons
-from rollsight.selection import DropHarm, DropNegative, DropRandom, Selection, from_text, with_floor
+from rollsight.selection import DropHarm, DropNegative, DropRandom, RankWeights, Selection, from_text, with_floor
 
 NAN = float("nan")
 
@@ -309,6 +309,24 @@ def test_reasons_of_a_rule_of_ones_own():
     assert str(reasons(everything, everything, "").type) == "string"  # one type in every round
     with pytest.raises(rs.RollsightError, match="`reason` has 3 texts for 4 records"):
         rs.selection.Selection(weights, dropped, 2, 2, reason=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.6, 2.0])
+def test_rank_weights_fall_with_the_rank_of_the_score_and_have_a_mean_of_1(power):
+    scores = random_scores(3)
+    selection = RankWeights(power)(scores)
+    weights, valid = selection.weights, scores.valid
+    assert float(weights[~valid].abs().sum()) == 0
+    assert float(weights[valid].mean()) == pytest.approx(1)
+    order = scores.values[valid].argsort(descending=True, stable=True)
+    ranks = torch.arange(1, len(order) + 1).double()
+    assert torch.allclose(weights[valid][order] / weights[valid][order][0], ranks**-power)
+    assert len(selection.dropped) == selection.requested == selection.reached == 0
+
+
+def test_a_power_below_0_is_an_error():
+    with pytest.raises(rs.RollsightError, match="power is -1; give a number of at least 0"):
+        RankWeights(-1)
 
 
 def test_random_control_of_a_rule_of_ones_own_drops_as_many_records():

@@ -440,7 +440,7 @@ def _losses(policy: rs.Policy, records: rs.Records, objective: ob.PPO | ob.A2C, 
     tokens, terms = _valid_tokens(records, i), {}
     if not tokens:
         return terms
-    log_prob, entropy, value = _one(policy, records, i)
+    log_prob, entropy, value, *_ = _one(policy, records, i)
     for t in tokens:
         advantage, lp = _flat(advantages[i])[t], log_prob[t]
         if isinstance(objective, ob.A2C):
@@ -471,7 +471,7 @@ def _target(policy: rs.Policy, records: rs.Records, target: Any) -> Tensor:
     tokens = sum(len(_valid_tokens(measured, i)) for i in rows)
     total = 0.0
     for i in rows:
-        log_prob, _, _ = _one(policy, measured, i)
+        log_prob, *_ = _one(policy, measured, i)
         advantages, valid = _flat(measured.advantages[i]), _valid_tokens(measured, i)
         if isinstance(target, tg.Return):
             total = total + sum(log_prob[t] * advantages[t] for t in valid) / tokens

@@ -197,6 +197,71 @@ class RLOO:
         return torch.min(ratio * records.advantages, clipped * records.advantages)
 
 
+@dataclass(frozen=True)
+class TD:
+    """The loss of a critic trained on transitions (DQN, SAC, TD3) as its negative, to be maximised:
+
+        l_i = -scale * sum over critics c of d(Q_c(s_i, a_i) - y_i)
+
+    y_i is `records.returns`: the update's target, computed before and frozen, so that the gradient is the semi-gradient
+    that the trainer follows. The policy's module is the critic (`Evaluation.of_critics`).
+
+    loss: "squared", d(x) = x^2; "huber", d(x) = x^2 / 2 within 1 of 0 and |x| - 1/2 beyond.
+    scale: what the loss is multiplied by: 0.5 in Stable-Baselines3's SAC, 1 in its TD3 and DQN.
+    normalisation: always "raw".
+    """
+
+    loss: Literal["huber", "squared"] = "squared"
+    scale: float = 1.0
+    normalisation: str = field(default="raw", init=False)
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("huber", "squared"):
+            raise RollsightError(f"TD: loss={self.loss!r} is unknown; give 'huber' or 'squared'.")
+        if not self.scale > 0:
+            raise RollsightError(f"TD: scale is {self.scale}; give a number above 0.")
+
+    def prepare(self, records: Records) -> Records:
+        return records
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        error = q_errors(evaluation, records, "objectives.TD", "the targets of its update")
+        size = error.abs()
+        loss = error**2 if self.loss == "squared" else torch.where(size < 1, error**2 / 2, size - 0.5)
+        return torch.where(records.valid, -self.scale * loss.sum(1), 0.0)
+
+
+@dataclass(frozen=True)
+class ActorValue:
+    """What an actor is trained to maximise through its critic, as SAC's is: l_i = min Q(s_i, a) - alpha log pi(a), the
+    action a drawn from the actor by reparametrisation. The policy's `evaluate` gives it as `value`.
+
+    normalisation: always "raw".
+    """
+
+    normalisation: str = field(default="raw", init=False)
+
+    def prepare(self, records: Records) -> Records:
+        return records
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        if evaluation.value is None:
+            raise RollsightError("objectives.ActorValue needs `value` from `evaluate`: what the actor maximises.")
+        return torch.where(records.valid, evaluation.value, 0.0)
+
+
+def q_errors(evaluation: Evaluation, records: Records, needed_by: str, what: str) -> Tensor:
+    """(N, C) Q_c(s, a) less `records.returns`, 0 where invalid; `RollsightError` where one of both is missing.
+
+    what: what the returns are, for the error.
+    """
+    if evaluation.q_values is None:
+        raise RollsightError(f"{needed_by} needs a critic: let `evaluate` return rollsight.Evaluation.of_critics(...).")
+    if records.returns is None or records.returns.dim() != 1:
+        raise RollsightError(f"{needed_by} needs {what}: give Records(..., returns=) of shape (N,).")
+    return torch.where(records.valid[:, None], evaluation.q_values - records.returns[:, None], 0.0)
+
+
 def normalize_advantages(advantages: Tensor, valid: Tensor, rule: str) -> Tensor:
     """Normalise over valid entries as `rule` says; invalid entries become 0. Shapes (N,) or (N, T), both alike.
 

@@ -14,16 +14,29 @@ from rollsight.records import Records
 
 
 class Evaluation(NamedTuple):
-    """What a policy says of given actions in given observations.
+    """What a policy, or a critic (`of_critics`), says of given actions in given observations.
 
-    log_prob: (N,), or (N, T) for sequences.
+    log_prob: (N,), or (N, T) for sequences; 0 of critics, which give no probabilities.
     entropy: the same shape; None where the policy has none.
     value: the same shape; None where the policy has no value function.
+    q_values: (N, C), what each of C critics says of the action's value; None where the module is no critic.
     """
 
     log_prob: Tensor
     entropy: Tensor | None = None
     value: Tensor | None = None
+    q_values: Tensor | None = None
+
+    @classmethod
+    def of_critics(cls, *q_values: Tensor) -> Evaluation:
+        """The evaluation by a module that is one or several critics: (N,) or (N, 1) of each."""
+        columns = torch.stack([column.flatten() for column in q_values], 1)
+        return cls(columns.new_zeros(len(columns)), q_values=columns)
+
+    @property
+    def output(self) -> Tensor:
+        """What the module computes of its parameters, with leading N: log-probabilities, or a critic's values."""
+        return self.log_prob if self.q_values is None else self.q_values
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,11 @@ class Policy:
                     f"Policy: `evaluate` gave `{name}` of shape {tuple(part.shape)} for records of shape {expected}; "
                     "give one number per log-probability."
                 )
+        if evaluation.q_values is not None and evaluation.q_values.shape[:-1] != expected[:1]:
+            raise RollsightError(
+                f"Policy: `evaluate` gave `q_values` of shape {tuple(evaluation.q_values.shape)} for {expected[0]} "
+                "records; give (N, C), a column for each critic."
+            )
         return evaluation
 
     def trainable(self) -> dict[str, nn.Parameter]:

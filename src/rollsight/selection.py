@@ -123,6 +123,33 @@ class DropRandom:
         return replace(mine, requested=like.requested, message=mine.message or like.message)
 
 
+@dataclass(frozen=True)
+class RankWeights:
+    """Weigh every valid record by the rank of its score and drop none: weights in proportion to rank^-power, rank 1
+    being the highest score, with a mean of 1. For hosts that can weigh, such as a replay buffer.
+
+    The weights are those of rank-based prioritised replay (Schaul et al. 2016) with another order. Whatever gives the
+    order, weights of one power have the same spread.
+
+    power: 0 weighs all alike; higher concentrates the weights on the highest scores.
+    """
+
+    power: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not self.power >= 0:
+            raise RollsightError(f"RankWeights: power is {self.power}; give a number of at least 0.")
+
+    def __call__(self, scores: Scores) -> Selection:
+        order = torch.sort(_unit_totals(scores, "record"), descending=True, stable=True).indices
+        ranked = torch.arange(1, len(order) + 1, device=order.device).double() ** -self.power
+        of_valid = torch.empty_like(ranked)
+        of_valid[order] = ranked / ranked.mean()
+        weights = torch.zeros(len(scores), dtype=torch.float64, device=order.device)
+        weights[scores.valid] = of_valid
+        return Selection(weights, scores.valid.new_zeros(0, dtype=torch.long), 0, 0)
+
+
 def from_text(text: str, *, seed: int = 0, unit: str = "record", min_keep: int = 0) -> DropNegative | DropRandom:
     """A rule from text: "negative:0.5" drops half of the negative units, "random:0.5" the same number at random."""
     kind, _, fraction = text.partition(":")

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     ACTIONS = 0xAC7
     MINIBATCH_ORDER = 0x0DE5  # and the orders that a replay can have in place of the recorded one
     EVALUATION = 0xE7A1
+    ACTOR_NOISE = 0xAC7A  # of actions that an actor's loss draws
+    TD_TARGETS = 0x7D7A  # actions and noise in the targets of a critic's update
 
     # Selections
     DROP_RANDOM = 0x5E1EC7  # `selection.DropRandom`

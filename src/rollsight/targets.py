@@ -198,6 +198,34 @@ class Objective:
         return objectives.PPO() if self.objective is None else self.objective
 
 
+class Calibration:
+    """`f_calibration` = E[-(Q(s, a) - G)^2 / 2], the mean over records and critics: how well a critic's values agree
+    with returns G that really came. Of episodes that are played for it, it is held out from training.
+
+    records: with `returns`, (N,), the discounted returns G from (s, a) on.
+    each: explain every record on its own, scores (N, M), or with `groups` the mean over each of them, (N, G), groups
+        ascending.
+    groups: (N,) integers, with each=True.
+    """
+
+    def __init__(self, records: Records, *, each: bool = False, groups: Any = None, name: str = "calibration") -> None:
+        self.records = records
+        self.each = each
+        self.groups = None if groups is None else as_tensor(groups)
+        self.name = name
+        _check_groups("Calibration", self.groups, each, len(records), "records")
+
+    def measured_on(self, records: Records) -> Records:
+        return self.records
+
+    def terms(self, evaluation: Evaluation, records: Records) -> Tensor:
+        errors = objectives.q_errors(evaluation, records, "targets.Calibration", "the returns that really came")
+        return -(errors**2).mean(1) / 2
+
+    def count(self, records: Records) -> int:
+        return int(records.valid.sum())
+
+
 class Action:
     """`f_action` = log pi(a given s) for given state-action pairs: why does the agent do this here?
 
@@ -217,11 +245,7 @@ class Action:
                 "give the same number of both, at least one (with a leading dimension)."
             )
         self.groups = None if groups is None else as_tensor(groups)
-        if self.groups is not None and (not each or self.groups.shape != (rows_of(self.obs),)):
-            raise RollsightError(
-                f"targets.Action: groups has shape {tuple(self.groups.shape)} and each={each}; give one integer for "
-                f"each of the {rows_of(self.obs)} pairs, and each=True."
-            )
+        _check_groups("Action", self.groups, each, rows_of(self.obs), "pairs")
         none = torch.zeros(rows_of(self.obs))
         self.records = Records(self.obs, self.actions, none, none)
 
@@ -238,3 +262,11 @@ class Action:
 
     def count(self, records: Records) -> int:
         return len(records)
+
+
+def _check_groups(target: str, groups: Tensor | None, each: bool, count: int, what: str) -> None:
+    if groups is not None and (not each or groups.shape != (count,)):
+        raise RollsightError(
+            f"targets.{target}: groups has shape {tuple(groups.shape)} and each={each}; give one integer for each of "
+            f"the {count} {what}, and each=True."
+        )

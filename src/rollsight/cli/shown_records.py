@@ -26,6 +26,8 @@ _OF_STEPS = {
     "action": ("action", 10),
     "reward": ("reward", 30),
     "advantage": ("advantage", 40),
+    "td_error": ("TD error", 40),
+    "age": ("age", 70),
     "score": ("score", 0),
     "kept": ("kept", 80),
 }

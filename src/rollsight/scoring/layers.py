@@ -206,7 +206,7 @@ class Layers:
         finally:  # before any backward, in which activation checkpointing calls the layers again
             for handle in handles:
                 handle.remove()
-        check_attached(evaluation.log_prob)
+        check_attached(evaluation.output)
         return evaluation, calls
 
 

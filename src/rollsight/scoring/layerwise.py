@@ -16,7 +16,7 @@ from rollsight.objectives import Objective
 from rollsight.policy import Evaluation, Policy
 from rollsight.records import Records
 from rollsight.scoring.covering import NotCovered
-from rollsight.scoring.gradients import Direction, in_float32, inner
+from rollsight.scoring.gradients import Direction, check_attached, in_float32, inner
 from rollsight.scoring.graph import check_uses
 from rollsight.scoring.layers import EVERY, Call, Layers, Rows
 
@@ -67,10 +67,10 @@ def _probe(layers: Layers, records: Records, objective: Objective) -> None:
     terms = objective.terms(evaluation, record)
     if terms.requires_grad:
         check_uses(layers, calls, terms)
-    large = Backward(layers, calls, evaluation.log_prob, torch.full_like(evaluation.log_prob, _LARGE))
+    large = Backward(layers, calls, evaluation.output, torch.full_like(evaluation.output, _LARGE))
     large.compare(large.total.keys())
     again, again_calls = layers.forward(record)
-    small = Backward(layers, again_calls, again.log_prob, torch.full_like(again.log_prob, 1 / _LARGE)).total
+    small = Backward(layers, again_calls, again.output, torch.full_like(again.output, 1 / _LARGE)).total
     for name, g in large.total.items():
         if float((g - _LARGE**2 * small[name]).norm()) > large.tolerance * float(g.norm()):
             raise NotCovered(
@@ -101,6 +101,7 @@ class Backward:
 
     def __init__(self, layers: Layers, calls: list[Call], y: Tensor, w: Tensor | None = None) -> None:
         """calls, y: of one forward of the layers, y with leading n; w: as y, None for ones."""
+        check_attached(y)
         check_uses(layers, calls, y)
         edges = [call.edge for call in calls]
         inputs: list[Any] = [*edges, *layers.parameters.values()]

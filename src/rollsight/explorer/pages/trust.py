@@ -81,7 +81,7 @@ def figure(rounds: pa.Table) -> go.Figure:
             "rank agreement",
             lines(
                 ("halves", "trust_split_half", HELPED),
-                ("halves, advantages permuted", "trust_split_half_permuted", INVALID),
+                ("halves, permuted", "trust_split_half_permuted", INVALID),
             ),
             (-1.05, 1.05),
         ),
@@ -129,6 +129,9 @@ def _meaning(metadata: Mapping[str, Any], rounds: pa.Table) -> Any:
         ("Rule", metadata.get("rule") or "none", "from scores to what stays"),
         ("Measured on", "the records that are scored", "so a record's own part is in its score: the in-sample trap"),
     ]
+    if last.get("held_out") is not None:  # a replay buffer, whose rounds are not replayed
+        rows[4] = ("Counterfactual", "none", "one plain gradient step of the critic, to first order")
+        rows[6] = ("Measured on", "held-out episodes", "which are played for it, and hold none of the transitions")
     body = [
         dmc.TableTr(
             [

@@ -10,6 +10,12 @@ import torch
 
 from rollsight.analysis.culprits.scores import AnyBehaviour
 from rollsight.arrays import Bools, Floats
+from rollsight.errors import RollsightError
+from rollsight.studies.metrics import auroc
+
+
+class NothingLearntError(RollsightError):
+    """The run ends without the behaviour."""
 
 
 def compared(
@@ -29,14 +35,6 @@ def compared(
     }
     everything = {**rankings, "the tags themselves": tagged.astype(float)}
     return {"found": found, "left out": left_out(behaviour, everything, tagged, round, replayed)}
-
-
-def auroc(scores: Floats, tagged: Bools) -> float:
-    """The probability that a tagged record stands above another one, ties counted by half."""
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
-    positive = int(tagged.sum())
-    return float((rank[tagged].sum() - positive * (positive + 1) / 2) / (positive * (len(scores) - positive)))
 
 
 def left_out(

@@ -19,6 +19,7 @@ from rollsight.runs.schema import column_of
 _COLOURS = {"dropped": DROPPED, "invalid": INVALID}
 _NAMES = {
     "length": "Length", "reward": "Reward", "kl": "KL to the reference", "value": "Value", "advantage": "Advantage",
+    "td_error": "TD error", "age": "Age",
     "return": "Return", "entropy": "Entropy", "episode_return": "Return of its episode", "reason": "Reason",
 }  # fmt: skip
 

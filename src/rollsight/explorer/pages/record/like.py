@@ -44,18 +44,19 @@ def _table(context: Context, address: Address, round: Round, near: Near) -> Any:
     if not len(near.records):
         return dmc.Text("There is none in this round.", size="sm", c="dimmed")
     rows, metadata = [], context.reading.metadata(address.run)
+    signal, name = ("td_error", "TD error") if round.has("td_error") else ("advantage", "Advantage")
     for record, distance, opposed in zip(near.records.tolist(), near.distances, near.opposed, strict=True):
         badge = dmc.Badge("other sign", color="grape", variant="light", size="xs", radius="sm") if opposed else ""
         cells = [
             _link(context, address, round, record, number(record)),
             number(float(distance)),
             components.text_of(action_of(metadata, round.table["action"][record].as_py())),
-            number(float(round.column("advantage")[record])),
+            number(float(round.column(signal)[record])),
             components.score(float(round.scores[record])),
             dmc.Group([_status(round, record), badge], gap=6),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
-    names = ("Record", "Distance", "Action", "Advantage", "Score", "Status")
+    names = ("Record", "Distance", "Action", name, "Score", "Status")
     head = dmc.TableThead(dmc.TableTr([dmc.TableTh(name) for name in names]))
     return dmc.Table([head, dmc.TableTbody(rows)], fz="sm", verticalSpacing=3, highlightOnHover=True)
 

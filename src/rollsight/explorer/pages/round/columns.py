@@ -17,7 +17,7 @@ from rollsight.runs.schema import column_of
 _LONG = 300  # characters of a text in a cell
 _SHOWN = (
     *(RECORD, "env", "step", "episode", "episode_step", "group", "prompt", "completion", "length", "action", "reward"),
-    *("value", "advantage", "score_*", STATUS, "reason", "episode_return"),
+    *("value", "advantage", "td_error", "age", "score_*", STATUS, "reason", "episode_return"),
 )
 _MEANING = {
     RECORD: "number of the record in the buffer of its round, from 0",

@@ -66,7 +66,7 @@ def layout(context: Context, address: Address, round: Round, summary: Mapping[st
             note="Click a bar or drag over several: the table shows them.",
         ),
         components.card(
-            "Score against advantage",
+            f"Score against {_signal(round)[1]}",
             components.graph("round-scatter", scatter(round, is_language(metadata))),
             note="Click a point to open its record.",
         ),
@@ -89,10 +89,15 @@ def layout(context: Context, address: Address, round: Round, summary: Mapping[st
 
 
 def scatter(round: Round, language: bool) -> Any:
-    """Score against advantage."""
-    return figures.against_advantage(
-        round.scores, round.column("advantage"), round.status, "as trained on" if language else "return"
-    )
+    """Score against advantage, or TD error."""
+    column, name = _signal(round)
+    unit = "as trained on" if language else "return"
+    return figures.against_advantage(round.scores, round.column(column), round.status, unit, name=name)
+
+
+def _signal(round: Round) -> tuple[str, str]:
+    """What training takes from a record: its column, and what it is called."""
+    return ("td_error", "TD error") if round.has("td_error") else ("advantage", "advantage")
 
 
 def mass(round: Round, by: By | None, metadata: Mapping[str, Any]) -> Any:
@@ -122,7 +127,7 @@ def rollout(round: Round, metadata: Mapping[str, Any]) -> Any:
 
 
 def _places(round: Round) -> Places:
-    if round.has("env", "step"):
+    if round.has("env", "step") and np.isfinite(round.column("step")).all():  # of replay some may not be known
         return places(round.column("env"), round.column("step"))
     if round.has("group"):
         group = round.column("group")
