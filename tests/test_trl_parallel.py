@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("trl")
 
-from test_trl import gradient, trainer
 from trl_rank import CHANGES, ROWS
+from trl_zoo import gradient, trainer
 
 import rollsight as rs
 from rollsight import runs
@@ -54,8 +54,14 @@ def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def test_two_processes_make_the_update_of_one_on_the_kept_rows(tmp_path: Path) -> None:
-    first, second = train_in_two_processes(tmp_path, "grpo")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train_in_two_processes(folder, "grpo")
+
+
+def test_two_processes_make_the_update_of_one_on_the_kept_rows(tmp_path: Path, trained: Any) -> None:
+    folder, (first, second) = trained
     assert torch.equal(first["end"], second["end"])
     assert torch.equal(first["scores"], second["scores"])
     whole = merged(first["batch"], second["batch"])
@@ -76,10 +82,27 @@ def test_two_processes_make_the_update_of_one_on_the_kept_rows(tmp_path: Path) -
     found = (first["start"] - first["end"]) / CHANGES["learning_rate"]
     assert (found - step).norm() < 1e-4 * step.norm()
 
-    table = runs.open(tmp_path / "run").records(1)
+    table = runs.open(folder / "run").records(1)
     assert table["kept"].to_pylist() == kept.tolist()
     assert table["group"].to_pylist() == [i // 4 for i in range(16)]
     assert table["score_sequence"].to_pylist() == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_scores_from_the_training_itself_are_those_of_all_processes(trained: Any) -> None:
+    """The first process keeps no row."""
+    _, (first, second) = trained
+    for way in ("plain", "nothing", "in_backward", "own_pass"):
+        assert torch.equal(first[way]["end"], second[way]["end"])
+    assert first["in_backward"]["backend"] == "in_backward"
+    assert first["own_pass"]["backend"] == "layerwise"
+    assert torch.equal(first["nothing"]["end"], first["plain"]["end"])
+    assert (first["in_backward"]["end"] - first["plain"]["end"]).abs().max() > 1e-4
+    assert (first["in_backward"]["end"] - first["own_pass"]["end"]).abs().max() < 1e-7
+    for target, expected in first["own_pass"]["scores"].items():
+        for rank in (first, second):
+            found = rank["in_backward"]["scores"][target]
+            assert len(found) == 16
+            assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_what_fails_in_one_process_stops_neither(tmp_path: Path) -> None:

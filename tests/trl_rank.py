@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_trl import dropping, parameters, trainer
+from trl_zoo import dropping, lora, parameters, shifted, trainer
 
 import rollsight as rs
 from rollsight import runs
@@ -77,6 +77,27 @@ def survive(folder: Path) -> None:
     torch.save(found, folder / f"rank{trained.accelerator.process_index}.pt")
 
 
+def in_backward(folder: Path) -> dict[str, Any]:
+    """A step with an adapter, with clipping: plain, nothing dropped, and rows dropped by scores of either way."""
+    found: dict[str, Any] = {}
+    ways: dict[str, Any] = {
+        "plain": None,
+        "nothing": {"scoring": "in_backward"},
+        "in_backward": {"scoring": "in_backward", "selection": dropping(*ROWS)},
+        "own_pass": {"scoring": "own_pass", "selection": dropping(*ROWS)},
+    }
+    for name, options in ways.items():
+        trained = trainer(folder / name, lora=lora(), **CHANGES | {"max_grad_norm": 0.1})
+        shifted(trained)
+        attachment = None if options is None else attach(trained, target=["sequence", "return"], **options)
+        trained.train()
+        found[name] = {"end": parameters(trained)}
+        if attachment is not None:
+            found[name]["scores"] = {target: scores.values for target, scores in attachment.scores.items()}
+            found[name]["backend"] = attachment.scores["sequence"].backend
+    return found
+
+
 def main(folder: Path, loss: str) -> None:
     torch.set_num_threads(1)
     if loss == "survive":
@@ -98,6 +119,7 @@ def main(folder: Path, loss: str) -> None:
         "start": start,
         "end": parameters(trained),
         "scores": attachment.scores["sequence"].values,
+        **in_backward(folder),
     }
     torch.save(found, folder / f"rank{trained.accelerator.process_index}.pt")
 

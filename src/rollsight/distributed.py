@@ -69,6 +69,11 @@ def from_first(call: Callable[[], T], group: Group | None) -> T:
     return first
 
 
+def everywhere(holds: bool, group: Group | None) -> bool:
+    """Whether it holds on every rank. None: one process."""
+    return holds if group is None else all(_exchanged(holds, group))
+
+
 def all_reduced(directions: list[Direction], group: Group) -> list[Direction]:
     """The directions summed over ranks, in one all-reduce."""
     _exchanged(None, group)

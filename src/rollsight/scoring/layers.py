@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -114,7 +114,7 @@ def _hugging_face_layer_of(module: nn.Module) -> Map | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class Layer:
     """A layer and how to compute it.
 
     module: the layer.
@@ -146,7 +146,7 @@ class Call:
     edge: where its output stands in the graph.
     """
 
-    layer: _Layer
+    layer: Layer
     x: Tensor
     version: int
     edge: GradientEdge
@@ -181,13 +181,16 @@ class Layers:
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.parameters = policy, policy.trainable()
-        self._layers: list[_Layer] = []
+        self._layers: list[Layer] = []
         trained = {id(p): name for name, p in self.parameters.items()}
         for module in policy.module.modules():
             own = {name: p for name, p in module._parameters.items() if p is not None}
             names = {name: trained[id(p)] for name, p in own.items() if id(p) in trained}
             if names and (apply := _layer_of(module, own.keys())) is not None:
-                self._layers.append(_Layer(module, apply, names, {k: p for k, p in own.items() if k not in names}))
+                self._layers.append(Layer(module, apply, names, {k: p for k, p in own.items() if k not in names}))
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers)
 
     @property
     def kinds(self) -> set[type[nn.Module]]:
@@ -207,7 +210,7 @@ class Layers:
         return evaluation, calls
 
 
-def _hook_of(layer: _Layer, calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+def _hook_of(layer: Layer, calls: list[Call]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # The edge, not the tensor: a following in-place activation would move the tensor on.
         if isinstance(output, Tensor) and output.requires_grad and args:

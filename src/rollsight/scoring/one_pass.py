@@ -186,7 +186,7 @@ def _shared_log_prob_weights(
     A plain record's y is its log-probability; a sequence's is a weighted sum over its tokens, the same for target and
     loss where one's slopes are a multiple of the other's (one advantage for the sequence, on the policy, say).
     """
-    slopes = _log_prob_slopes(evaluation, problem.target_value, problem.objective_terms)
+    slopes = log_prob_slopes(evaluation, problem.target_value, problem.objective_terms)
     if slopes is None:
         return None
     w, c = slopes
@@ -206,7 +206,7 @@ def _shared_log_prob_weights(
     return y, scale * pulled, scale * torch.where(pulled, factor.squeeze(1), 1.0)
 
 
-def _log_prob_slopes(evaluation: Evaluation, *values: Callable[[Evaluation], Tensor]) -> list[Tensor] | None:
+def log_prob_slopes(evaluation: Evaluation, *values: Callable[[Evaluation], Tensor]) -> list[Tensor] | None:
     """d sum(value) / d log_prob for each value; None where one of them does not depend on the log-probabilities
     alone."""
     leaves = [[None if x is None else x.detach().requires_grad_() for x in evaluation] for _ in values]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,16 +15,18 @@ from torch import Tensor
 from rollsight import distributed, runs, targets
 from rollsight.adapters import findings, options
 from rollsight.adapters.top_records import top_records
-from rollsight.adapters.trl import start, table
+from rollsight.adapters.trl import in_backward, start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
 from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
 from rollsight.adapters.trl.freezing import frozen_round, rounds_between
+from rollsight.adapters.trl.in_backward import ROWS, Way, Window
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.private_api import algorithm_of
 from rollsight.adapters.trl.scoring import Scoring, selected
 from rollsight.doctor.live import LiveDoctor
 from rollsight.scoring import Scores
+from rollsight.scoring.in_backward import RecordGradients
 from rollsight.scoring.score import Backend
 from rollsight.selection import Rule, Selection
 from rollsight.trackers import Trackers
@@ -57,15 +59,18 @@ def attach(
     doctor: bool = False,
     snapshots: str = "auto",
     metadata: Mapping[str, Any] | None = None,
+    scoring: Way = "auto",
+    gradient_bytes: int = 2**31,
 ) -> Attachment:
     """Score every completion that `trainer`, a TRL GRPOTrainer or RLOOTrainer, generates for training and, where asked,
     leave the harmful ones out of its updates. Call it before `trainer.train()`; `attach(trainer)` only scores, and
     training is then bit-identical to training without it.
 
-    Scores are taken when a generation batch is complete, before it is shuffled and split, at the policy that made it;
-    they serve all its updates. Advantages are never recomputed: a group's baseline counts dropped completions too.
-    Nothing happens during evaluation. Once training has begun, what fails in scoring, selecting, logging or recording
-    is a warning, once per kind: such a round keeps every completion, and training goes on.
+    Scores are taken at the policy that made a generation batch, and serve all its updates: in the backward of training
+    (`scoring`), or in a pass of their own, before the batch is shuffled and split. Advantages are never recomputed: a
+    group's baseline counts dropped completions too. Nothing happens during evaluation. Once training has begun, what
+    fails in scoring, selecting, logging or recording is a warning, once per kind: such a round keeps every completion,
+    and training goes on.
 
     drop:      fraction p of the negative-score units to leave out, lowest first (IIF); None drops nothing. One
                completion always stays.
@@ -86,6 +91,13 @@ def attach(
                culprits` can score and replay them; "auto": all where one takes at most 16 MiB (the trained parameters
                and Adam's moments). With several processes there are none.
     metadata:  further entries for the run folder's `run.json`.
+    scoring:   "in_backward": the completions' own gradients are captured in the backward of training, scores and
+               selection made of them before the optimiser's step, which then takes the sum of the kept ones. It needs
+               one optimiser step per generation batch and trainable layers that are `nn.Linear`, as a LoRA adapter's
+               are, and costs a few per cent of training and `gradient_bytes`. "own_pass": a forward and backward more.
+               "auto": the first where it applies (docs/trl.md says where), else the second.
+    gradient_bytes: the most that a process's completions' own gradients may take, 4 bytes a completion and trainable
+               parameter; where it is not enough, "auto" scores in a pass of its own.
 
     A trainer has one attachment: a second takes the place of the first, with a warning. Raises `RollsightError` for
     other trainers, for wrong settings and for what cannot be scored (see `checks`); a few made-up completions tell.
@@ -100,24 +112,27 @@ def attach(
         "leave_self_out": leave_self_out,
         "chunk_size": chunk_size,
     }
-    scoring = Scoring(algorithm, chosen, settings, precondition)
+    how = Scoring(algorithm, chosen, settings, precondition)
     described = {
         "rule": selection if drop is None else f"negative:{drop}",
         "unit": unit,
         "targets": [one.name for one in chosen],
         "every": options.check_every(every),
+        "scoring": scoring,
     }
     check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
     folder = options.run_folder(run)
     between = rounds_between(snapshots, trainer.model)
     between = 0 if trainer.accelerator.num_processes > 1 else between
-    check_scoring(trainer, scoring)
+    check_scoring(trainer, how)
+    captured = in_backward.chosen(scoring, trainer, how, gradient_bytes)
+    described["scoring"] = "in_backward" if captured else "own_pass"
     earlier = (getattr(hook, "__self__", None) for hook in vars(trainer).values())
     if (attached := next((one for one in earlier if isinstance(one, Attachment)), None)) is not None:
         warnings.warn("this trainer had an attachment already, which the new one replaces", stacklevel=2)
         attached.detach()
     about = {**described, **(metadata or {})}
-    return Attachment(trainer, scoring, rule, every, folder, overwrite, doctor, between, about)
+    return Attachment(trainer, how, rule, every, folder, overwrite, doctor, between, captured, about)
 
 
 class Attachment:
@@ -136,6 +151,7 @@ class Attachment:
         overwrite: bool,
         doctor: bool,
         freeze_every: int,
+        captured: bool,
         described: Mapping[str, Any],
     ) -> None:
         self.round = 0
@@ -148,6 +164,7 @@ class Attachment:
         watched = doctor and trainer.accelerator.is_main_process
         about = {**table.describe(trainer, scoring.algorithm), **described}
         self._doctor = LiveDoctor(about, folder) if watched else None
+        self._captured, self._window = captured, cast(Window | None, None)
         self._rewards: Tensor | None = None
         self._begun = self._opened = self._detached = False
         self._writer: runs.RunWriter | None = None
@@ -185,6 +202,7 @@ class Attachment:
 
     def _end(self) -> None:
         self._begun = False
+        self._closed_window()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -242,17 +260,66 @@ class Attachment:
             return batch
         found = seen(trainer, *read, self._rewards)
         self._name_missing(found)
-        if self.round % self._every == 0 and bool(found.valid.any()):
+        tokens = trainer.accelerator.gather(loss_mask(batch).sum(1))
+        scored = self.round % self._every == 0 and bool(found.valid.any())
+        if scored and self._captured and found.pulls and in_backward.whole(trainer):
+            made = partial(Window.of, trainer, found, batch, tokens, started)
+            self._window = self._attempt(f"memory for {_GRADIENTS}", made, together=True)
+            if self._window is not None:
+                self._window.gradients.open()
+                return self._window.marked()
+            self._captured = False
+        if scored:
             self.selection = self._score(found)
-        kept = torch.ones_like(found.valid)
-        if self.selection is not None:
-            kept = (self.selection.weights > 0).to(kept.device) | ~found.valid
-        about = (found, self._leading, self.selection, kept)
-        summed = self._attempt("summary", lambda: table.summary_of(trainer, *about, time.perf_counter() - started))
+        kept = self._kept(found)
+        self._report(found, kept, time.perf_counter() - started)
+        return leave_out(batch, kept, tokens, found.own, self._loss)
+
+    def _training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """In place of the trainer's `training_step`: after the last of a step, before the gradient is clipped."""
+        loss: Tensor = self._host["training_step"](*args, **kwargs)
+        if self._window is not None and self._trainer.accelerator.sync_gradients:
+            self._finish_in_backward(cast(Window, self._closed_window()))
+        return loss
+
+    def _finish_in_backward(self, window: Window) -> None:
+        """The gradients of the whole batch are there and the policy still the one that made it: the same as `_finish`,
+        and the gradient of the kept ones for the optimiser's step. Nothing left out: training's own, untouched."""
+        started, found = time.perf_counter(), window.found
+        if self._attempt(f"{_GRADIENTS}{_SO_KEPT}", window.checked, together=True) is None:
+            self._captured = False
+        else:
+            self.selection = self._score(found, window.gradients)
+        kept = self._kept(found)
+        if not bool(kept.all()):
+            of_kept = partial(window.gradient_of_kept, kept, self._loss)
+            gradient = self._attempt(f"gradient of the kept completions{_SO_KEPT}", of_kept, together=True)
+            if gradient is None:
+                self.selection = None
+                kept = self._kept(found)
+            else:
+                window.train_with(gradient)
+        self._report(found, kept, window.seconds + window.gradients.seconds + time.perf_counter() - started)
+
+    def _closed_window(self) -> Window | None:
+        window, self._window = self._window, None
+        if window is not None:
+            window.gradients.close()
+        return window
+
+    def _kept(self, found: Seen) -> Tensor:
+        """(n,) of all processes' completions, those that are trained on."""
+        if self.selection is None:
+            return torch.ones_like(found.valid)
+        return (self.selection.weights > 0).to(found.valid.device) | ~found.valid
+
+    def _report(self, found: Seen, kept: Tensor, seconds: float) -> None:
+        """The round, to the trainer's log and tables and to the run folder."""
+        trainer, about = self._trainer, (found, self._leading, self.selection, kept)
+        summed = self._attempt("summary", lambda: table.summary_of(trainer, *about, seconds))
         if summed is not None:
             self._attempt("metrics", lambda: table.report(trainer, summed, self._scoring.columns, self.scores, kept))
             self._attempt("record in the run folder", lambda: self._record(summed, found, kept))
-        return leave_out(batch, kept, trainer.accelerator.gather(loss_mask(batch).sum(1)), found.own, self._loss)
 
     def _attempt(self, part: str, call: Callable[[], Result], together: bool = False) -> Result | None:
         """The call's result, None where it fails: with a warning, so that training goes on. together: every process
@@ -264,11 +331,11 @@ class Attachment:
 
         return self._watch.attempt(part, by_all if together else call)
 
-    def _score(self, found: Seen) -> Selection | None:
+    def _score(self, found: Seen, gradients: RecordGradients | None = None) -> Selection | None:
         """Scores by every target, and the selection by the first one's; None without a rule or those scores."""
         trainer, scoring = self._trainer, self._scoring
         for target in scoring.targets:
-            of_it = partial(scoring.of, trainer, found, target, self.round)
+            of_it = partial(scoring.of, trainer, found, target, self.round, gradients)
             kept = _SO_KEPT if self._rule is not None and target is scoring.targets[0] else ""
             if (scores := self._attempt(f"scores of {target.name!r}{kept}", of_it, together=True)) is not None:
                 self.scores[target.name] = scores
@@ -320,6 +387,10 @@ class Attachment:
     def _compute_loss(self, model: Any, inputs: Batch) -> Tensor:
         """In place of the trainer's `_compute_loss`."""
         host = self._host["_compute_loss"]
+        if ROWS in inputs:
+            rows, inputs = inputs[ROWS], {name: value for name, value in inputs.items() if name != ROWS}
+            if self._window is not None:
+                self._window.gradients.begin(rows)
         if KEPT not in inputs:
             self._steps.kept += 1
             loss: Tensor = host(model, inputs)
@@ -327,11 +398,21 @@ class Attachment:
         self._steps.kept += int(inputs[KEPT].sum())
         return loss_of_kept(self._trainer, host, model, inputs, self._loss)
 
+    def _log_probs(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the trainer's `_get_per_token_logps_and_entropies`."""
+        found = self._host["_get_per_token_logps_and_entropies"](*args, **kwargs)
+        if self._window is not None and torch.is_grad_enabled():
+            self._window.gradients.watch(found[0])
+        return found
 
+
+_GRADIENTS = "gradients in training's backward, so later rounds are scored in a pass of their own"
 _SO_KEPT = ", so every completion is kept"
 _HOOKS = {
     "train": "_train",
     "_calculate_rewards": "_calculate_rewards",
     "_generate_and_score_completions": "_generate",
     "_compute_loss": "_compute_loss",
+    "_get_per_token_logps_and_entropies": "_log_probs",
+    "training_step": "_training_step",
 }

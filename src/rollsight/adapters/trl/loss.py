@@ -50,6 +50,15 @@ def leave_out(batch: Batch, kept: Tensor, tokens: Tensor, own: slice, loss: str)
     return marked
 
 
+def factor_of_kept(batch: Batch, kept: Tensor, tokens: Tensor, loss: str) -> Tensor:
+    """() what the kept rows' own gradients in the loss of the whole batch are multiplied by, so that their sum is the
+    gradient of training on the kept rows. batch, kept, tokens: as for `leave_out`, before it."""
+    if loss in ROW_MEANS:
+        return len(kept) / kept.sum()
+    whole = tokens.sum() if loss == "bnpo" else batch["num_items_in_batch"]
+    return whole.clamp(min=1) / (tokens * kept).sum().clamp(min=1)
+
+
 def weighted(batch: Batch, loss: str) -> tuple[Batch, float]:
     """A micro-batch of a batch from `leave_out`, as TRL's loss takes it, and the factor of its KL coefficient."""
     batch = dict(batch)

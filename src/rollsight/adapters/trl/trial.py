@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from rollsight import targets
+from rollsight.adapters.trl.scoring import measured_as_trained
 from rollsight.adapters.trl.translate import objective_of, policy_of
 from rollsight.errors import RollsightError
 from rollsight.language import completion_records
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.scoring import score_records
+from rollsight.scoring.gradients import gradient_of
+from rollsight.scoring.in_backward import RecordGradients, score_captured
+from rollsight.scoring.layers import Layers
 
 _ROWS, _LENGTH = 4, 4  # completions, and tokens of a prompt and of a completion
 _NOISE = re.compile(r"drop|jitter", re.IGNORECASE)
@@ -61,6 +65,28 @@ def check_scorable(trainer: Any, algorithm: str, scoring: Mapping[str, Any]) -> 
         score_records(policy_of(trainer), records, targets.Sequence(), objective, **scoring)
 
 
+def check_captured(trainer: Any, algorithm: str, explained: Sequence[targets.Target]) -> None:
+    """`RollsightError` where a training forward and backward do not give each completion's own gradient, and from it
+    the scores for these targets."""
+    policy, records = policy_of(trainer), _completions(trainer.model)
+    objective, layers = objective_of(trainer, algorithm), Layers(policy)
+    gradients = RecordGradients(layers, len(records))
+    with _told(trainer.model), _in_training(trainer.model), torch.enable_grad():
+        gradients.open()
+        try:
+            gradients.begin(torch.arange(len(records), device=policy.device))
+            evaluation = policy(records)
+            gradients.watch(evaluation.log_prob)
+            trained = gradient_of(objective.terms(evaluation, records).sum(), layers.parameters)
+        finally:
+            gradients.close()
+        gradients.check(trained, None)
+        for target in explained:
+            measured = measured_as_trained(target, objective)
+            if score_captured(gradients, policy, records, measured, objective) is None:
+                raise RollsightError(f"the target {target.name!r} needs other gradients than training's.")
+
+
 @contextmanager
 def _told(model: nn.Module) -> Iterator[None]:
     """What a model raises on these completions, as one sentence."""
@@ -87,7 +113,8 @@ def _completions(model: nn.Module) -> Records:
     advantages = torch.tensor([1.0, -1.0] * (_ROWS // 2), device=device)
     group = torch.arange(_ROWS, device=device) // 2
     log_probs = torch.zeros(_ROWS, _LENGTH, device=device)  # not read: the objective is on-policy
-    return completion_records(prompts, mask, completions, mask, log_probs, advantages, ids={"group": group})
+    columns = prompts, mask, completions, mask
+    return completion_records(*columns, log_probs, advantages, rewards=advantages, ids={"group": group})
 
 
 def _log_probs(policy: Policy, records: Records) -> Tensor:
