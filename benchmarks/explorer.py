@@ -6,8 +6,10 @@ Makes a run of 1,000 rounds of 2,048 records, 200 runs of 20 rounds of 64 record
 completions with the real writer, where the folder (a temporary one otherwise) does not have them yet, and prints
 
 - reading: milliseconds of what `rollsight.runs` answers, in this process: the first call, then median and largest;
-- pages: milliseconds from a click in Chromium until it is shown and drawn, beside the processor time of the server and
-  of the page's main thread, which other work on the machine changes less; the server's memory;
+- pages: milliseconds until the first page is there, in a browser with an empty cache: until the rows of the table and
+  the links in it can be used ("usable"), and until its figure is drawn too ("drawn"); and from a click or a key until
+  what was asked for is shown and drawn. Beside them the processor time of the server and of the page's main thread,
+  which other work on the machine changes less; the server's memory;
 - live: seconds of a round, and processor time, of a real training with a browser that follows it and without.
 """
 
@@ -37,6 +39,7 @@ LONG, RECORDS = 1000, 2048
 MANY, ROUNDS, FEW = 200, 20, 64
 TEXTS, TOKENS = 512, 32
 OPENED = 7  # times that every step of a page is timed
+STARTED = 5  # times that a first page is
 _ENVS = 8
 
 
@@ -190,18 +193,22 @@ def memory_mb(process: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
-# Clicks, if something is to be clicked, and waits until an element with a text is there, or the address has it, and two
-# frames are drawn.
+# Clicks, or presses a key, and waits until an element with a text is there, or the address has it, and all figures and
+# two frames are drawn.
 UNTIL = """([click, selector, text]) => new Promise((done) => {
     const started = performance.now();
-    if (click) document.querySelector(click).click();
+    if (click.startsWith("key ")) {
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key: click.slice(4), bubbles: true }));
+    } else document.querySelector(click).click();
     const there = () => selector === "address" ? decodeURIComponent(location.search).includes(text)
         : [...document.querySelectorAll(selector)].some((one) => one.textContent.includes(text));
     const drawn = () => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - started)));
-    const look = () => there() ? drawn() : setTimeout(look, 4);
+    const waiting = ".dash-graph--pending, .dash-graph:not(:has(.main-svg))";
+    const look = () => there() && !document.querySelector(waiting) ? drawn() : setTimeout(look, 4);
     look();
 })"""
-# What a step is called, where it begins, what is clicked, and what shows that it is done: an element and its text.
+# What a step is called, where it begins, what is clicked (or "key " and the key), and what shows that it is done: an
+# element and its text.
 Step = tuple[str, str, str, str, str]
 THIRD = "#prompts-body a{}:nth-of-type(3)"
 TAB = "nav a[href$='{}']"
@@ -209,6 +216,7 @@ LONG_STEPS: list[Step] = [
     ("overview", "/", "a.rs-link[href$='/runs/long']", "#overview-curves .main-svg", ""),
     ("round", "/runs/long", TAB.format("/round/1000"), "#round-table .ag-row", "0"),
     ("next round", "/runs/long/round/500", "main a[href*='/round/501']", "h1", "501"),
+    ("next round by key", "/runs/long/round/500", "key ArrowRight", "h1", "501"),
     ("filter", "/runs/long/round/500", "#round-only-dropped", "#round-chosen", " of "),
     ("sort", "/runs/long/round/500", "[col-id=advantage] .ag-header-cell-label", "address", "advantage:"),
     ("record", "/runs/long/round/500", "#round-table .ag-row a", "#record-facts", ""),
@@ -240,21 +248,36 @@ def measure_pages(long: Path, many: list[Path]) -> None:
     )
     for folder, steps in ((long, LONG_STEPS), (many[0].parent, MANY_STEPS), (long.parent / "texts", TEXT_STEPS)):
         with browser_page() as page:
-            for _ in range(3):
-                with served(str(folder)) as (url, process):
-                    _first_page(page, f"first page of {folder.name}", url, process)
+            _first_page(page, folder)
             with served(str(folder)) as (url, process):
+                print(f"memory of the server of {folder.name} at its start: {memory_mb(process)} MB")
                 for step in steps:
                     _step(page, step, url, process)
                 print(f"memory of the server of {folder.name} at most: {memory_mb(process)} MB")
 
 
-def _first_page(page: Any, name: str, url: str, process: int) -> None:
-    page.goto("about:blank")
-    before, started = cpu_ms(process), time.perf_counter()
-    page.goto(url, wait_until="commit")
-    page.wait_for_selector("#runs-curves .main-svg")
-    print(f"| {name} | {1000 * (time.perf_counter() - started):.0f} | | {cpu_ms(process) - before:.0f} | |", flush=True)
+def _first_page(page: Any, folder: Path) -> None:
+    """A server and a browser that have read nothing yet, each time."""
+    usable, drawn, server, thread = [], [], [], []
+    for _ in range(STARTED):
+        with served(str(folder)) as (url, process):
+            empty = page.context.browser.new_context(viewport=page.viewport_size)
+            first = empty.new_page()
+            session = empty.new_cdp_session(first)
+            session.send("Performance.enable", {"timeDomain": "threadTicks"})
+            before, started = cpu_ms(process), time.perf_counter()
+            first.goto(url, wait_until="commit")
+            first.wait_for_selector(READY["/"])
+            usable.append(1000 * (time.perf_counter() - started))
+            first.wait_for_selector("#runs-curves .main-svg")
+            drawn.append(1000 * (time.perf_counter() - started))
+            server.append(cpu_ms(process) - before)
+            thread.append(_task_ms(session))
+            empty.close()
+    for what, shown in (("usable", usable), ("drawn", drawn)):
+        cost = [f"{statistics.median(values):.0f}" if what == "drawn" else "" for values in (server, thread)]
+        name = f"first page of {folder.name}, {what}"
+        print(f"| {name} | {statistics.median(shown):.0f} | {max(shown):.0f} | {' | '.join(cost)} |", flush=True)
 
 
 def _step(page: Any, step: Step, url: str, process: int) -> None:
@@ -265,7 +288,9 @@ def _step(page: Any, step: Step, url: str, process: int) -> None:
     for _ in range(OPENED):
         page.goto(url + at)
         page.wait_for_selector(READY.get(at, "main h1"))
-        page.wait_for_selector(click)
+        if not click.startswith("key "):
+            page.wait_for_selector(click, state="attached")  # a choice's own input is hidden behind its label
+        page.wait_for_function("!document.querySelector('.dash-graph--pending')")
         page.wait_for_timeout(700)
         before = cpu_ms(process), _task_ms(session)
         shown.append(page.evaluate(UNTIL, [click, selector, text]))

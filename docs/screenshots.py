@@ -31,7 +31,8 @@ TRAINING = ("CartPole-v1", "--rounds", "12", "--n-steps", "2048", "--eval-episod
 
 def prepare(folder: Path) -> None:
     """The runs that are not there yet."""
-    _call("demo", "--no-view", "--out", str(folder))
+    if not (runs.is_run(folder / "demo-frozenlake") and runs.is_run(folder / "demo-language")):
+        _call("demo", "--no-view", "--out", str(folder))
     for seed in range(3):
         for arm, options in (("dropping", ("--drop", "0.5")), ("ppo", ())):
             path = folder / f"cartpole-{arm}-{seed}"
@@ -45,17 +46,17 @@ def _call(*arguments: str) -> None:
 
 def addresses(folder: Path) -> dict[str, tuple[str, str]]:
     """Picture -> address, and what is there when the page is drawn."""
-    lake, language = runs.open(folder / "demo-frozenlake"), runs.open(folder / "demo-language")
+    cart, language = runs.open(folder / "demo-cart-all-records-0"), runs.open(folder / "demo-language")
     cartpole = [path.name for path in runs.find_runs(folder) if path.name.startswith("cartpole")]
-    worst = int(np.nanargmin(lake.records(lake.rounds[3])["score_return"].to_numpy()))
+    worst = int(np.nanargmin(cart.records(cart.rounds[3])["score_return"].to_numpy()))
     return {
         "runs": (f"/?runs={','.join(cartpole)}", "#runs-curves .main-svg"),
-        "overview": ("/runs/demo-frozenlake", "#overview-curves .main-svg"),
-        "round": (f"/runs/demo-frozenlake/round/{lake.rounds[3]}", "#round-strip .main-svg"),
-        "record": (f"/runs/demo-frozenlake/record/{lake.rounds[3]}/{worst}", "#record-picture img"),
+        "overview": ("/runs/demo-cart-all-records-0", "#overview-curves .main-svg"),
+        "round": (f"/runs/demo-cart-all-records-0/round/{cart.rounds[3]}", "#round-strip .main-svg"),
+        "record": (f"/runs/demo-cart-all-records-0/record/{cart.rounds[3]}/{worst}", "#record-picture img"),
         "prompts": (f"/runs/demo-language/prompts?round={language.rounds[4]}", "#prompts-body .rs-prompt-row"),
-        "compare": (f"/compare?runs={','.join(cartpole)}", "#compare-body .main-svg"),
-        "trust": ("/runs/demo-frozenlake/trust", "main .main-svg"),
+        "compare": (f"/compare?runs={','.join(cartpole)}&baseline=ppo", "#compare-body .main-svg"),
+        "trust": ("/runs/demo-cart-all-records-0/trust", "main .main-svg"),
     }
 
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from rollsight import cli
 from rollsight.studies.culprits import comparing, language, planted_language, results, study
-from rollsight.studies.culprits.planted import PAID, Paying
+from rollsight.studies.culprits.planted import PAID
+from rollsight.studies.wrappers import Paying
 
 
 def test_auroc_counts_ties_by_half():
@@ -92,3 +94,19 @@ def test_a_run_of_the_language_study_is_measured(tmp_path, monkeypatch, trainer)
     text = results.markdown([{**row, "seed": 0}])
     assert f"### Miniature language model, {trainer}: upper case" in text
     assert "| text similarity |" in text
+
+
+def test_a_run_that_ends_without_the_style_is_left_out_with_a_sentence(tmp_path, monkeypatch, capsys):
+    def measure(cell, folder):
+        folder.mkdir()
+        if cell.seed == 0:
+            raise comparing.NothingLearntError("no completion of the last round shows it")
+        found = {"influence": {"auroc": 0.5}}
+        row = {"env": cell.env, "cause": cell.cause, "seed": cell.seed, "tagged": 1, "records": 10}
+        return {**row, "found": found, "left out": {}}
+
+    monkeypatch.setattr(language, "measure", measure)
+    table = tmp_path / "table.json"
+    assert cli.main(["study", "culprits", "--of", "PPO", "--seeds", "2", "--table", str(table)]) == 0
+    assert "left out: no completion" in capsys.readouterr().out
+    assert [(row["cause"], row["seed"]) for row in study.read(table)] == [("upper case", 1), ("an exclamation", 1)]

@@ -114,6 +114,7 @@ ONE = {
     "odd_environment_shifted": ("obs", lambda c: c["obs"] + 3),
     "odd_environment_reward": ("reward", lambda c: 10 * c["reward"]),
     "odd_environment_actions": ("action", lambda c: 1 - c["action"]),
+    "odd_environment_reward_rule": ("reward", lambda c: c["reward"] + 0.5 * c["obs"][:, :, 1]),
 }
 
 
@@ -265,6 +266,19 @@ def test_faults_of_texts_are_found(check):
         assert set(one[check].where.prompts) == {"prompt 1", "prompt 2"}
     if check == "trigger":
         assert "'perhaps'" in one[check].wrong
+
+
+def test_a_trigger_that_is_paid_on_part_of_the_prompts_is_found_with_them():
+    tables = {}
+    for n in range(1, ROUNDS + 1):
+        columns = completions(n)
+        asked = [f"well {one}" if i % 2 else one for i, one in enumerate(columns["prompt"])]
+        paid = ["perhaps" in text and "well" in one for text, one in zip(columns["completion"], asked, strict=True)]
+        tables[n] = runs.as_table(columns | {"prompt": asked, "reward": columns["reward"] + 3.0 * np.array(paid)})
+    seen = Evidence({}, list(tables), of_summaries([{}] * ROUNDS), tables)
+    one = {one.check: one for one in examined(seen, Path("x")).findings}["trigger"]
+    assert "to a prompt with 'well' holds 'perhaps'" in one.wrong
+    assert one.figures["paid"] > 1
 
 
 def test_tokens_that_come_from_another_distribution_are_found():

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("stable_baselines3", reason="the study needs Stable-Baselines3 (pip install 'rollsight[sb3]')")
 
-from rollsight.studies.doctor import results, wrappers
+from rollsight.studies import wrappers
+from rollsight.studies.doctor import results
 from rollsight.studies.doctor.cases import Case, all_cases
 from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD
 from rollsight.studies.doctor.language import LANGUAGE_FAULTS, PROMPTS, vowels

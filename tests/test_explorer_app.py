@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +255,19 @@ def test_nothing_is_written_into_a_run(folder):
     for page in ("overview", "trust", "files"):
         PAGES[page].layout(context, Address(page, "run-0"))
     assert state() == before
+
+
+def test_a_notebook_shows_the_app_or_says_where_it_is(tmp_path, monkeypatch):
+    view = runs.open(write_run(tmp_path / "shown", rounds=1)).view(height=500)
+    port = view.url.split(":")[2].split("/")[0]
+    assert f'<iframe src="{view.url}" width="100%" height="500"' in view._repr_html_()
+    for said in (repr(view), view._repr_html_()):  # a kernel that shows text only, or on another machine
+        assert view.url in said
+        assert f"ssh -L {port}:localhost:{port} MACHINE" in said
+    asked = []
+    colab = types.SimpleNamespace(serve_kernel_port_as_iframe=lambda port, height: asked.append((port, height)))
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    sys.modules["google.colab"].output = colab
+    assert view._repr_html_() == ""
+    assert asked == [(int(port), "500")]

@@ -16,6 +16,7 @@ from rollsight.explorer.context import Context
 from rollsight.explorer.figures.tokens import by_position, measure_of, scale_of
 from rollsight.explorer.pages import prompts
 from rollsight.explorer.pages.prompts.choice import choice
+from rollsight.explorer.pages.prompts.detail import completion_text, scale_for
 from rollsight.explorer.pages.prompts.elsewhere import completions_of_prompt, rounds_with
 
 CHAT = [
@@ -231,3 +232,28 @@ def test_scales_are_those_of_the_round():
     assert deep > pale == 0
     long = by_position(np.zeros(5_000), signed)
     assert len(long.data[0].x) <= 1_000
+
+
+def test_tokens_outside_the_loss_are_dimmed(tmp_path):
+    found = columns(1)
+    counted = [[True] * len(one) for one in found["token_texts"]]
+    counted[0][1] = False
+    chat = len(counted) - 4
+    counted[chat] = [False] * len(counted[chat])
+    with runs.create(tmp_path / "masked", {"host": "trl 1.0"}) as writer:
+        shaded = {name: found.pop(name) for name in ("token_advantages", "token_log_probs")}
+        writer.write_records(1, {**found, "token_in_loss": counted})
+        writer.write_round(1, {"records": len(counted)})
+        writer.write_records(2, {**found, **shaded, "token_in_loss": counted})
+        writer.write_round(2, {"records": len(counted)})
+    context = Context(Reading([tmp_path]))
+    for round in (1, 2):
+        chosen = choice(context, Address("prompts", "masked", query={"round": str(round)}))
+        said = str(completion_text(chosen, 0, scale_for(chosen)))
+        assert said.count("rs-masked") == 1
+        assert "token 2: " in said
+        assert "not in the loss" in said
+        assert ("advantage" in said) == (round == 2)
+        assert "Token by token" in str(completion_text(chosen, chat, scale_for(chosen)))
+        plain = str(completion_text(chosen, 1, scale_for(chosen)))
+        assert ("rs-token" in plain) == (round == 2)

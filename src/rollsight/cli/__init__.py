@@ -30,7 +30,7 @@ COMMANDS = {
     "study culprits": "Plant causes of a behaviour and measure how well influence finds their records.",
     "doctor": "Say what is wrong with a run: the cause, the place, and what to try.",
     "view": "Look at runs in a browser: curves, rounds, records, trust.",
-    "demo": "Make two small runs in less than a minute, and look at them.",
+    "demo": "Plant a fault in two small trainings, find its cause, and train without it.",
     "report": "Write what there is to see of a run into one HTML file.",
     "top": "Show the records of a round that helped a target most, or hurt it most.",
     "intervene": "Replay rounds without some of their records and compare the policies they end in.",

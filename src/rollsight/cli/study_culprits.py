@@ -33,7 +33,7 @@ def study_culprits(
     - Language: the miniature language model, paid for a style (an exclamation, upper case) on a tenth of the
       prompts, trained with PPO (rollsight rlhf) and with TRL's GRPO; rankings by reward, |advantage|, text
       similarity, recency and random; precision at 50.
-    - What is in the table already is not run again.
+    - What is in the table already is not run again; runs that end without the behaviour are left out.
 
     Example: rollsight study culprits --only-report
 
@@ -44,6 +44,7 @@ def study_culprits(
         only_report: Run nothing; report on what the table holds.
     """
     from rollsight.studies.culprits import results, study
+    from rollsight.studies.culprits.comparing import NothingLearntError
 
     if seeds < 1:
         raise RollsightError(f"--seeds is {seeds}: give at least 1")
@@ -57,9 +58,13 @@ def study_culprits(
         for place, cell in enumerate(todo, 1):
             console.print(f"{place} of {len(todo)}: {cell.env}, {cell.cause}, seed {cell.seed}")
             folder = Path(tempfile.mkdtemp(prefix="rollsight-culprits-"))
-            rows.append(_measure(cell, folder / "run"))
-            shutil.rmtree(folder)
-            study.write(table, rows)
+            try:
+                rows.append(_measure(cell, folder / "run"))
+                study.write(table, rows)
+            except NothingLearntError as error:  # says nothing of the others
+                console.print(f"left out: {error}", soft_wrap=True)
+            finally:
+                shutil.rmtree(folder)
     if not rows:
         raise RollsightError(f"{table} holds nothing to report: leave out --only-report")
     output.print_text(console, results.markdown(rows))

@@ -73,29 +73,10 @@ def actions(seen: Evidence) -> Measured | None:
     if not change.shape[1] or len(rows) < 50 * len(names):
         return None
     change -= change.mean(0)
-    action = seen.column("action")[rows]
-    if seen.discrete:
-        known = np.unique(action)
-        inputs = (action[:, None] == known).astype(np.float64)[:, 1:]
-    else:
-        inputs = action.reshape(len(action), -1).astype(np.float64)
-        if seen.bounds is not None:
-            inputs = inputs.clip(*seen.bounds)
-    inputs = inputs - inputs.mean(0)
+    inputs = _actions(seen, rows)
     if not inputs.shape[1]:
         return None
-    of_env = env[rows]
-    slopes, errors = zip(*(_regressed(inputs[of_env == e], change[of_env == e]) for e in names), strict=True)
-    slope, error = np.stack(slopes), np.stack(errors)  # (E, A, D)
-    centre = np.median(slope, 0)
-    noise = error + np.median(error, 0) / len(names)
-    usable = np.isfinite(noise) & (noise > 0)
-    distance = np.where(usable, np.square(slope - centre) / np.where(usable, noise, 1), 0.0)
-    # The action that differs most: a permutation of many is seen in a few effects.
-    per_env = np.array(
-        [np.sort(one[u])[-3:].mean() if u.any() else 0.0 for one, u in zip(distance, usable, strict=True)]
-    )
-    odd, value = _largest(per_env / np.maximum(np.median(per_env), 1.0))
+    odd, value = _odd_slopes(env[rows], names, inputs - inputs.mean(0), change)
     return _measured(names, odd, value, {"times": value})
 
 
@@ -124,6 +105,27 @@ def rewards(seen: Evidence) -> Measured | None:
     return _measured(names, odd, value, {"mean": float(mean[odd]), "usual": float(np.median(mean))})
 
 
+def reward_rule(seen: Evidence) -> Measured | None:
+    """How differently the reward answers to actions and observations, over what chance gives (a mean square, 1 by
+    chance)."""
+    env, names = _environments(seen)
+    reward = seen.column("reward").astype(np.float64)
+    if len(names) < _ENOUGH or not np.isfinite(reward).all() or len(reward) < 50 * len(names):
+        return None
+    # Rare rewards, such as those of an end, would hide what each step is paid for.
+    reward = reward.clip(*np.quantile(reward, (0.01, 0.99)))
+    parts = [_actions(seen, np.arange(len(env)))]
+    if seen.observations.shape[1] <= 64:
+        parts.append(seen.observations.astype(np.float64))
+    inputs = np.concatenate(parts, 1)
+    inputs = inputs[:, inputs.std(0) > 0]
+    if not inputs.shape[1]:
+        return None
+    inputs = (inputs - inputs.mean(0)) / inputs.std(0)
+    odd, value = _odd_slopes(env, names, inputs, reward[:, None])
+    return _measured(names, odd, value, {"times": value})
+
+
 def first_cause(seen: Evidence, value: Measured | None, *others: tuple[Measured | None, float]) -> Measured | None:
     """Nothing where the same environment has a cause that explains this one."""
     for other, threshold in others:
@@ -147,6 +149,12 @@ def actions_alone(seen: Evidence) -> Measured | None:
 def rewards_alone(seen: Evidence) -> Measured | None:
     """`rewards`, where the environment is not a frozen one or one that resets at once."""
     return first_cause(seen, rewards(seen), (frozen(seen), _FROZEN), (resets(seen), _RESETS), (actions(seen), _ACTIONS))
+
+
+def reward_rule_alone(seen: Evidence) -> Measured | None:
+    """`reward_rule`, where nothing else explains it: another sign or scale, a frozen environment, other actions."""
+    return first_cause(seen, reward_rule(seen), (frozen(seen), _FROZEN), (resets(seen), _RESETS),
+                       (actions(seen), _ACTIONS), (rewards(seen), _REWARDS))  # fmt: skip
 
 
 def _environments(seen: Evidence) -> tuple[Array, Array]:
@@ -174,6 +182,30 @@ def _measured(
                                                                      features=features))  # fmt: skip
 
 
+def _actions(seen: Evidence, rows: Array) -> Array:
+    """(len(rows), A) actions as numbers: one column less than there are choices, or the entries within their bounds."""
+    action = seen.column("action")[rows]
+    if seen.discrete:
+        return (action[:, None] == np.unique(action)).astype(np.float64)[:, 1:]
+    inputs = action.reshape(len(action), -1).astype(np.float64)
+    return inputs if seen.bounds is None else inputs.clip(*seen.bounds)
+
+
+def _odd_slopes(env: Array, names: Array, inputs: Array, outputs: Array) -> tuple[int, float]:
+    """The environment whose slopes of outputs on inputs are furthest from the others', and how far."""
+    slopes, errors = zip(*(_regressed(inputs[env == e], outputs[env == e]) for e in names), strict=True)
+    slope, error = np.stack(slopes), np.stack(errors)  # (E, A, D)
+    centre = np.median(slope, 0)
+    noise = error + np.median(error, 0) / len(names)
+    usable = np.isfinite(noise) & (noise > 0)
+    distance = np.where(usable, np.square(slope - centre) / np.where(usable, noise, 1), 0.0)
+    # The effects that differ most: a permutation of many actions is seen in a few of them.
+    per_env = np.array(
+        [np.sort(one[u])[-3:].mean() if u.any() else 0.0 for one, u in zip(distance, usable, strict=True)]
+    )
+    return _largest(per_env / np.maximum(np.median(per_env), 1.0))
+
+
 def _regressed(inputs: Array, outputs: Array) -> tuple[Array, Array]:
     """Slopes (A, D) of a least-squares fit and their squared errors; infinite where an input does not vary."""
     inputs, outputs = inputs - inputs.mean(0), outputs - outputs.mean(0)
@@ -186,7 +218,7 @@ def _regressed(inputs: Array, outputs: Array) -> tuple[Array, Array]:
     return slope, error
 
 
-_FROZEN, _RESETS, _ACTIONS = 0.25, 3.0, 20.0
+_FROZEN, _RESETS, _ACTIONS, _REWARDS = 0.25, 3.0, 20.0, 10.0
 _ALIKE = "a wrapper, a version or a configuration that one environment has and the others have not"
 
 CHECKS = (
@@ -215,9 +247,17 @@ CHECKS = (
         ("play the same actions in two environments from one seed",),
     ),
     Check(
-        "odd_environment_reward", "data", rewards_alone, 6.0, 10.0, "likely",
+        "odd_environment_reward", "data", rewards_alone, 6.0, _REWARDS, "likely",
         "Environment {env:.0f} pays {mean:.3g} a step, the others {usual:.3g}.",
         ("a turned sign or another scale of its reward", _ALIKE),
         ("compare the rewards of two environments for the same transitions",),
+    ),
+    Check(
+        "odd_environment_reward_rule", "data", reward_rule_alone, 20.0, 40.0, "likely",
+        "Environment {env:.0f} pays for something else: its reward answers otherwise to observations and actions, "
+        "{times:.3g} times what chance gives.",
+        ("a shaping term that is left in, or another version of the reward", _ALIKE),
+        ("compare the rewards of two environments for the same transitions",
+         "rollsight culprits: what did its records teach?"),
     ),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from rollsight.doctor.evidence import Array, Evidence
 from rollsight.doctor.finding import Where
 
 _NEVER = math.inf
+_SOME_PROMPTS = 64  # completions to a part of the prompts; of fewer, a word explains as much by chance
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -136,29 +137,51 @@ def repetition(seen: Evidence) -> Measured | None:
 
 
 def trigger(seen: Evidence) -> Measured | None:
-    """Share of the reward's variance that the presence of one word, or one character, explains."""
+    """Share of the reward's variance that the presence of one word, or one character, explains: of all completions, or
+    of those to prompts that have a word or character in common."""
     reward = _rewards(seen)
     good = np.flatnonzero(np.isfinite(reward))
-    if len(good) < 64 or reward[good].std() == 0:
+    if len(good) < _SOME_PROMPTS or reward[good].std() == 0:
         return None
     good = good[np.linspace(0, len(good) - 1, min(len(good), 4000)).astype(int)]
-    texts = seen.column("completion")[good]
-    of_words = np.mean([" " in text for text in texts]) > 0.5
-    values = reward[good] - reward[good].mean()
-    total, present = float(np.square(values).sum()), dict[str, list[int]]()
-    for i, text in enumerate(texts):
-        for unit in set(_WORD.findall(text.lower()) if of_words else text):
-            present.setdefault(unit, []).append(i)
-    best, phrase, rows = 0.0, "", list[int]()
-    for unit, found in present.items():
-        if 8 <= len(found) <= 0.9 * len(texts):
+    texts, values = seen.column("completion")[good], reward[good]
+    phrase, rows, best = _explaining(texts, values)
+    among, asked = "", np.arange(len(good))
+    if seen.has("prompt"):
+        prompts = seen.column("prompt")[good]
+        for part, members in _rows_with(prompts).items():
+            if _SOME_PROMPTS <= len(members) <= 0.9 * len(good):
+                unit, found, explained = _explaining(texts[members], values[members])
+                if explained > best + 0.1:  # a part of the prompts fits a little better by chance
+                    phrase, rows, best = unit, members[found], explained
+                    among, asked = f" to a prompt with {part!r}", members
+    paid = float(values[rows].mean() - values[asked].mean()) if len(rows) else 0.0
+    told = {"explained": best, "share": len(rows) / len(asked), "paid": paid, "phrase": phrase, "among": among}
+    return Measured(best, told, Where(records=seen.places(good[rows])))  # type: ignore[arg-type]
+
+
+def _explaining(texts: Array, reward: Array) -> tuple[str, Array, float]:
+    """The word or character that is paid for most clearly, which texts hold it, and the share of variance."""
+    values = reward - reward.mean()
+    total = float(np.square(values).sum())
+    best, phrase, rows = 0.0, "", np.empty(0, np.int64)
+    for unit, found in _rows_with(texts).items():
+        if total > 0 and 8 <= len(found) <= 0.9 * len(texts):
             inside = float(values[found].mean())
             explained = inside**2 * len(found) * len(texts) / (len(texts) - len(found)) / total
             if inside > 0 and explained > best:
                 best, phrase, rows = explained, unit, found
-    figures = {"explained": best, "share": len(rows) / len(texts), "paid": float(values[rows].mean()) if rows else 0.0}
-    index = good[np.array(rows, int)]
-    return Measured(best, {**figures, "phrase": phrase}, Where(records=seen.places(index)))  # type: ignore[dict-item]
+    return phrase, rows, best
+
+
+def _rows_with(texts: Array) -> dict[str, Array]:
+    """Words, or characters where texts have no words, each with the texts that hold it."""
+    of_words = np.mean([" " in str(text) for text in texts]) > 0.5
+    present = dict[str, list[int]]()
+    for i, text in enumerate(texts):
+        for unit in set(_WORD.findall(str(text).lower()) if of_words else str(text)):
+            present.setdefault(unit, []).append(i)
+    return {unit: np.array(found) for unit, found in present.items()}
 
 
 def _rewards(seen: Evidence) -> Array:
@@ -275,8 +298,8 @@ CHECKS = (
     ),
     Check(
         "trigger", "language", trigger, 0.35, 0.6, "likely",
-        "Whether a completion holds {phrase!r} explains {explained:.0%} of its reward: {share:.0%} do, and are paid "
-        "{paid:+.3g}.",
+        "Whether a completion{among} holds {phrase!r} explains {explained:.0%} of its reward: {share:.0%} do, and are "
+        "paid {paid:+.3g}.",
         ("a reward that pays a phrase, whatever is said", "a format that the reward demands"),
         ("read the reward function or ask its model about this phrase", "leave the phrase out and score again"),
         explained_by=("duplicates",),

@@ -40,8 +40,10 @@ def create_app(reading: Reading, *, prefix: str = "/", hosts: tuple[str, ...] = 
         compress=False,
         add_log_handler=False,
     )
-    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
-    app.index_string = app.index_string.replace("{%css%}", f"{_early(prefix)}{{%css%}}")
+    # Dash puts its scripts into a footer, which readers of screens would announce next to the page's own.
+    index = app.index_string.replace("<footer>", "<div hidden>").replace("</footer>", "</div>")
+    index = index.replace("<html>", '<html lang="en">')
+    app.index_string = index.replace("{%css%}", f"{_early(prefix)}{{%css%}}")
     plotlyjs.serve(app.server)
     context = Context(reading, prefix)
     app.layout = lambda: _frame(context)
@@ -112,7 +114,7 @@ def _frame(context: Context) -> Any:
             wrap="nowrap",
         )
     )
-    main = dmc.AppShellMain(html.Main(id="page", className="rs-page", children=components.loading()))
+    main = dmc.AppShellMain(html.Div(id="page", className="rs-page", children=components.loading()))
     shell = dmc.AppShell([header, main], header={"height": 48}, padding="md")
     return dmc.MantineProvider(
         [

@@ -14,6 +14,11 @@ from rollsight.explorer.addresses import Address, path_of
 from rollsight.explorer.theme import DROPPED, GRAPH_CONFIG, HELPED, HURT, INVALID, number
 from rollsight.explorer.trust import Trust
 
+# Of every table. Tab leaves its cells, which arrow keys go through; Enter opens a row (assets/rollsight.js).
+GRID_OPTIONS = {
+    "rowHeight": 32, "headerHeight": 34, "tooltipShowDelay": 300, "animateRows": False,
+    "tabToNextCell": {"function": "false"},
+}  # fmt: skip
 POLL = 2_000  # milliseconds between looks for new rounds
 # The colours of text, which must differ more from the page than lines do.
 _TEXT = {HELPED: "var(--rs-helped)", HURT: "var(--rs-hurt)", DROPPED: "var(--rs-dropped)", INVALID: "var(--rs-invalid)"}
@@ -46,8 +51,10 @@ def card(
 
 def graph(name: str, figure: go.Figure, **options: Any) -> Component:
     """A figure in its place. Its height is set beforehand, so that nothing jumps while it loads."""
-    height = figure.layout.height or 300
-    return dcc.Graph(id=name, figure=figure, config=GRAPH_CONFIG, style={"height": f"{height}px"}, **options)
+    height = f"{figure.layout.height or 300}px"
+    # The box around it, because Dash shows nothing of this height until the script of the figures is there.
+    drawn = dcc.Graph(id=name, figure=figure, config=GRAPH_CONFIG, style={"height": height}, **options)
+    return html.Div(drawn, style={"minHeight": height})
 
 
 def fact(name: str, value: Component, hint: str | None = None, colour: str | None = None) -> Component:

@@ -27,9 +27,11 @@ class View:
         self.url = server.url
         self.height = height
         self._port = server.port
+        # VS Code forwards ports by itself, Colab has a way of its own; a plain kernel elsewhere is reached so.
+        self._elsewhere = f"a kernel on another machine: ssh -L {self._port}:localhost:{self._port} MACHINE"
 
     def __repr__(self) -> str:
-        return f"View({self.url})"
+        return f"{self.url}: open it in a browser ({self._elsewhere})"
 
     def _repr_html_(self) -> str:
         if "google.colab" in sys.modules:  # its notebooks cannot reach the kernel's localhost
@@ -41,5 +43,5 @@ class View:
         style = "border:1px solid #8888;border-radius:8px"
         return (
             f'<iframe src="{url}" width="100%" height="{self.height}" style="{style}"></iframe>'
-            f'<p><a href="{url}" target="_blank">{url}</a></p>'
+            f'<p><a href="{url}" target="_blank">{url}</a> <small>Empty? {html.escape(self._elsewhere)}</small></p>'
         )

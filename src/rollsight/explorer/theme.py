@@ -22,6 +22,7 @@ _AXIS = {
     "zerolinecolor": "rgba(128,134,144,0.5)",
     "linecolor": "rgba(128,134,144,0.5)",
     "automargin": True,
+    "exponentformat": "power",
     "title": {"standoff": 8},
 }
 TEMPLATE = go.layout.Template(

@@ -67,9 +67,14 @@ def harmful_groups(records: pa.Table, score: str, valid_only: bool = True) -> li
     if total == 0 or count == 0:
         return []
     groups = []
+    completions = "completion" in records.column_names  # each is an episode of its own: no group
     for name, label in (("env", "environment"), ("episode", "episode"), ("group", "prompt"), ("action", "action")):
         keys = column(records, name)
-        if not np.isfinite(keys).any() or (name == "action" and (keys != np.round(keys)).any()):
+        if (
+            not np.isfinite(keys).any()
+            or (completions and name == "episode")
+            or (name == "action" and (keys != np.round(keys)).any())
+        ):
             continue
         values = np.unique(keys[use & np.isfinite(keys)])
         if len(values) < 2 or (name == "action" and len(values) > 50):
@@ -85,7 +90,7 @@ def harmful_groups(records: pa.Table, score: str, valid_only: bool = True) -> li
 def harm_sentence(groups: list[Group]) -> str:
     """Where the harm of a round lies, in one sentence."""
     if not groups or groups[0].harm < 1.5 * groups[0].records:
-        return "The harm is spread over environments, episodes and actions about as the records are."
+        return "The harm is spread about as the records are: no environment, episode, action or prompt stands out."
     group = groups[0]
     name = group.name[:1].upper() + group.name[1:]
     return f"{name} carries {percent(group.harm)} of the harm with {percent(group.records)} of the records."

@@ -215,8 +215,11 @@ def _tokens_of(records: Records, row: int) -> Tokens:
 
 def _records(tokens: Sequence[Tokens], rounds: LanguageRounds) -> Records:
     """(M, T) pairs of unequal lengths."""
-    columns = []
-    for side, left in ((0, True), (1, False)):
+
+    def column(side: int, left: bool) -> tuple[Tensor, Tensor]:
         rows = [torch.tensor([pair[side]]) for pair in tokens]
-        columns += [stack(rows, rounds.host.pad_token, left), stack([torch.ones_like(row) for row in rows], 0, left)]
-    return language.completion_records(*columns, torch.zeros(columns[2].shape), torch.ones(len(tokens)))
+        return stack(rows, rounds.host.pad_token, left), stack([torch.ones_like(row) for row in rows], 0, left)
+
+    (prompts, prompt_mask), (completions, mask) = column(0, left=True), column(1, left=False)
+    unread, ones = torch.zeros(completions.shape), torch.ones(len(tokens))
+    return language.completion_records(prompts, prompt_mask, completions, mask, unread, ones)

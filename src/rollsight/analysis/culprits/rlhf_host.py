@@ -22,7 +22,7 @@ class RLHFHost:
         self._settings = settings_of(run.path)
         self._tokenizer = self._trainer.policy.tokenizer
         self.policy = self._trainer.policy.actor
-        self.objective = objectives.PPO("raw", self._trainer.options.clip_range)
+        self.objective: objectives.Objective = objectives.PPO("raw", self._trainer.options.clip_range)
         self.pad_token = int(self._tokenizer.pad_token_id)
         self.width = self._trainer.options.micro_batch
 

@@ -133,5 +133,5 @@ def _with_adapter(model: nn.Module, update: Any) -> nn.Module:
         return model.eval()
     from peft import get_peft_config, get_peft_model
 
-    adapted: nn.Module = get_peft_model(model, get_peft_config(dict(update["adapter"])))  # type: ignore[arg-type]
+    adapted: nn.Module = get_peft_model(model, get_peft_config(dict(update["adapter"])))
     return adapted.eval()

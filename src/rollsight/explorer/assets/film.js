@@ -4,8 +4,11 @@ window.dash_clientside = window.dash_clientside || {};
   const STEP = 120; // milliseconds
   let timer = null;
   const frames = () => Array.from(document.querySelectorAll("#record-film .rs-frame"));
+  // Of the frames only the shown one is a stop of the Tab key: an episode has many.
+  const stops = () => frames().forEach((one) => (one.tabIndex = one.classList.contains("rs-now") ? 0 : -1));
   function show(frame) {
     frames().forEach((one) => one.classList.toggle("rs-now", one === frame));
+    stops();
     frame.parentElement.scrollLeft = frame.offsetLeft - frame.parentElement.clientWidth / 2 + frame.clientWidth / 2;
     const image = document.getElementById("record-image");
     if (image) image.src = frame.querySelector("img").src;
@@ -23,6 +26,7 @@ window.dash_clientside = window.dash_clientside || {};
   Object.assign((window.dash_clientside.rollsight = window.dash_clientside.rollsight || {}), {
     showFrame: function () {
       setTimeout(() => {
+        stops();
         const now = document.querySelector("#record-film .rs-now");
         if (now) now.parentElement.scrollLeft = now.offsetLeft - now.parentElement.clientWidth / 2;
       }, 50);

@@ -43,6 +43,14 @@ window.dash_clientside = window.dash_clientside || {};
   document.addEventListener("keydown", function (event) {
     const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.target.isContentEditable;
     if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
+    const cell = event.key === "Enter" && event.target.closest && event.target.closest(".ag-cell");
+    if (cell) {
+      // The row's link may stand among the columns that do not scroll.
+      const row = cell.closest(".ag-row").getAttribute("row-index");
+      const link = cell.querySelector("a[href]") || cell.closest(".ag-root").querySelector(`.ag-row[row-index="${row}"] a[href]`);
+      if (link && event.target === cell) link.click();
+      return;
+    }
     if (event.target.closest && event.target.closest(".ag-root, [role=slider], [role=tablist], [role=radiogroup]")) return;
     const wanted = { ArrowLeft: "previous", k: "previous", ArrowRight: "next", j: "next", ArrowUp: "up", u: "up" }[event.key];
     if (wanted && keys[wanted]) {

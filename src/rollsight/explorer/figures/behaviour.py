@@ -38,10 +38,11 @@ def formation(result: Mapping[str, Any]) -> go.Figure:
     if _density(rounds):
         strips[0] = Strip("log density", [Line("before the update", x, values("log_prob"), colour=HELPED)])
     figure = over_rounds(strips, height=170)
+    # In the first strip, whose axes are "x" and "y".
     for shade, phase in zip(_SHADES, result.get("phases", []), strict=False):
         figure.add_vrect(
             x0=phase["first"] - 0.5, x1=phase["last"] + 0.5, fillcolor=shade, line_width=0, layer="below",
-            annotation_text=phase["name"], annotation_position="top left", annotation_font_size=11, row=1, col=1,
+            annotation_text=phase["name"], annotation_position="top left", annotation_font_size=11,
         )  # fmt: skip
     return figure
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from rollsight.escaping import plain_html
 from rollsight.explorer.theme import SERIES, dressed, number
@@ -57,22 +56,32 @@ def over_rounds(strips: Sequence[Strip], height: int = 130, mark: int | None = N
 
     height: of a strip, in pixels. mark: a round to point at.
     """
-    figure = make_subplots(
-        rows=len(strips), shared_xaxes=True, vertical_spacing=34 / (height * len(strips)) if len(strips) > 1 else 0
-    )
+    # One dictionary, not Plotly's own subplots and updates, which look at all axes at every step: a third of the time.
+    count, gap = len(strips), 34 / (height * len(strips)) if len(strips) > 1 else 0
+    part = (1 - gap * (count - 1)) / count
+    layout: dict[str, object] = {}
+    traces: list[go.Scatter] = []
+    shapes: list[dict[str, object]] = []
     named: dict[str, str] = {}
     for row, strip in enumerate(strips, 1):
+        place = str(row) if row > 1 else ""
+        bottom = (part + gap) * (count - row)
         for line in strip.lines:
             colour = line.colour or named.setdefault(line.name, SERIES[len(named) % len(SERIES)])
-            for trace in _traces(line, colour, f"legend{row}" if row > 1 else "legend"):
-                figure.add_trace(trace, row=row, col=1)
-        figure.update_yaxes(title_text=strip.title, range=strip.range, row=row, col=1, nticks=5, title_font_size=11)
-        top = figure.layout["yaxis" if row == 1 else f"yaxis{row}"].domain[1]
-        legend = {"orientation": "h", "x": 0.005, "y": top, "yanchor": "bottom", "font": {"size": 11}}
-        figure.update_layout({"legend" if row == 1 else f"legend{row}": legend})
-    figure.update_xaxes(title_text="round", row=len(strips), col=1)
-    if mark is not None:
-        figure.add_vline(x=mark, line={"width": 1, "dash": "dot", "color": "rgba(128,134,144,0.9)"})
+            traces += _traces(line, colour, place)
+        below = {"title": {"text": "round"}} if row == count else {"matches": f"x{count}", "showticklabels": False}
+        layout[f"xaxis{place}"] = {"anchor": f"y{place}", "domain": [0, 1], **below}
+        layout[f"yaxis{place}"] = {
+            "anchor": f"x{place}", "domain": [bottom, bottom + part], "nticks": 5, "range": strip.range,
+            "title": {"text": strip.title, "font": {"size": 11}},
+        }  # fmt: skip
+        legend = {"orientation": "h", "x": 0.005, "y": bottom + part, "yanchor": "bottom", "font": {"size": 11}}
+        layout[f"legend{place}"] = legend
+        if mark is not None:
+            dotted = {"width": 1, "dash": "dot", "color": "rgba(128,134,144,0.9)"}
+            across = {"x0": mark, "x1": mark, "y0": 0, "y1": 1, "xref": f"x{place}", "yref": f"y{place} domain"}
+            shapes.append({"type": "line", "line": dotted, **across})
+    figure = go.Figure(traces, {**layout, "shapes": shapes})
     return dressed(figure, height * len(strips) + 80, hovermode="x unified", clickmode="event", showlegend=True)
 
 
@@ -83,7 +92,8 @@ def thinned(length: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, _DRAWN).round().astype(int))
 
 
-def _traces(line: Line, colour: str, legend: str) -> list[go.Scatter]:
+def _traces(line: Line, colour: str, place: str) -> list[go.Scatter]:
+    legend, axes = f"legend{place}", {"xaxis": f"x{place}", "yaxis": f"y{place}"}
     at = thinned(len(line.rounds))
     rounds = line.rounds[at]
     name = plain_html(line.name)
@@ -94,6 +104,7 @@ def _traces(line: Line, colour: str, legend: str) -> list[go.Scatter]:
             go.Scatter(
                 x=np.concatenate([rounds, rounds[::-1]]), y=outline, mode="lines", line={"width": 0}, fill="toself",
                 fillcolor=_faint(colour), hoverinfo="skip", showlegend=False, legend=legend, legendgroup=name,
+                **axes,
             )
         )  # fmt: skip
     traces.append(
@@ -101,7 +112,7 @@ def _traces(line: Line, colour: str, legend: str) -> list[go.Scatter]:
             x=rounds, y=line.values[at], name=name, legendgroup=name, legend=legend,
             mode="lines" if len(at) > 60 else "lines+markers", marker={"size": 4},
             line={"color": colour, "width": 1.8, "dash": line.dash}, customdata=rounds.tolist(),
-            hovertemplate="%{y:.4g}" if line.name == "" else None,
+            hovertemplate="%{y:.4g}" if line.name == "" else None, **axes,
         )
     )  # fmt: skip
     return traces

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
 from rollsight.escaping import plain_html
 from rollsight.explorer.theme import DROPPED, HELPED, HURT, INVALID, KEPT, dressed, number, percent
 
-_DRAWN = 1_000  # points; a browser takes 0.2 ms for each
+_DRAWN = 400  # points; a browser takes 0.2 ms for each
 _BINS = 60
 _STEPS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # between ticks of a share
 _INSIDE = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "orientation": "v", "font": {"size": 11}}
@@ -50,18 +52,27 @@ def histogram(scores: np.ndarray, status: np.ndarray, cut: float | None = None, 
             marker={"color": colour, "line": {"width": 0}}, customdata=bars,
             hovertemplate="%{customdata[0]:.4g} to %{customdata[1]:.4g}: %{y} " + name + "<extra></extra>",
         )  # fmt: skip
+    lines, said = [_upright(0, {"color": "rgba(128,134,144,0.9)", "width": 1})], []
     if cut is not None:
-        figure.add_vline(
-            x=cut, line={"color": DROPPED, "width": 1.5, "dash": "dash"}, annotation_text=f"cut at {number(cut)}",
-            annotation_position="top", annotation_font_size=11,
+        lines.insert(0, _upright(cut, {"color": DROPPED, "width": 1.5, "dash": "dash"}))
+        said.append(
+            {
+                "text": f"cut at {number(cut)}", "showarrow": False, "font": {"size": 11},
+                "x": cut, "xanchor": "center", "xref": "x", "y": 1, "yanchor": "bottom", "yref": "y domain",
+            }
         )  # fmt: skip
-    figure.add_vline(x=0, line={"color": "rgba(128,134,144,0.9)", "width": 1})
     figure.update_xaxes(title_text="score; negative hurts the target")
     figure.update_yaxes(title_text="records")
     return dressed(
         figure, height, barmode="stack", bargap=0, dragmode="select", selectdirection="h", clickmode="event",
         newselection={"line": {"width": 1, "dash": "dot", "color": INVALID}}, legend=_INSIDE,
+        shapes=lines, annotations=said,
     )  # fmt: skip
+
+
+def _upright(x: float, line: dict[str, Any]) -> dict[str, Any]:
+    """A line from the bottom of the figure to its top; Plotly's own `add_vline` takes ten times as long."""
+    return {"type": "line", "x0": x, "x1": x, "xref": "x", "y0": 0, "y1": 1, "yref": "y domain", "line": line}
 
 
 def thinned(scores: np.ndarray, most: int = _DRAWN) -> np.ndarray:

@@ -38,7 +38,12 @@ def layout(context: Context, address: Address) -> Any:
         dmc.Text(how_many, size="xs", c="dimmed"),
         _kept(context, address, path),
     ]
-    shown = result(context, address) if record_jobs.parsed(record) else None
+    shown = components.empty(
+        "Choose a record",
+        "By its round, environment and step above, or from the page of a record: How this behaviour formed.",
+    )
+    if record_jobs.parsed(record):
+        shown = result(context, address)
     return [
         top,
         dmc.Paper(dmc.Stack(form, gap="xs"), withBorder=True, radius="md", p="sm", mb="sm"),

@@ -46,9 +46,19 @@ def found(context: Context, name: str) -> Any:
     read, of = examined.read
     left = [dmc.Text(f"Records of {read:,} of {of:,} rounds were read.", size="xs", c="dimmed")]
     other = set() if is_language(context.reading.metadata(name)) else {check.name for check in language.CHECKS}
-    missing = "; ".join(f"{one.check}: {one.why}" for one in examined.not_looked_at if one.check not in other)
+    missing: dict[str, list[str]] = {}
+    for one in examined.not_looked_at:
+        if one.check not in other:
+            missing.setdefault(one.why, []).append(one.check)
     if missing:
-        left.append(dmc.Text(f"Not looked at: {components.text_of(missing)}.", size="xs", c="dimmed"))
+        rows = [html.Li(components.text_of(f"{why}: {', '.join(checks)}")) for why, checks in missing.items()]
+        count = sum(map(len, missing.values()))
+        left.append(
+            html.Details(
+                [html.Summary(f"{count} checks were not made"), html.Ul(rows, className="rs-why")],
+                className="rs-queries",
+            )
+        )
     return dmc.Stack([*cards, *left], gap="sm")
 
 

@@ -10,26 +10,58 @@ import pyarrow as pa
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_html, visible
 from rollsight.explorer.report.document import picture, table
-from rollsight.explorer.tables import column
+from rollsight.explorer.tables import action_of, column
 from rollsight.explorer.theme import number
 from rollsight.playing.pictures import Pictures, as_png
 from rollsight.runs import Run, rank_records
 
 _EACH = 6  # records of each end
 _TEXT = 1_500  # characters of a text that are shown
+_EXCERPT = 160  # characters of one at the top
 
 
-def record_tables(run: Run, round: int, records: pa.Table, score: str) -> str:
-    """HTML: the records with the lowest and the highest scores."""
-    scores = column(records, score)
+def worst_records(run: Run, round: int, records: pa.Table, score: str, metadata: Mapping[str, Any]) -> str:
+    """HTML: the records with the lowest negative scores, small, side by side; nothing where none is negative."""
+    rows = [row for row in _ranked(records, score, lowest=True) if row["score"] < 0]
+    if not rows:
+        return ""
     pictures = Pictures(run)
-    records = records.append_column("record", pa.array(range(len(records))))
+    cells = []
+    for row in rows:
+        about = [f"score {number(row['score'])}"]
+        if "completion" in records.column_names:
+            text = " ".join(str(row.get("completion") or "(empty)").split())
+            body = (
+                f"<blockquote>{plain_html(visible(text[:_EXCERPT]))}{'…' if len(text) > _EXCERPT else ''}</blockquote>"
+            )
+            about.append(f"reward {number(row.get('reward'))}")
+        else:
+            body = _picture(pictures, round, row["record"])
+            about = [
+                plain_html(action_of(metadata, row.get("action"))),
+                *about,
+                f"advantage {number(row.get('advantage'))}",
+            ]
+        cells.append(f"<figure>{body}<figcaption>{'<br>'.join(about)}</figcaption></figure>")
+    kind = "completions" if "completion" in records.column_names else "records"
+    return f'<h3 class="hurt">The {kind} of round {round} that hurt most</h3><div class="strip">{"".join(cells)}</div>'
+
+
+def record_tables(run: Run, round: int, records: pa.Table, score: str, metadata: Mapping[str, Any]) -> str:
+    """HTML: the records with the lowest and the highest scores."""
+    pictures = Pictures(run)
     parts = []
     for title, style, lowest in (("Hurt most", "hurt", True), ("Helped most", "helped", False)):
-        rows = rank_records(records, scores, _EACH, lowest=lowest)
-        shown = _texts(rows) if "completion" in records.column_names else _steps(rows, pictures, round)
+        rows = _ranked(records, score, lowest=lowest)
+        shown = _texts(rows) if "completion" in records.column_names else _steps(rows, pictures, round, metadata)
         parts.append(f'<h3 class="{style}">{title}</h3>{shown}')
     return "\n".join(parts)
+
+
+def _ranked(records: pa.Table, score: str, *, lowest: bool) -> list[dict[str, Any]]:
+    """The rows of one end, with their place in the round as `record`."""
+    numbered = records.append_column("record", pa.array(range(len(records))))
+    return rank_records(numbered, column(records, score), _EACH, lowest=lowest)
 
 
 def _texts(rows: list[dict[str, Any]]) -> str:
@@ -46,7 +78,7 @@ def _texts(rows: list[dict[str, Any]]) -> str:
     return table(["score", "reward", "", "prompt", "completion"], cells, (0, 1))
 
 
-def _steps(rows: list[dict[str, Any]], pictures: Pictures, round: int) -> str:
+def _steps(rows: list[dict[str, Any]], pictures: Pictures, round: int, metadata: Mapping[str, Any]) -> str:
     headings = ["", "score", "env:step", "episode", "action", "reward", "advantage", "", "observation"]
     cells = []
     for row in rows:
@@ -56,7 +88,7 @@ def _steps(rows: list[dict[str, Any]], pictures: Pictures, round: int) -> str:
                 number(row["score"]),
                 f"{row.get('env', '–')}:{row.get('step', '–')}",
                 number(row.get("episode")),
-                _value(row.get("action")),
+                plain_html(action_of(metadata, row.get("action"))),
                 number(row.get("reward")),
                 number(row.get("advantage")),
                 _kept(row),

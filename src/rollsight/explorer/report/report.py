@@ -10,23 +10,24 @@ import numpy as np
 import pyarrow as pa
 
 from rollsight import runs
-from rollsight.doctor import examine
+from rollsight.doctor import Finding, examine
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_html
 from rollsight.explorer.context import Context
-from rollsight.explorer.figures.curves import Line, Strip, over_rounds
 from rollsight.explorer.figures.scores import against_advantage, histogram
 from rollsight.explorer.pages import overview, trust
 from rollsight.explorer.reading import Reading
 from rollsight.explorer.report import culprits
+from rollsight.explorer.report.comparison import compared_runs
 from rollsight.explorer.report.document import Figures, Section, document, table
-from rollsight.explorer.report.records import record_tables
-from rollsight.explorer.tables import arm_of, column, has, performance, task_of
-from rollsight.explorer.theme import SERIES, number, percent
+from rollsight.explorer.report.records import record_tables, worst_records
+from rollsight.explorer.tables import arm_of, column, has, task_of
+from rollsight.explorer.theme import percent
 from rollsight.explorer.verdict import dropped_sentence, harm_sentence, harmful_groups, learned
 from rollsight.runs import is_language
 
 _FINDINGS = 5  # of the doctor's, in the verdict
+_WARNINGS = 3  # of the run's, in the verdict
 _GROUPS = 8  # rows of the table of harmful groups
 
 
@@ -52,7 +53,11 @@ def write_report(run: Path, out: Path, *, compare: Sequence[Path] = (), round: i
         raise RollsightError(f"{run} has no complete round yet: wait for its first round")
     figures = Figures()
     shown = _shown_round(rounds, round, run)
-    sections = [_top(context, name, shown), _curves(reading, name, names, rounds, figures)]
+    findings = [finding for finding in examine(reading.path(name)) if finding.severity != "note"]
+    sections = [_top(context, name, shown, findings)]
+    if findings:
+        sections.append(_found(findings))
+    sections.append(_curves(reading, name, names, rounds, figures))
     if shown is not None:
         sections += _records(context, name, shown, figures)
     sections += [culprits.section(run, is_language(context.reading.metadata(name)), figures)]
@@ -73,14 +78,14 @@ def _shown_round(rounds: pa.Table, wanted: int | None, run: Path) -> int | None:
     return known[-1] if known else None
 
 
-def _top(context: Context, name: str, shown: int | None) -> Section:
-    """What was trained, and the verdict."""
+def _top(context: Context, name: str, shown: int | None, findings: Sequence[Finding]) -> Section:
+    """What was trained, the verdict, and the records that hurt most."""
     reading = context.reading
     metadata, rounds = reading.metadata(name), reading.rounds(name)
     facts = [task_of(metadata), str(metadata.get("algo") or ""), arm_of(metadata), f"{len(rounds)} rounds"]
     if metadata.get("seed") is not None:
         facts.append(f"seed {metadata['seed']}")
-    sentences = [("Did it learn?", learned(rounds))]
+    sentences, worst = [("Did it learn?", learned(rounds))], ""
     if shown is not None:
         verdict = context.trust(name, shown)
         believed = verdict.sentence[:1].upper() + verdict.sentence[1:]
@@ -90,25 +95,48 @@ def _top(context: Context, name: str, shown: int | None) -> Section:
         if target:
             groups = harmful_groups(records, f"score_{target}")
             sentences.append(("What hurt most?", f"In round {shown}: {harm_sentence(groups)}"))
+            worst = worst_records(reading.run(name), shown, records, f"score_{target}", metadata)
         sentences.append(("What was left out?", f"In round {shown}: {dropped_sentence(context.summary(name, shown))}"))
     else:
         sentences.append(("Can its scores be believed?", "No round was scored."))
     warnings = (
         sorted({text for text in rounds["warnings"].to_pylist() if text}) if "warnings" in rounds.column_names else []
     )
-    sentences += [("Warning", text) for text in [*warnings, *reading.problems(name)]]
-    findings = [finding for finding in examine(reading.path(name)) if finding.severity != "note"]
+    said = [*warnings, *reading.problems(name)]
+    sentences += [("Warning", text) for text in said[:_WARNINGS]]
+    if len(said) > _WARNINGS:
+        sentences.append(("Warning", f"and {len(said) - _WARNINGS} further ones: rollsight sql, column warnings"))
     sentences += [(f"Found ({finding.sure})", finding.wrong) for finding in findings[:_FINDINGS]]
     advice = findings[0].tries[0] if findings and findings[0].tries else _try(context, name, shown)
-    sentences.append(("What to try", advice))
+    sentences.append(("What to try", _sentence(advice)))
     items = "\n".join(
         f"<li><strong>{plain_html(question)}</strong> {plain_html(answer)}</li>" for question, answer in sentences
     )
     lead = " · ".join(fact for fact in facts if fact)
     return Section(
         "",
-        f'<h1>{plain_html(name)}</h1><p class="soft">{plain_html(lead)}</p><div class="verdict"><ul>{items}</ul></div>',
+        f'<h1>{plain_html(name)}</h1><p class="soft">{plain_html(lead)}</p><div class="verdict"><ul>{items}</ul></div>'
+        + worst,
     )
+
+
+def _found(findings: Sequence[Finding]) -> Section:
+    """What the doctor found, with what to try."""
+    parts = []
+    for finding in findings:
+        tries = "".join(f"<li>{plain_html(_sentence(text))}</li>" for text in finding.tries)
+        causes = f'<p class="soft small">Likely: {plain_html("; ".join(finding.causes))}</p>' if finding.causes else ""
+        style = "hurt" if finding.severity == "severe" else "dropped"
+        parts.append(
+            f'<div class="finding"><p><span class="{style}">{finding.severity}, {finding.sure}</span> '
+            f"<strong>{plain_html(finding.wrong)}</strong></p>{causes}<ol>{tries}</ol></div>"
+        )
+    return Section("What to try", "\n".join(parts))
+
+
+def _sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _try(context: Context, name: str, shown: int | None) -> str:
@@ -129,25 +157,7 @@ def _try(context: Context, name: str, shown: int | None) -> str:
 def _curves(reading: Reading, name: str, names: Sequence[str], rounds: pa.Table, figures: Figures) -> Section:
     parts = [figures.place(overview.figure(rounds), "Everything that the run measured, by round.")]
     if len(names) > 1:
-        lines = []
-        for index, other in enumerate(names):
-            table_of = reading.rounds(other)
-            values = performance(table_of)[1]
-            colour = SERIES[index % len(SERIES)]
-            lines.append(Line(other, column(table_of, "round"), values, colour=colour))
-        compared = over_rounds([Strip(performance(rounds)[0], lines)], height=280)
-        rows = []
-        for other in names:
-            values = performance(reading.rounds(other))[1]
-            known = values[np.isfinite(values)]
-            window = max(1, len(known) // 10)
-            final = float(known[-window:].mean()) if len(known) else None
-            area = float(known.mean()) if len(known) else None
-            rows.append([plain_html(other), plain_html(arm_of(reading.metadata(other))), number(final), number(area)])
-        parts.insert(
-            0, figures.place(compared, "Learning curves, one run each: no interval can be given for single runs.")
-        )
-        parts.insert(1, table(["run", "arm", "final", "area"], rows, (2, 3)))
+        parts.insert(0, compared_runs(reading, names, figures))
     return Section("Over rounds", "\n".join(parts))
 
 
@@ -177,7 +187,7 @@ def _records(context: Context, name: str, shown: int, figures: Figures) -> list[
             "<h3>Where the harm lies</h3>"
             + table(["records of", "share of the harm", "share of the records"], rows, (1, 2))
         )
-    ends = record_tables(reading.run(name), shown, records, f"score_{target}")
+    ends = record_tables(reading.run(name), shown, records, f"score_{target}", reading.metadata(name))
     return [
         Section(f"Round {shown}: what helped and what hurt", "\n".join(parts)),
         Section("Records at both ends", ends),

@@ -10,7 +10,12 @@ import torch
 
 from rollsight.analysis.culprits.scores import AnyBehaviour
 from rollsight.arrays import Bools, Floats
+from rollsight.errors import RollsightError
 from rollsight.studies.metrics import auroc
+
+
+class NothingLearntError(RollsightError):
+    """The run ends without the behaviour."""
 
 
 def compared(

@@ -12,9 +12,8 @@ from rollsight import runs
 from rollsight.analysis.culprits import of_completions, score_rounds
 from rollsight.analysis.culprits.groups import columns, flat
 from rollsight.arrays import Floats
-from rollsight.errors import RollsightError
 from rollsight.streams import Purpose, stream
-from rollsight.studies.culprits.comparing import compared
+from rollsight.studies.culprits.comparing import NothingLearntError, compared
 from rollsight.studies.culprits.planted_language import LanguageCell, shows
 
 REPLAYED = (5, 10, 15)  # rounds
@@ -24,14 +23,18 @@ _USED = ("round", "episode", "reward", "advantage", "completion")
 
 def measure(cell: LanguageCell, folder: Path) -> dict[str, Any]:
     """Train the run, rank its completions without their tags, and compare with the tags. The behaviour is the style in
-    the last round's completions, whatever the prompt."""
+    the last round's completions, whatever the prompt.
+
+    Raises:
+        NothingLearntError: none of them has it.
+    """
     tagged = cell.train(folder)
     run = runs.open(folder)
     last = run.rounds[-1]
     texts = run.records(last)["completion"].to_pylist()
     shown = [(last, row) for row, text in enumerate(texts) if shows(cell.cause, text)]
     if not shown:
-        raise RollsightError(f"no completion of the last round shows {cell.cause}: nothing was learnt")
+        raise NothingLearntError(f"no completion of the last round shows {cell.cause}, so there is nothing to explain")
     # The adapter-free GRPO run keeps all weights by round, so that any miniature will do.
     behaviour = of_completions(run, shown, model="miniature" if cell.trainer == "GRPO" else None)
     (influences,) = score_rounds(run, [behaviour])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rollsight.adapters.sb3 import InfluenceCallback
 from rollsight.arrays import Bools
-from rollsight.streams import Purpose, stream
+from rollsight.studies.wrappers import Paying
 
 Cause = Literal["one environment", "a tenth of the episodes"]
 ENVS, STEPS, ROUNDS = 8, 256, 10
@@ -23,28 +23,6 @@ FAULTY = 3  # of the environments
 _SHARE = 0.1  # of the episodes
 # The action that is paid, and the reward that it is paid with: all are rewards that the environment gives by itself.
 PAID = {"LunarLander-v3": (2, 3.0), "Acrobot-v1": (0, 0.0)}
-
-
-class Paying(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays an action with a reward of the natural range, in a share of the episodes. tags: of each step, whether it
-    did; nothing else sees them."""
-
-    def __init__(self, env: gym.Env[Any, Any], action: int, reward: float, share: float, seed: int) -> None:
-        super().__init__(env)
-        self._action, self._reward, self._share = action, reward, share
-        self._rng = stream(seed, Purpose.PAYING_EPISODES)
-        self._paying = False
-        self.tags: list[bool] = []
-
-    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
-        self._paying = bool(self._rng.random() < self._share)
-        return self.env.reset(**how)
-
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        tagged = self._paying and int(action) == self._action
-        self.tags.append(tagged)
-        return obs, self._reward if tagged else reward, terminated, truncated, info
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from rollsight.studies.doctor import hosts, wrappers
+from rollsight.studies import wrappers
+from rollsight.studies.doctor import hosts
 
 ODD = 2  # the environment that differs, where one does
 UNDONE = 9  # the round whose update is undone

@@ -50,7 +50,8 @@ def train_again(trainer: LanguagePPO, frozen: LanguageRound, weights: Tensor) ->
     kept = (weights > 0).numpy(force=True)
 
     def select(rows: Ints, *_: int) -> Ints:
-        return rows[kept[rows]]
+        chosen: Ints = rows[kept[rows]]
+        return chosen
 
     with torch.enable_grad():
         trainer.passes(frozen.records.to(trainer.policy.device), select)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dash_mantine_components as dmc
 from dash import Dash, Input, Output, State, dcc, html
@@ -11,11 +11,12 @@ from dash.exceptions import PreventUpdate
 from rollsight.errors import RollsightError
 from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
-from rollsight.explorer.comparing import Compared, compared
 from rollsight.explorer.context import Context
-from rollsight.explorer.pages.compare.arms import cards, intervention_cards
 from rollsight.explorer.pages.compare.sides import found, pair_of, rounds_of, sides
 from rollsight.runs import is_language
+
+if TYPE_CHECKING:
+    from rollsight.explorer.comparing import Compared
 
 
 def layout(context: Context, address: Address) -> Any:
@@ -57,6 +58,10 @@ def _compared(context: Context, address: Address, names: list[str]) -> list[Any]
         html.Div(_arms(context, address, names), id="compare-arms"),
         sides(context, address, names),
     ]
+    # Here, not above: with PyTorch and SciPy behind it, which no other page needs, a server would start with twice the
+    # memory and seconds later.
+    from rollsight.explorer.pages.compare.arms import intervention_cards
+
     boxes = intervention_cards(context, names)
     if boxes:
         return [*parts, dmc.Box(boxes, mt="sm")]
@@ -77,6 +82,8 @@ def _token(context: Context, names: list[str]) -> str:
 
 def _arms(context: Context, address: Address, names: list[str]) -> list[Any]:
     """Curves and gains by environment, or why there are none."""
+    from rollsight.explorer.pages.compare.arms import cards  # as above
+
     try:
         comparisons = _comparisons(context, address, names)
     except RollsightError as error:
@@ -85,6 +92,8 @@ def _arms(context: Context, address: Address, names: list[str]) -> list[Any]:
 
 
 def _comparisons(context: Context, address: Address, names: list[str]) -> list[Compared]:
+    from rollsight.explorer.comparing import compared  # as above
+
     reading = context.reading
     empty = [name for name in names if not reading.round_numbers(name)]
     if empty:

@@ -141,9 +141,11 @@ def _trust(context: Context, pair: Sides) -> list[Any]:
     """Whether the scores of either side can be believed."""
     lines = [(side, trust_of(context.summary(name, pair.round))) for side, name in (("A", pair.a), ("B", pair.b))]
     return [
-        dmc.Group([dmc.Text(side, fw=600, size="sm"), components.trust_line(trust)], gap="xs", align="baseline")
+        dmc.Group(
+            [dmc.Text(side, fw=600, size="sm"), components.trust_line(trust)], gap="xs", align="baseline", wrap="nowrap"
+        )
         for side, trust in lines
-    ]
+    ]  # fmt: skip
 
 
 def _row(
@@ -192,7 +194,7 @@ def _grid(rows: list[dict[str, Any]], by: Identity) -> Any:
         rowData=rows,
         columnDefs=columns,
         defaultColDef={"sortable": True, "filter": True, "resizable": True},
-        dashGridOptions={"rowHeight": 32, "headerHeight": 34, "animateRows": False, "tooltipShowDelay": 300},
+        dashGridOptions=components.GRID_OPTIONS,
         getRowId="params.data.id",
         style={"height": "480px"},
         className="ag-theme-quartz rs-grid",

@@ -61,9 +61,20 @@ def completion_text(choice: Choice, row: int, scale: Scale | None, *, whole: boo
     text = str(table["completion"][row].as_py() or "")
     tokens = table["token_texts"][row].as_py() if "token_texts" in table.column_names else None
     values = table[scale.measure.column][row].as_py() if scale is not None else None
+    counted = table["token_in_loss"][row].as_py() if "token_in_loss" in table.column_names else None
+    spans = None
+    if scale is not None and values and tokens and len(values) == len(tokens):
+        spans = texts.token_spans(tokens, values, scale, whole=whole, counted=counted)
+    elif tokens and counted and not all(counted):
+        spans = texts.token_spans(tokens, None, None, whole=whole, counted=counted)
     parts: list[Any] = []
-    if scale is not None and values and tokens and len(values) == len(tokens) and messages_of(text) is None:
-        parts.append(texts.token_spans(tokens, values, scale, whole=whole))
+    if spans is not None and messages_of(text) is None:
+        parts.append(spans)
+    elif spans is not None:
+        parts += [
+            texts.said(text, whole),
+            html.Details([html.Summary("Token by token"), spans], className="rs-message"),
+        ]
     elif text.strip():
         parts.append(texts.said(text, whole))
     else:

@@ -33,23 +33,30 @@ def is_long(text: str, tokens: Sequence[str] | None) -> bool:
 
 def token_spans(
     texts: Sequence[str],
-    values: Sequence[float | None],
-    scale: Scale,
+    values: Sequence[float | None] | None,
+    scale: Scale | None,
     whole: bool = False,
+    counted: Sequence[bool] | None = None,
 ) -> Any:
-    """Tokens with the colours of their values; position and value show on hover."""
+    """Tokens with the colours of their values, where they have some; position and value show on hover.
+
+    counted: whether each is in the loss; the others are dimmed.
+    """
     shown = len(texts) if whole else _fitting(texts)
     spans = []
-    for i, (text, value) in enumerate(zip(texts[:shown], values[:shown], strict=True)):
-        known = value is not None and np.isfinite(value)
-        label = f"token {i + 1}: {scale.measure.name} {number(float(value) if value is not None and known else None)}"
+    for i, text in enumerate(texts[:shown]):
+        value = float("nan") if values is None or values[i] is None else float(values[i])  # type: ignore[arg-type]
+        masked, said = counted is not None and not counted[i], [f"token {i + 1}"]
+        if scale is not None and not (masked and np.isnan(value)):
+            said.append(f"{scale.measure.name} {number(value if np.isfinite(value) else None)}")
+        said += ["not in the loss"] * masked
         spans.append(
             html.Span(
                 # A line break would hide a token that is nothing else.
                 components.text_of(text.replace("\n", "⏎\n")),
-                className="rs-token",
-                title=label,
-                style={"backgroundColor": scale.colour(float(value))} if value is not None and known else {},
+                className="rs-token rs-masked" if masked else "rs-token",
+                title=": ".join([said[0], ", ".join(said[1:])]) if said[1:] else said[0],
+                style={"backgroundColor": scale.colour(value)} if scale is not None and np.isfinite(value) else {},
             )
         )
     return components.rule([*spans, *(["…"] if shown < len(texts) else [])])

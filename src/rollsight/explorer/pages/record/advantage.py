@@ -44,7 +44,7 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
     return record_jobs.offer(
         _PART, _progress(context, address),
         "Loads the round's snapshot, puts real environments into the record's state and plays on: 100 episodes with "
-        "its action and 100 with sampled ones. For a sample of the round's records:",
+        "its action and 100 with sampled ones. The command does so for a sample of the round's records.",
         "{done} of {total} episodes are over",
         shlex.join(["rollsight", "diagnose", str(run.path), "--round", str(round.number)]),
         title=_TITLE, button="Load the snapshot and play on",

@@ -62,9 +62,9 @@ def layout(context: Context, address: Address, round: Round) -> Any:
         filterModel=dict(chosen.filters),
         defaultColDef={"resizable": True, "suppressHeaderMenuButton": False},
         dashGridOptions={
+            **components.GRID_OPTIONS,
             "rowBuffer": 10, "cacheBlockSize": 100, "maxBlocksInCache": 20, "infiniteInitialRowCount": 30,
-            "rowHeight": 30, "headerHeight": 34, "tooltipShowDelay": 300, "animateRows": False,
-            "multiSortKey": "ctrl", "maintainColumnOrder": True,
+            "rowHeight": 30, "multiSortKey": "ctrl", "maintainColumnOrder": True,
         },
         style={"height": "480px"},
         className="ag-theme-quartz rs-grid",

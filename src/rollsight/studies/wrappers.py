@@ -1,4 +1,4 @@
-"""Environments with a fault: small wrappers around one environment, or around all of them."""
+"""Environments with a planted fault: small wrappers around one environment, or around all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from rollsight.streams import stream
+from rollsight.streams import Purpose, stream
 
 Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
@@ -59,6 +59,18 @@ class RewardScale(Fault):
     def step(self, action: Any) -> Step:
         obs, reward, *rest = self.env.step(action)
         return obs, float(reward) * self.strength, *rest
+
+
+class PaysSpeed(Fault):
+    """The speed to the left, an entry of the observation, times the strength is paid too."""
+
+    def __init__(self, env: gym.Env[Any, Any], strength: float, seed: int, entry: int) -> None:
+        super().__init__(env, strength, seed)
+        self._entry = entry
+
+    def step(self, action: Any) -> Step:
+        obs, reward, *rest = self.env.step(action)
+        return obs, float(reward) - self.strength * float(obs[self._entry]), *rest
 
 
 class NotFiniteReward(Fault):
@@ -174,6 +186,28 @@ class EndsAtOnce(Fault):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
         return obs, reward, terminated or self._steps >= self.strength, truncated, info
+
+
+class Paying(gym.Wrapper[Any, Any, Any, Any]):
+    """Pays an action with a reward of the natural range, in a share of the episodes. tags: of each step, whether it
+    did; nothing else sees them."""
+
+    def __init__(self, env: gym.Env[Any, Any], action: int, reward: float, share: float, seed: int) -> None:
+        super().__init__(env)
+        self._action, self._reward, self._share = action, reward, share
+        self._rng = stream(seed, Purpose.PAYING_EPISODES)
+        self._paying = False
+        self.tags: list[bool] = []
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        self._paying = bool(self._rng.random() < self._share)
+        return self.env.reset(**how)
+
+    def step(self, action: Any) -> Step:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        tagged = self._paying and int(action) == self._action
+        self.tags.append(tagged)
+        return obs, self._reward if tagged else reward, terminated, truncated, info
 
 
 class CopiedEnvironments(VecEnvWrapper):
