@@ -187,8 +187,10 @@ def _actions(seen: Evidence, rows: Array) -> Array:
     action = seen.column("action")[rows]
     if seen.discrete:
         return (action[:, None] == np.unique(action)).astype(np.float64)[:, 1:]
-    inputs = action.reshape(len(action), -1).astype(np.float64)
-    return inputs if seen.bounds is None else inputs.clip(*seen.bounds)
+    inputs: Array = action.reshape(len(action), -1).astype(np.float64)
+    if seen.bounds is not None:
+        inputs = np.clip(inputs, *seen.bounds)
+    return inputs
 
 
 def _odd_slopes(env: Array, names: Array, inputs: Array, outputs: Array) -> tuple[int, float]:

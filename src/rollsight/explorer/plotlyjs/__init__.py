@@ -27,6 +27,7 @@ def serve(server: Flask) -> None:
         script = Response(packed(), mimetype="text/javascript", headers={"Content-Encoding": "gzip"})
         script.add_etag()
         script.cache_control.no_cache = True  # the address names no version: a browser asks whether it changed
-        return script.make_conditional(request)
+        script.make_conditional(request)
+        return script
 
     server.add_url_rule(f"/{PATH}", "plotlyjs", answer)

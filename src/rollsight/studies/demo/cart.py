@@ -131,7 +131,8 @@ class Run:
         episodes = _TESTED if round == self.rounds else 8
         venv = _environments(None, 1000 + self.seed)
         found: Any = evaluate_policy(model, venv, episodes, deterministic=False, return_episode_rewards=True)
-        return found
+        returns, lengths = found
+        return returns, lengths
 
 
 def _environments(faulty: int | None, seed: int) -> Any:

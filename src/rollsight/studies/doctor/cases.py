@@ -175,9 +175,10 @@ def cases(seeds: int) -> Iterator[Case]:
                     yield Case(env, name, fault.strengths[place], seed, rate, rounds=rounds)
     for name, fault in FAULTS.items():
         # One environment that thresholds were set on, and one that none was.
-        for env in [next((one for one in fault.envs if (one in FITTED) == fitted), None) for fitted in (True, False)]:
-            if env is not None and name not in _SB3_ONLY:
-                yield Case(env, name, fault.strengths[0], 0, "untuned", "compiled")
+        chosen = (next((one for one in fault.envs if (one in FITTED) == fitted), None) for fitted in (True, False))
+        for where in chosen:
+            if where is not None and name not in _SB3_ONLY:
+                yield Case(where, name, fault.strengths[0], 0, "untuned", "compiled")
 
 
 def all_cases(seeds: int) -> Iterator[Case | LanguageCase]:

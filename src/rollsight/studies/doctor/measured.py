@@ -61,7 +61,7 @@ def rows_of(case: Any, folder: Path) -> Iterator[dict[str, Any]]:
                 "at_rounds": list(found.where.rounds),
             }
     if case.engine == "rlhf":
-        empty = {"environments": [], "features": [], "at_rounds": []}
+        empty: dict[str, list[int]] = {"environments": [], "features": [], "at_rounds": []}
         for name, value in _of_others(folder):
             yield {"run": case.name, **about, "check": name, "rounds": ends[-1], "last": True, "value": value, **empty}
 

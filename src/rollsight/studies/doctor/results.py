@@ -12,8 +12,8 @@ from rollsight.doctor.check import Check
 from rollsight.doctor.examination import CHECKS, ranked
 from rollsight.studies.doctor import language, others
 from rollsight.studies.doctor.baseline import BASELINE, EXPLAINED_VARIANCE
-from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD, UNDONE
-from rollsight.studies.doctor.language import LANGUAGE_FAULTS
+from rollsight.studies.doctor.faults import FAULTS, FITTED, ODD, UNDONE, PlantedFault
+from rollsight.studies.doctor.language import LANGUAGE_FAULTS, LanguageFault
 from rollsight.studies.doctor.measured import right_checks
 from rollsight.studies.markdown import table
 
@@ -125,7 +125,7 @@ def by_fault(runs: Sequence[Told]) -> list[list[str]]:
 
 def _as_planted(one: tuple[str | None, float]) -> tuple[int, int]:
     """Faults in the order of the code, the strongest first, one that is not planted any more last."""
-    faults = {**LANGUAGE_FAULTS, **FAULTS}
+    faults: Mapping[str, PlantedFault | LanguageFault] = {**LANGUAGE_FAULTS, **FAULTS}
     fault, strength = str(one[0]), one[1]
     strengths = (*faults[fault].strengths, strength)
     return list(faults).index(fault), strengths.index(strength)
@@ -164,7 +164,8 @@ def totals(runs: Sequence[Told]) -> dict[str, str]:
 
 def parts(runs: Sequence[Told]) -> dict[str, list[Told]]:
     """The runs by what they can show. Healthy runs have no strength: they are where their seed is."""
-    weaker = {(name, s) for name, fault in {**FAULTS, **LANGUAGE_FAULTS}.items() for s in fault.strengths[1:]}
+    planted_faults: Mapping[str, PlantedFault | LanguageFault] = {**FAULTS, **LANGUAGE_FAULTS}
+    weaker = {(name, s) for name, fault in planted_faults.items() for s in fault.strengths[1:]}
     held_out = [one for one in runs if one.env not in _SET_ON]
     small = [one for one in held_out if one.env != language.SMOLLM2]
     planted = [one for one in small if one.fault is None or one.engine != "compiled"]
