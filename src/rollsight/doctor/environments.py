@@ -186,10 +186,11 @@ def _actions(seen: Evidence, rows: Array) -> Array:
     """(len(rows), A) actions as numbers: one column less than there are choices, or the entries within their bounds."""
     action = seen.column("action")[rows]
     if seen.discrete:
-        return (action[:, None] == np.unique(action)).astype(np.float64)[:, 1:]
+        choices: Array = (action[:, None] == np.unique(action)).astype(np.float64)
+        return choices[:, 1:]
     inputs: Array = action.reshape(len(action), -1).astype(np.float64)
     if seen.bounds is not None:
-        inputs = np.clip(inputs, *seen.bounds)
+        inputs = np.clip(inputs, seen.bounds[0], seen.bounds[1])
     return inputs
 
 
