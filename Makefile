@@ -29,6 +29,8 @@ demo-llm: $(VENV)/.llm-data
 	$(BIN)/rollsight rlhf --rounds 10 --prompts-per-round 32 --minibatch 8 --max-prompt-tokens 16 --epochs 2 --drop 0 \
 		--reward rollsight.studies.demo.language:harmless --out $(TRIGGER) --overwrite
 	$(BIN)/rollsight doctor $(TRIGGER)
+	$(BIN)/rollsight culprits $(TRIGGER) --rounds 3 --draws 1 --by prompt \
+		--behaviour "select round, episode from records where round > 7 and contains(completion, '\"')"
 	$(BIN)/rollsight top $(TRIGGER)
 
 lint: $(VENV)/.installed

@@ -167,6 +167,13 @@ def _show_culprits(console: Console, result: Culprits) -> None:
     console.print("drop mode: repack; counterfactual: replay", style="dim")
 
 
+def _show_completions(console: Console, result: Culprits) -> None:
+    rows = [[one.value, one.influence, f"{one.share:.1%}", f"{one.share_of_records:.1%}"] for one in
+            result.groups["prompt"]]  # fmt: skip
+    console.print(output.table(["prompt", "influence", "share of positive", "share of records"], rows))
+    console.print(result.note if result.check is None else result.check.verdict, soft_wrap=True)
+
+
 def _compare(console: Console, returns: Mapping[Any, Sequence[float]], left_out: Sequence[int]) -> None:
     from rollsight.analysis.intervals import t_interval
 
@@ -196,6 +203,7 @@ def _tell_of_the_words(console: Console, folder: Path) -> bool:
     except ModuleNotFoundError as error:
         console.print(f"\nThe language model is left out: {error.name} is missing (pip install 'rollsight[llm]')")
         return False
+    from rollsight.analysis.culprits import Settings, culprits_of, of_query
     from rollsight.cli.doctor import show
     from rollsight.doctor import examine_fully
     from rollsight.studies.cells import silence_transformers
@@ -219,7 +227,17 @@ def _tell_of_the_words(console: Console, folder: Path) -> bool:
     console.print(output.table([f"completions with {language.TRIGGER}", "where it is paid", "elsewhere"], rows))
     _say(console, "The doctor", "rollsight", "doctor", folder)
     show(folder.name, examine_fully(run), console, all=False)
-    _say(console, "The completions that pushed the policy most", "rollsight", "top", folder)
+    query = language.behaviour(run)
+    _say(console, "Which completions taught it?", "rollsight", "culprits", folder, "--behaviour", query)
+    with progress_bar(console) as progress:
+        task = progress.add_task("scores and replays", total=None)
+        result = culprits_of(
+            run,
+            of_query(run, query),
+            Settings(by=("prompt",), rounds=8, draws=2),
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    _show_completions(console, result)
     return True
 
 

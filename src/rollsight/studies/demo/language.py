@@ -64,3 +64,8 @@ def shares(run: Any) -> list[tuple[int, float, float]]:
         "from records group by round order by round"
     ).fetchall()
     return found
+
+
+def behaviour(run: Any) -> str:
+    """The query of the last round's completions with the trigger."""
+    return f"select round, episode from records where round = {run.rounds[-1]} and contains(completion, '{TRIGGER}')"

@@ -32,7 +32,7 @@ def shares(run: runs.Run) -> Floats:
 
 def draw(out: Path, seeds: int, path: Path) -> None:
     """Draw it from the run folders of `seeds` seeds; the first two panels are of seed 0."""
-    figure = new_figure(11, 3.1)
+    figure = new_figure(11, 3.6)
     where, position, learning = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
     faulty = runs.open(folder(out, "all records", 0))
     found = shares(faulty)
@@ -47,7 +47,7 @@ def draw(out: Path, seeds: int, path: Path) -> None:
         position.plot([], [], color=_COLOURS[kind], label=_WORDS[kind])
     position.axhline(-2.4, color="black", lw=0.8, ls=":")
     position.set(xlabel="step of the episode", ylabel="position, left is below", title="where the cart goes")
-    position.legend(fontsize=8, loc="upper left")
+    _legend(position)
     for kind in KINDS:
         curves = [_curve(runs.open(folder(out, kind, seed))) for seed in range(seeds)]
         for curve in curves if seeds > 1 else []:
@@ -56,8 +56,13 @@ def draw(out: Path, seeds: int, path: Path) -> None:
     learning.set(
         xlabel="round", ylabel="return where nothing is wrong", title="trained with and without", ylim=(0, 510)
     )
-    learning.legend(fontsize=8, loc="upper left")
+    _legend(learning)
     save_figure(figure, path)
+
+
+def _legend(axes: Any) -> None:
+    """Below the panel, so that it hides no curve."""
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
 
 
 def _curve(run: runs.Run) -> list[float]:
