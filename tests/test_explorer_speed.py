@@ -80,10 +80,12 @@ def test_what_two_ask_for_at_once_is_read_once(tmp_path, monkeypatch):
 
 def test_the_list_of_runs_says_what_its_figure_shows(tmp_path):
     def parts(one):
-        yield one
-        for child in getattr(one, "children", None) or [] if not isinstance(one, list) else one:
-            if not isinstance(child, str):
+        if isinstance(one, list):
+            for child in one:
                 yield from parts(child)
+        elif hasattr(one, "to_plotly_json"):
+            yield one
+            yield from parts(getattr(one, "children", None))
 
     context = Context(Reading([_run(tmp_path / "a"), _run(tmp_path / "b")]))
     page = {getattr(part, "id", None): part for part in parts(layout(context, Address("runs").at(runs="b")))}

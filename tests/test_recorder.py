@@ -30,7 +30,7 @@ def policy_and_records(seed=0, dictionary=False, **changes):
     agent, n = Agent(), STEPS * ENVS
     obs, actions = torch.randn(n, 3), torch.randint(2, (n,))
     with torch.no_grad():
-        log_probs, entropy, values = evaluate(agent, obs, actions)
+        log_probs, entropy, values = evaluate(agent, obs, actions)[:3]
     step, env = (place.reshape(-1) for place in np.indices((STEPS, ENVS)))  # step-major, as CleanRL's
     more = {"returns": torch.randn(n), "values": values, "rewards": torch.ones(n), "ids": {"env": env, "step": step}}
     records = rs.Records({"x": obs} if dictionary else obs, actions, log_probs, torch.randn(n), **{**more, **changes})
@@ -129,7 +129,7 @@ def test_a_snapshot_replays_the_update(tmp_path):
                 batch = records.take(torch.from_numpy(order[start : start + 4]))
                 if len(batch) < 2:
                     break
-                log_prob, _, value = policy(batch)
+                log_prob, _, value = policy(batch)[:3]
                 advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
                 ratio = (log_prob - batch.log_probs).exp()
                 loss = -torch.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()

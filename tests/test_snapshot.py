@@ -70,7 +70,7 @@ def train_by_hand(policy, optimizer, records, rule, *, keep=None, weights=None, 
         for minibatch in minibatches:
             rows = torch.from_numpy(minibatch)
             b_advantages, b_old, b_returns = (c[rows] for c in (records.advantages, records.log_probs, records.returns))
-            log_prob, entropy, value = policy.evaluate(policy.module, records.obs[rows], records.actions[rows])
+            log_prob, entropy, value = policy.evaluate(policy.module, records.obs[rows], records.actions[rows])[:3]
             if rule.normalize_advantage and len(rows) > 1:
                 b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std() + 1e-8)
             if rule.algorithm == "ppo":

@@ -208,6 +208,6 @@ def test_noise_on_the_embeddings_and_images_are_refused(tmp_path: Any) -> None:
 
 def test_leave_self_out_is_accepted_with_an_adapter(tmp_path: Any) -> None:
     trained = trainer(tmp_path, lora=lora(), max_steps=1)
-    attachment = attach(trained, leave_self_out=True)
+    attachment = attach(trained, leave_self_out=True, scoring="own_pass")
     trained.train()
     assert attachment.scores["sequence"].backend == "layerwise"
