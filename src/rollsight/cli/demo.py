@@ -238,6 +238,7 @@ def _tell_of_the_words(console: Console, folder: Path) -> bool:
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     _show_completions(console, result)
+    _say(console, "The completions that pushed the policy most", "rollsight", "top", folder)
     return True
 
 

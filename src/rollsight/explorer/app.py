@@ -161,8 +161,8 @@ def _register(app: Dash, context: Context) -> None:
         shown = context.address(path, "")
         if shown is not None and shown.run == (name or ""):
             return no_update
-        if name is None:
-            return context.prefix if shown is not None and shown.run else no_update
+        if name is None:  # cleared by hand; the page of a run that is not there has nothing chosen, and stays
+            return context.prefix if shown is not None and shown.run in context.reading.names() else no_update
         return context.href(Address("overview", name))
 
     @app.callback(
