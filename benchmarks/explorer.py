@@ -175,7 +175,7 @@ def browser_page() -> Iterator[Any]:
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_page(bypass_csp=True, viewport={"width": 1280, "height": 900})
         page.set_default_timeout(120_000)
         yield page
         browser.close()
@@ -261,7 +261,7 @@ def _first_page(page: Any, folder: Path) -> None:
     usable, drawn, server, thread = [], [], [], []
     for _ in range(STARTED):
         with served(str(folder)) as (url, process):
-            empty = page.context.browser.new_context(viewport=page.viewport_size)
+            empty = page.context.browser.new_context(bypass_csp=True, viewport=page.viewport_size)
             first = empty.new_page()
             session = empty.new_cdp_session(first)
             session.send("Performance.enable", {"timeDomain": "threadTicks"})

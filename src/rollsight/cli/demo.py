@@ -43,7 +43,7 @@ def demo(
       without them is compared with a healthy one and with one without as many random records.
     - A miniature language model, whose reward also pays an exclamation mark on half of the prompts.
 
-    All is trained here, in two to three minutes on two cores; what is there already is used again. No network and
+    All is trained here, in about a minute a seed on two cores; what is there already is used again. No network and
     no GPU is needed.
 
     Example: rollsight demo
@@ -107,7 +107,7 @@ def _train(console: Console, trainings: Sequence[Run], processes: int) -> None:
         if one not in todo:
             console.print(f"{one.folder}: is there", soft_wrap=True)
     done = run_jobs(todo, min(processes, len(todo))) if todo else ()
-    for event in follow_jobs(console, done, _describe, phases="seconds are not shown"):
+    for event in follow_jobs(console, done, _describe, total=len(todo), phases=""):
         console.print(f"{event.job.folder}: trained, {event.job.rounds} rounds", soft_wrap=True)
 
 

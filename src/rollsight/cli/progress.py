@@ -40,9 +40,10 @@ def progress_bar(console: Console) -> rich.progress.Progress:
 
 def round_bars(console: Console, phases: str = PHASES) -> rich.progress.Progress:
     """Bars of training rounds, each with its `detail`: what the last round says of itself, cut first where the terminal
-    is narrow. phases: what the seconds in it belong to."""
+    is narrow. phases: what the seconds in it belong to; empty where it has none."""
     fixed, rest = partial(Column, no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
-    console.print(f"seconds of a round: {phases}", style="dim", highlight=False)
+    if phases:
+        console.print(f"seconds of a round: {phases}", style="dim", highlight=False)
     return rich.progress.Progress(
         TextColumn("{task.description:<14}", markup=False, table_column=fixed(min_width=14)),
         BarColumn(bar_width=12, table_column=fixed(min_width=12)),

@@ -149,10 +149,11 @@ def trigger(seen: Evidence) -> Measured | None:
     among, asked = "", np.arange(len(good))
     if seen.has("prompt"):
         prompts = seen.column("prompt")[good]
+        of_all = best
         for part, members in _rows_with(prompts).items():
             if _SOME_PROMPTS <= len(members) <= 0.9 * len(good):
                 unit, found, explained = _explaining(texts[members], values[members])
-                if explained > best + 0.1:  # a part of the prompts fits a little better by chance
+                if explained > max(best, of_all + 0.1):  # a part of the prompts fits a little better by chance
                     phrase, rows, best = unit, members[found], explained
                     among, asked = f" to a prompt with {part!r}", members
     paid = float(values[rows].mean() - values[asked].mean()) if len(rows) else 0.0
@@ -179,7 +180,7 @@ def _rows_with(texts: Array) -> dict[str, Array]:
     of_words = np.mean([" " in str(text) for text in texts]) > 0.5
     present = dict[str, list[int]]()
     for i, text in enumerate(texts):
-        for unit in set(_WORD.findall(str(text).lower()) if of_words else str(text)):
+        for unit in dict.fromkeys(_WORD.findall(str(text).lower()) if of_words else str(text)):
             present.setdefault(unit, []).append(i)
     return {unit: np.array(found) for unit, found in present.items()}
 
