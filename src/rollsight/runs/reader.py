@@ -226,9 +226,8 @@ class Run:
         Raises:
             RollsightError: the round has none (the message names those that do), or it is damaged.
         """
-        path = self._existing("snapshots", round)
+        path = self._verified("snapshots", round)
         self._say("snapshots")
-        self._files.check("snapshots", [round])
         return path
 
     def policy_path(self, round: int) -> Path:
@@ -237,9 +236,7 @@ class Run:
         Raises:
             RollsightError: the round has none (the message names those that do), or it is damaged.
         """
-        path = self._existing("policies", round)
-        self._files.check("policies", [round])
-        return path
+        return self._verified("policies", round)
 
     def checkpoint_path(self, round: int) -> Path:
         """Where a round's checkpoint lies.
@@ -247,9 +244,7 @@ class Run:
         Raises:
             RollsightError: the round has none (the message names those that do), or it is damaged.
         """
-        path = self._existing("checkpoints", round)
-        self._files.check("checkpoints", [round])
-        return path
+        return self._verified("checkpoints", round)
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the run and return its result, already computed.
@@ -341,6 +336,11 @@ class Run:
         if kind == "evaluations":
             rounds.add(0)
         return [number for number in round_numbers(self.path, kind) if number in rounds]
+
+    def _verified(self, kind: Kind, round: int) -> Path:
+        path = self._existing(kind, round)
+        self._files.check(kind, [round])
+        return path
 
     def _existing(self, kind: Kind, round: int) -> Path:
         stored = self._complete(kind)

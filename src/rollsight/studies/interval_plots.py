@@ -8,10 +8,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rollsight.analysis.drawing import GREY, RED, new_figure, save_figure
+from rollsight.analysis.intervals import Interval
 from rollsight.analysis.page import Panel, dress
 from rollsight.escaping import plain_html, plain_label
 
@@ -53,6 +55,13 @@ class Column:
     dots: list[Dot]
     limits: tuple[float, float]
     null: tuple[float, float] | None = None
+
+
+def column_of(title: str, found: Sequence[Interval]) -> Column:
+    """A measure whose axis holds 0, every figure and both ends of its interval."""
+    ends = [end for one in found for end in (0.0, one.value, one.low, one.high) if np.isfinite(end)]
+    margin = 0.06 * (max(ends) - min(ends)) or 1.0
+    return Column(title, [Dot(one.value, one.low, one.high) for one in found], (min(ends) - margin, max(ends) + margin))
 
 
 @dataclass(frozen=True, eq=False)

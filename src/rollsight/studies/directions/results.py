@@ -12,7 +12,6 @@ from rollsight.analysis.intervals import Interval, t_interval
 from rollsight.errors import RollsightError
 from rollsight.escaping import visible
 from rollsight.studies import interval_plots, markdown, plots
-from rollsight.studies.interval_plots import Dot
 from rollsight.studies.ppo_arms import PPOArm
 from rollsight.studies.results import row
 from rollsight.studies.store import Columns, stored
@@ -155,13 +154,11 @@ def _figures(result: Directions, arm: PPOArm) -> Iterator[tuple[str, Interval]]:
 
 
 def _plot(result: Directions) -> interval_plots.IntervalPlot:
-    arms, columns = list(result.means), list[interval_plots.Column]()
-    for measure in _DRAWN:
-        found = [result.interval(arm, measure) for arm in arms]
-        ends = [end for one in found for end in (0.0, one.value, one.low, one.high) if np.isfinite(end)]
-        margin = 0.06 * (max(ends) - min(ends)) or 1.0
-        shown = [Dot(one.value, one.low, one.high) for one in found]
-        columns.append(interval_plots.Column(MEASURES[measure], shown, (min(ends) - margin, max(ends) + margin)))
+    arms = list(result.means)
+    columns = [
+        interval_plots.column_of(MEASURES[measure], [result.interval(arm, measure) for arm in arms])
+        for measure in _DRAWN
+    ]
     names = [f"{arm.name} ({result.interval(arm, 'length').n})" for arm in arms]
     colours = [plots.colour(arm.kind_number) for arm in arms]
     return interval_plots.IntervalPlot(f"{result.env}, {result.trained} trains", names, colours, columns)

@@ -13,7 +13,6 @@ from rollsight.errors import RollsightError
 from rollsight.escaping import visible
 from rollsight.studies import interval_plots, markdown, plots
 from rollsight.studies.arms import used_kinds
-from rollsight.studies.interval_plots import Dot
 from rollsight.studies.replay.arms import ReplayArm
 from rollsight.studies.replay.cell import KEYS
 from rollsight.studies.results import row
@@ -174,12 +173,10 @@ def _tables(result: Replays) -> str:
 
 
 def _plot(result: Replays) -> interval_plots.IntervalPlot:
-    arms, columns = list(result.runs), list[interval_plots.Column]()
-    for measure in _DRAWN:
-        found = [result.interval(arm, measure) for arm in arms]
-        ends = [end for one in found for end in (0.0, one.value, one.low, one.high) if np.isfinite(end)]
-        margin = 0.06 * (max(ends) - min(ends)) or 1.0
-        shown = [Dot(one.value, one.low, one.high) for one in found]
-        columns.append(interval_plots.Column(LEARNING[measure], shown, (min(ends) - margin, max(ends) + margin)))
+    arms = list(result.runs)
+    columns = [
+        interval_plots.column_of(LEARNING[measure], [result.interval(arm, measure) for arm in arms])
+        for measure in _DRAWN
+    ]
     names = [f"{arm.name} ({len(result.runs[arm])})" for arm in arms]
     return interval_plots.IntervalPlot(result.env, names, [plots.colour(arm.kind_number) for arm in arms], columns)
