@@ -16,7 +16,7 @@ from rollsight.cli.progress import follow_jobs, progress_bar, use_one_thread
 from rollsight.errors import OptionError, RollsightError
 
 if TYPE_CHECKING:
-    from rollsight.analysis.culprits import Culprits
+    from rollsight.analysis.culprits import Culprits, Settings
     from rollsight.studies.demo.cart import Run
 
 _ROUNDS, _LANGUAGE_ROUNDS = 16, 12
@@ -68,7 +68,7 @@ def demo(
     shown = [cart.folder(out, kind, 0) for kind in cart.KINDS]
     if _tell_of_the_words(console, out / "demo-language"):
         shown.append(out / "demo-language")
-    _say(console, "Look at all of it", "rollsight", "view", *shown)
+    _say(console, "Look at all of it", "view", *shown)
     if view:
         from rollsight.explorer import serve
 
@@ -107,8 +107,8 @@ def _train(console: Console, trainings: Sequence[Run], processes: int) -> None:
         if one not in todo:
             console.print(f"{one.folder}: is there", soft_wrap=True)
     done = run_jobs(todo, min(processes, len(todo))) if todo else ()
-    for event in follow_jobs(console, done, _describe, total=len(todo), phases=""):
-        console.print(f"{event.job.folder}: trained, {event.job.rounds} rounds", soft_wrap=True)
+    for _ in follow_jobs(console, done, _describe, total=len(todo), phases=""):
+        pass  # the bars, or a line a run where there is no terminal, say it
 
 
 def _describe(summary: Mapping[str, Any]) -> str:
@@ -124,28 +124,26 @@ def _named_by_doctor(console: Console, folder: Path, first: Path) -> bool:
 
     examined = examine_fully(folder)
     if folder == first:
-        _say(console, "Findings, worst first, with the place and what to try", "rollsight", "doctor", folder)
+        _say(console, "Findings, worst first, with the place and what to try", "doctor", folder)
         show(folder.name, examined, console, all=False)
     return any(FAULTY in one.where.environments for one in examined.findings)
 
 
 def _culprit(console: Console, folder: Path, first: Path) -> int:
     """The environment with the highest influence on the bad behaviour; of the first run it is checked and printed."""
-    from rollsight.analysis.culprits import Settings, culprits_of, of_query
+    from rollsight.analysis.culprits import Settings
     from rollsight.studies.demo.cart import behaviour
 
     run = runs.open(folder)
     query = behaviour(run)
-    settings = Settings(by=("env",), rounds=8, draws=2, check=folder == first)
-    with progress_bar(console) as progress:
-        task = progress.add_task("scores and replays", total=None)
-        result = culprits_of(
-            run, of_query(run, query), settings, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    result = _culprits(console, run, query, Settings(by=("env",), rounds=8, draws=2, check=folder == first))
     if folder == first:
-        words = ("rollsight", "culprits", folder, "--behaviour", query, "--by", "env")
+        words = ("culprits", folder, "--behaviour", query, "--by", "env")
         _say(console, "Every record is scored for the behaviour; the check replays rounds without the culprits", *words)
-        _show_culprits(console, result)
+        _show_groups(console, result, "env")
+        rows = [[f"{one['round']}:{one['env']}:{one['step']}", one["reward"], one["influence"]] for one in
+                result.records[:5]]  # fmt: skip
+        console.print(output.table(["record", "reward", "influence"], rows, title="Top records"))
     best = result.groups["env"][0]
     console.print(
         f"{folder.name}: environment {best.value} has {best.share:.0%} of the positive influence, "
@@ -156,22 +154,21 @@ def _culprit(console: Console, folder: Path, first: Path) -> int:
     return int(best.value)
 
 
-def _show_culprits(console: Console, result: Culprits) -> None:
-    rows = [[one.value, one.influence, f"{one.share:.1%}", f"{one.share_of_records:.1%}"] for one in
-            result.groups["env"]]  # fmt: skip
-    console.print(output.table(["environment", "influence", "share of positive", "share of records"], rows))
-    rows = [[f"{one['round']}:{one['env']}:{one['step']}", one["reward"], one["influence"]] for one in
-            result.records[:5]]  # fmt: skip
-    console.print(output.table(["record", "reward", "influence"], rows, title="Top records"))
+def _culprits(console: Console, run: runs.Run, query: str, settings: Settings) -> Culprits:
+    from rollsight.analysis.culprits import culprits_of, of_query
+
+    with progress_bar(console) as progress:
+        task = progress.add_task("scores and replays", total=None)
+        return culprits_of(
+            run, of_query(run, query), settings, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+
+
+def _show_groups(console: Console, result: Culprits, by: str) -> None:
+    rows = [[one.value, one.influence, f"{one.share:.1%}", f"{one.share_of_records:.1%}"] for one in result.groups[by]]
+    console.print(output.table([by, "influence", "share of positive", "share of records"], rows))
     console.print(result.note if result.check is None else result.check.verdict, soft_wrap=True)
     console.print("drop mode: repack; counterfactual: replay", style="dim")
-
-
-def _show_completions(console: Console, result: Culprits) -> None:
-    rows = [[one.value, one.influence, f"{one.share:.1%}", f"{one.share_of_records:.1%}"] for one in
-            result.groups["prompt"]]  # fmt: skip
-    console.print(output.table(["prompt", "influence", "share of positive", "share of records"], rows))
-    console.print(result.note if result.check is None else result.check.verdict, soft_wrap=True)
 
 
 def _compare(console: Console, returns: Mapping[Any, Sequence[float]], left_out: Sequence[int]) -> None:
@@ -203,7 +200,7 @@ def _tell_of_the_words(console: Console, folder: Path) -> bool:
     except ModuleNotFoundError as error:
         console.print(f"\nThe language model is left out: {error.name} is missing (pip install 'rollsight[llm]')")
         return False
-    from rollsight.analysis.culprits import Settings, culprits_of, of_query
+    from rollsight.analysis.culprits import Settings
     from rollsight.cli.doctor import show
     from rollsight.doctor import examine_fully
     from rollsight.studies.cells import silence_transformers
@@ -225,20 +222,12 @@ def _tell_of_the_words(console: Console, folder: Path) -> bool:
     told = [("first", shares[0]), ("last", shares[-1])]
     rows = [[f"{word} round", f"{with_it:.0%}", f"{without:.0%}"] for word, (_, with_it, without) in told]
     console.print(output.table([f"completions with {language.TRIGGER}", "where it is paid", "elsewhere"], rows))
-    _say(console, "The doctor", "rollsight", "doctor", folder)
+    _say(console, "The doctor", "doctor", folder)
     show(folder.name, examine_fully(run), console, all=False)
     query = language.behaviour(run)
-    _say(console, "Which completions taught it?", "rollsight", "culprits", folder, "--behaviour", query)
-    with progress_bar(console) as progress:
-        task = progress.add_task("scores and replays", total=None)
-        result = culprits_of(
-            run,
-            of_query(run, query),
-            Settings(by=("prompt",), rounds=8, draws=2),
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    _show_completions(console, result)
-    _say(console, "The completions that pushed the policy most", "rollsight", "top", folder)
+    _say(console, "Which completions taught it?", "culprits", folder, "--behaviour", query, "--by", "prompt")
+    _show_groups(console, _culprits(console, run, query, Settings(by=("prompt",), rounds=8, draws=2)), "prompt")
+    _say(console, "The completions that pushed the policy most", "top", folder)
     return True
 
 
@@ -247,4 +236,4 @@ def _head(console: Console, text: str) -> None:
 
 
 def _say(console: Console, what: str, *command: str | Path) -> None:
-    console.print(f"{what}: {output.command(*command[1:])}", soft_wrap=True, style="dim")
+    console.print(f"{what}: {output.command(*command)}", soft_wrap=True, style="dim")

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.explorer.tables import arm_of, task_of
+from rollsight.explorer.tables import task_of
 
 _RECORDS_KEPT = 160 * 2**20  # bytes of records tables that stay in memory
 _AT_ONCE = 50  # files read before another page may read some
@@ -224,7 +224,7 @@ class Reading:
         return {
             "task": task_of(metadata),
             "algorithm": str(metadata.get("algo") or ""),
-            "arm": arm_of(metadata),
+            "arm": self.run(name).arm,
             "seed": metadata.get("seed"),
             "rounds": rounds,
             "last": performance,

@@ -46,7 +46,7 @@ def task_of(metadata: Mapping[str, Any]) -> str:
     return str(metadata.get("env") or metadata.get("model") or "unknown")
 
 
-def arm_of(metadata: Mapping[str, Any]) -> str:
+def trained_by(metadata: Mapping[str, Any]) -> str:
     """How it was trained: the arm, or the rule that selected."""
     rule = metadata.get("arm") or metadata.get("rule") or "scored only"
     return str(rule)

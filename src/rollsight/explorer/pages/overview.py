@@ -14,7 +14,7 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, over_rounds
 from rollsight.explorer.following import follow
-from rollsight.explorer.tables import arm_of, column, has, performance, row, task_of
+from rollsight.explorer.tables import column, has, performance, row, task_of, trained_by
 from rollsight.explorer.theme import DROPPED, HELPED, HURT, number, percent
 from rollsight.explorer.trust import trust_of
 
@@ -28,7 +28,7 @@ def layout(context: Context, address: Address) -> Any:
         ("rate", metadata.get("learning_rate")),
     ]
     lead = " · ".join(
-        [task_of(metadata), str(metadata.get("algo") or ""), arm_of(metadata)]
+        [task_of(metadata), str(metadata.get("algo") or ""), trained_by(metadata)]
         + [
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in settings

@@ -15,7 +15,7 @@ from rollsight.explorer import components
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.curves import Line, Strip, bands, over_rounds
-from rollsight.explorer.tables import arm_of, column, performance, task_of
+from rollsight.explorer.tables import column, performance, task_of
 
 _PREPARED = 4  # runs that are read before they are opened
 _CHOSEN = 8  # runs whose curves are drawn unless others are chosen
@@ -145,9 +145,8 @@ def curves(context: Context, names: Sequence[str], by: str) -> Any:
         if not len(rounds):
             continue
         measure, values = performance(rounds)
-        label = (
-            name if by == "run" else " ".join(dict.fromkeys((str(metadata.get("algo", "")), arm_of(metadata)))).strip()
-        )
+        arm = " ".join(dict.fromkeys((str(metadata.get("algo", "")), context.reading.run(name).arm))).strip()
+        label = name if by == "run" else arm
         place = strips.setdefault((task_of(metadata), measure), {})
         place.setdefault(label, []).append(Line(label, column(rounds, "round"), values))
     drawn = [

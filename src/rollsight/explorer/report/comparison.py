@@ -14,7 +14,7 @@ from rollsight.explorer.figures.curves import Line, Strip, over_rounds
 from rollsight.explorer.pages.compare.arms import spelt
 from rollsight.explorer.reading import Reading
 from rollsight.explorer.report.document import Figures, table
-from rollsight.explorer.tables import arm_of, column, performance
+from rollsight.explorer.tables import column, performance
 from rollsight.explorer.theme import SERIES, number
 
 
@@ -62,7 +62,7 @@ def _curves(reading: Reading, names: Sequence[str], figures: Figures, why: str) 
         lines.append(Line(name, column(rounds, "round"), values, colour=SERIES[index % len(SERIES)]))
         known = values[np.isfinite(values)]
         final = float(known[-max(1, len(known) // 10) :].mean()) if len(known) else None
-        rows.append([plain_html(name), plain_html(arm_of(reading.metadata(name))), number(final)])
+        rows.append([plain_html(name), plain_html(reading.run(name).arm), number(final)])
     measure = performance(reading.rounds(names[0]))[0]
     drawn = figures.place(over_rounds([Strip(measure, lines)], height=280), f"Learning curves, one run each: {why}.")
     return drawn + table(["run", "arm", "final"], rows, (2,))

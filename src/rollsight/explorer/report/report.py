@@ -21,7 +21,7 @@ from rollsight.explorer.report import culprits
 from rollsight.explorer.report.comparison import compared_runs
 from rollsight.explorer.report.document import Figures, Section, document, table
 from rollsight.explorer.report.records import record_tables, worst_records
-from rollsight.explorer.tables import arm_of, column, has, task_of
+from rollsight.explorer.tables import column, has, task_of, trained_by
 from rollsight.explorer.theme import percent
 from rollsight.explorer.verdict import dropped_sentence, harm_sentence, harmful_groups, learned
 from rollsight.runs import is_language
@@ -82,7 +82,7 @@ def _top(context: Context, name: str, shown: int | None, findings: Sequence[Find
     """What was trained, the verdict, and the records that hurt most."""
     reading = context.reading
     metadata, rounds = reading.metadata(name), reading.rounds(name)
-    facts = [task_of(metadata), str(metadata.get("algo") or ""), arm_of(metadata), f"{len(rounds)} rounds"]
+    facts = [task_of(metadata), str(metadata.get("algo") or ""), trained_by(metadata), f"{len(rounds)} rounds"]
     if metadata.get("seed") is not None:
         facts.append(f"seed {metadata['seed']}")
     sentences, worst = [("Did it learn?", learned(rounds))], ""
