@@ -203,6 +203,8 @@ def test_the_page_and_the_report_show_the_texts(path, tmp_path, capsys):
     culprits.culprits_of(run, behaviour, culprits.Settings(rounds=1, draws=1))
     bare = spelled(PAGES["culprits"].layout(context, Address("culprits", "run")))
     assert "rollsight culprits" in bare
+    first = next(iter(runs.stored_results(path, "culprits").values()))
+    assert json.dumps(first["records"][0]["completion"])[1:-1] in bare  # without a choice, the first that is kept
     shown = spelled(PAGES["culprits"].layout(context, Address("culprits", "run", query={"behaviour": behaviour.key})))
     kept = runs.stored_results(path, "culprits")[behaviour.key]
     best = kept["records"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ def performance(rounds: pa.Table) -> tuple[str, np.ndarray]:
 
 
 def task_of(metadata: Mapping[str, Any]) -> str:
-    """The environment or the model."""
-    return str(metadata.get("env") or metadata.get("model") or "unknown")
+    """The environment or the model; of prompts in a file, its name without the folders."""
+    task = str(metadata.get("env") or metadata.get("model") or "unknown")
+    return ", ".join(Path(part).name if Path(part).is_absolute() else part for part in task.split(", "))
 
 
 def trained_by(metadata: Mapping[str, Any]) -> str:

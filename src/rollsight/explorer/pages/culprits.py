@@ -27,7 +27,8 @@ _jobs = Jobs()
 
 
 def layout(context: Context, address: Address) -> Any:
-    """What is kept of the behaviour `?behaviour=KEY`, or the behaviour of the record `?record=ROUND:ENV:STEP`."""
+    """What is kept of the behaviour `?behaviour=KEY`, or the behaviour of the record `?record=ROUND:ENV:STEP`; without
+    either, the first that is kept."""
     lead = "Which records, episodes and environments taught a behaviour, and whether replays without them agree."
     top = components.heading("Culprits", lead)
     run = context.reading.run(address.run)
@@ -39,8 +40,8 @@ def layout(context: Context, address: Address) -> Any:
         return [top, record_jobs.without_snapshots()]
     record, kept = address.query.get("record", ""), runs.stored_results(run.path, "culprits")
     computed = dmc.Select(
-        id="culprits-kept", label="Computed before", size="xs", w=420, searchable=True, clearable=True,
-        value=key if (key := address.query.get("behaviour")) in kept else None, disabled=not kept,
+        id="culprits-kept", label="Computed before", size="xs", w=420, searchable=True,
+        value=_chosen(address, kept), disabled=not kept,
         placeholder="Choose a behaviour" if kept else "None yet",
         data=[{"value": key, "label": components.text_of(one.get("behaviour", key))} for key, one in kept.items()],
     )  # fmt: skip
@@ -58,13 +59,16 @@ def result(context: Context, address: Address) -> Any:
     run = context.reading.run(address.run)
     path, kept = run.path, runs.stored_results(run.path, "culprits")
     record = address.query.get("record", "")
-    if (found := kept.get(address.query.get("behaviour", ""))) is not None:
-        return _shown(context, address, found)
     language = runs.is_language(run.metadata)
+    command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", _TEXTS if language else _QUERY])
+    if (chosen := _chosen(address, kept)) is not None:
+        return [
+            *_shown(context, address, kept[chosen]),
+            dmc.Space(h="sm"),
+            components.card("Of another behaviour", components.copied(command), note="Any selection of records."),
+        ]
     if language or record_jobs.parsed(record) is None:
-        query = _TEXTS if language else _QUERY
         what = "One computed before" if language else "A record above"
-        command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", query])
         return components.empty("Choose a behaviour", f"{what}, or any selection of records by this command.", command)
     found = next((one for one in kept.values() if one.get("found") == 1 and _record_of(one) == record), None)
     if found is not None:
@@ -73,6 +77,12 @@ def result(context: Context, address: Address) -> Any:
     what = "Scores all records of every round with a snapshot, and replays some without the culprits."
     doing = "Step {done} of {total}: rounds are scored, then replayed"
     return record_jobs.offer("culprits", _jobs.progress(_key(path, record)), what, doing, command)
+
+
+def _chosen(address: Address, kept: Mapping[str, Any]) -> str | None:
+    """The kept behaviour to show; None where a record's is asked for, or none is kept."""
+    key = address.query.get("behaviour")
+    return key if key in kept else None if address.query.get("record") else next(iter(kept), None)
 
 
 def _shown(context: Context, address: Address, kept: Mapping[str, Any]) -> Any:
