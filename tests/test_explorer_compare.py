@@ -124,6 +124,21 @@ def test_the_page_shows_arms_gains_and_pairs(context):
     assert len(next(part for part in flat(only) if getattr(part, "id", None) == "compare-pairs").rowData) == 2
 
 
+def test_runs_without_an_arm_are_compared_by_their_names_without_the_seeds(tmp_path):
+    names = [f"{arm}-{seed}" for arm in ("slow", "fast") for seed in (3, 4)]
+    for name in names:
+        metadata = {"host": "stable-baselines3 2.9", "env": "Line-v0", "seed": int(name[-1])}
+        with runs.create(tmp_path / name, metadata) as writer:
+            for round in (1, 2):
+                records = {"round": [round] * 2, "env": [0, 1], "step": [0, 0], "reward": [1.0, 1.0]}
+                writer.write_records(round, records)
+                writer.write_round(round, {"records": 2, "return_mean": float(round)})
+    page = compare.layout(Context(Reading([tmp_path])), at(names, baseline="fast"))
+    select = next(part for part in flat(page) if getattr(part, "id", None) == "compare-baseline")
+    assert (select.data, select.value) == (["slow", "fast"], "fast")
+    assert "Gains over fast" in texts(page)
+
+
 def test_the_other_side_has_the_same_seed_unless_chosen(context):
     names = ["ppo-0", "ppo-1", "iif-1", "iif-0"]
     assert (pair_of(context, at(names), names).a, pair_of(context, at(names), names).b) == ("ppo-0", "iif-0")

@@ -104,8 +104,7 @@ def _comparisons(context: Context, address: Address, names: list[str]) -> list[C
 
 def _baselines(context: Context, address: Address, names: list[str]) -> list[Any]:
     """The arm that the others are compared with; not shown where there is one arm only."""
-    named = [(context.reading.metadata(name).get("arm"), context.reading.path(name).resolve().name) for name in names]
-    arms = list(dict.fromkeys(str(arm or folder) for arm, folder in named))
+    arms = list(dict.fromkeys(context.reading.run(name).arm for name in names))
     asked = address.query.get("baseline")
     value = asked if asked in arms else arms[0]
     select = dmc.Select(
