@@ -61,6 +61,17 @@ def test_texts_of_records_are_text(folder, tmp_path):
     assert "&lt;script&gt;window.harmed" in text
 
 
+def test_records_of_a_replay_buffer_have_their_td_errors(tmp_path):
+    with runs.create(tmp_path / "replay", {"host": "stable-baselines3 2.9", "env": "Line-v0", "algo": "dqn"}) as writer:
+        records = {"env": [0, 0], "step": [0, 1], "action": [0, 1], "reward": [1.0, 0.0], "td_error": [0.625, -2.5]}
+        writer.write_records(1, {**records, "score_value": [-1.0, 1.0], "valid": [True, True], "kept": [True, True]})
+        writer.write_round(1, {"records": 2, "valid": 2, "return_mean": 0.5, "scored": True, "dropped": 0})
+    text = write_report(tmp_path / "replay", tmp_path / "r.html").read_text("utf-8")
+    assert "TD error 0.625" in text
+    assert "<th>advantage</th>" not in text
+    assert "Score against TD error" in text
+
+
 def test_the_same_run_gives_the_same_file(folder, tmp_path):
     one, two = (write_report(folder / "run-0", tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert one == two

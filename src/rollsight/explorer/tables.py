@@ -42,6 +42,11 @@ def performance(rounds: pa.Table) -> tuple[str, np.ndarray]:
     return "reward", column(rounds, "reward_mean")
 
 
+def signal_of(records: pa.Table) -> tuple[str, str]:
+    """What training takes from a record: its column, and what it is called."""
+    return ("td_error", "TD error") if has(records, "td_error") else ("advantage", "advantage")
+
+
 def task_of(metadata: Mapping[str, Any]) -> str:
     """The environment or the model; of prompts in a file, its name without the folders."""
     task = str(metadata.get("env") or metadata.get("model") or "unknown")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from rollsight.errors import RollsightError
 from rollsight.escaping import plain_html, visible
 from rollsight.explorer.report.document import picture, table
-from rollsight.explorer.tables import action_of, column
+from rollsight.explorer.tables import action_of, column, signal_of
 from rollsight.explorer.theme import number
 from rollsight.playing.pictures import Pictures, as_png
 from rollsight.runs import Run, rank_records
@@ -25,7 +25,7 @@ def worst_records(run: Run, round: int, records: pa.Table, score: str, metadata:
     rows = [row for row in _ranked(records, score, lowest=True) if row["score"] < 0]
     if not rows:
         return ""
-    pictures = Pictures(run)
+    pictures, (signal, called) = Pictures(run), signal_of(records)
     cells = []
     for row in rows:
         about = [f"score {number(row['score'])}"]
@@ -40,7 +40,7 @@ def worst_records(run: Run, round: int, records: pa.Table, score: str, metadata:
             about = [
                 plain_html(action_of(metadata, row.get("action"))),
                 *about,
-                f"advantage {number(row.get('advantage'))}",
+                f"{called} {number(row.get(signal))}",
             ]
         cells.append(f"<figure>{body}<figcaption>{'<br>'.join(about)}</figcaption></figure>")
     kind = "completions" if "completion" in records.column_names else "records"
@@ -49,11 +49,13 @@ def worst_records(run: Run, round: int, records: pa.Table, score: str, metadata:
 
 def record_tables(run: Run, round: int, records: pa.Table, score: str, metadata: Mapping[str, Any]) -> str:
     """HTML: the records with the lowest and the highest scores."""
-    pictures = Pictures(run)
+    pictures, signal = Pictures(run), signal_of(records)
     parts = []
     for title, style, lowest in (("Hurt most", "hurt", True), ("Helped most", "helped", False)):
         rows = _ranked(records, score, lowest=lowest)
-        shown = _texts(rows) if "completion" in records.column_names else _steps(rows, pictures, round, metadata)
+        shown = (
+            _texts(rows) if "completion" in records.column_names else _steps(rows, pictures, round, metadata, signal)
+        )
         parts.append(f'<h3 class="{style}">{title}</h3>{shown}')
     return "\n".join(parts)
 
@@ -78,8 +80,10 @@ def _texts(rows: list[dict[str, Any]]) -> str:
     return table(["score", "reward", "", "prompt", "completion"], cells, (0, 1))
 
 
-def _steps(rows: list[dict[str, Any]], pictures: Pictures, round: int, metadata: Mapping[str, Any]) -> str:
-    headings = ["", "score", "env:step", "episode", "action", "reward", "advantage", "", "observation"]
+def _steps(
+    rows: list[dict[str, Any]], pictures: Pictures, round: int, metadata: Mapping[str, Any], signal: tuple[str, str]
+) -> str:
+    headings = ["", "score", "env:step", "episode", "action", "reward", signal[1], "", "observation"]
     cells = []
     for row in rows:
         cells.append(
@@ -90,7 +94,7 @@ def _steps(rows: list[dict[str, Any]], pictures: Pictures, round: int, metadata:
                 number(row.get("episode")),
                 plain_html(action_of(metadata, row.get("action"))),
                 number(row.get("reward")),
-                number(row.get("advantage")),
+                number(row.get(signal[0])),
                 _kept(row),
                 _value(row.get("obs")),
             ]

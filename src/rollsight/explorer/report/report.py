@@ -21,7 +21,7 @@ from rollsight.explorer.report import culprits
 from rollsight.explorer.report.comparison import compared_runs
 from rollsight.explorer.report.document import Figures, Section, document, table
 from rollsight.explorer.report.records import record_tables, worst_records
-from rollsight.explorer.tables import column, has, task_of, trained_by
+from rollsight.explorer.tables import column, has, signal_of, task_of, trained_by
 from rollsight.explorer.theme import percent
 from rollsight.explorer.verdict import dropped_sentence, harm_sentence, harmful_groups, learned
 from rollsight.runs import is_language
@@ -175,11 +175,10 @@ def _records(context: Context, name: str, shown: int, figures: Figures) -> list[
     dropped = scores[(kept == 0) & np.isfinite(scores)]
     cut = float(dropped.max()) if len(dropped) and float(dropped.max()) < 0 else None
     parts.append(figures.place(histogram(scores, status, cut), f"Scores of round {shown} for the target {target}."))
-    if has(records, "advantage"):
-        advantages = column(records, "advantage")
-        parts.append(
-            figures.place(against_advantage(scores, advantages, status), "Score against advantage, a point a record.")
-        )
+    signal, called = signal_of(records)
+    if has(records, signal):
+        scatter = against_advantage(scores, column(records, signal), status, name=called)
+        parts.append(figures.place(scatter, f"Score against {called}, a point a record."))
     groups = harmful_groups(records, f"score_{target}")[:_GROUPS]
     if groups:
         rows = [[plain_html(group.name), percent(group.harm), percent(group.records)] for group in groups]

@@ -13,7 +13,7 @@ from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.rounds import Round
 from rollsight.explorer.similar import Near, nearest
-from rollsight.explorer.tables import action_of
+from rollsight.explorer.tables import action_of, signal_of
 from rollsight.explorer.theme import number
 
 _COMPLETIONS = 16
@@ -44,7 +44,7 @@ def _table(context: Context, address: Address, round: Round, near: Near) -> Any:
     if not len(near.records):
         return dmc.Text("There is none in this round.", size="sm", c="dimmed")
     rows, metadata = [], context.reading.metadata(address.run)
-    signal, name = ("td_error", "TD error") if round.has("td_error") else ("advantage", "Advantage")
+    signal, called = signal_of(round.table)
     for record, distance, opposed in zip(near.records.tolist(), near.distances, near.opposed, strict=True):
         badge = dmc.Badge("other sign", color="grape", variant="light", size="xs", radius="sm") if opposed else ""
         cells = [
@@ -56,7 +56,7 @@ def _table(context: Context, address: Address, round: Round, near: Near) -> Any:
             dmc.Group([_status(round, record), badge], gap=6),
         ]
         rows.append(dmc.TableTr([dmc.TableTd(cell) for cell in cells]))
-    names = ("Record", "Distance", "Action", name, "Score", "Status")
+    names = ("Record", "Distance", "Action", called[0].upper() + called[1:], "Score", "Status")
     head = dmc.TableThead(dmc.TableTr([dmc.TableTh(name) for name in names]))
     return dmc.Table([head, dmc.TableTbody(rows)], fz="sm", verticalSpacing=3, highlightOnHover=True)
 

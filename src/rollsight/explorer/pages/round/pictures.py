@@ -19,7 +19,7 @@ from rollsight.explorer.figures import scores as figures
 from rollsight.explorer.figures.strip import Places, places, strip
 from rollsight.explorer.filtering import PHASE, between, equal
 from rollsight.explorer.rounds import By, Masses, Round, choices, cut_of, episode_ends, masses, round_of
-from rollsight.explorer.tables import action_of
+from rollsight.explorer.tables import action_of, signal_of
 from rollsight.explorer.theme import dressed
 from rollsight.runs import is_language
 
@@ -66,7 +66,7 @@ def layout(context: Context, address: Address, round: Round, summary: Mapping[st
             note="Click a bar or drag over several: the table shows them.",
         ),
         components.card(
-            f"Score against {_signal(round)[1]}",
+            f"Score against {signal_of(round.table)[1]}",
             components.graph("round-scatter", scatter(round, is_language(metadata))),
             note="Click a point to open its record.",
         ),
@@ -90,14 +90,9 @@ def layout(context: Context, address: Address, round: Round, summary: Mapping[st
 
 def scatter(round: Round, language: bool) -> Any:
     """Score against advantage, or TD error."""
-    column, name = _signal(round)
+    column, name = signal_of(round.table)
     unit = "as trained on" if language else "return"
     return figures.against_advantage(round.scores, round.column(column), round.status, unit, name=name)
-
-
-def _signal(round: Round) -> tuple[str, str]:
-    """What training takes from a record: its column, and what it is called."""
-    return ("td_error", "TD error") if round.has("td_error") else ("advantage", "advantage")
 
 
 def mass(round: Round, by: By | None, metadata: Mapping[str, Any]) -> Any:
