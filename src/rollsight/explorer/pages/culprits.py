@@ -26,6 +26,11 @@ _TRAINING = "rollsight rlhf --snapshots all --out runs/detox"
 _jobs = Jobs()
 
 
+def command(path: Path, language: bool) -> str:
+    """An example of how the culprits of any selection of records are computed."""
+    return shlex.join(["rollsight", "culprits", str(path), "--behaviour", _TEXTS if language else _QUERY])
+
+
 def layout(context: Context, address: Address) -> Any:
     """What is kept of the behaviour `?behaviour=KEY`, or the behaviour of the record `?record=ROUND:ENV:STEP`; without
     either, the first that is kept."""
@@ -60,23 +65,25 @@ def result(context: Context, address: Address) -> Any:
     path, kept = run.path, runs.stored_results(run.path, "culprits")
     record = address.query.get("record", "")
     language = runs.is_language(run.metadata)
-    command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", _TEXTS if language else _QUERY])
     if (chosen := _chosen(address, kept)) is not None:
         return [
             *_shown(context, address, kept[chosen]),
             dmc.Space(h="sm"),
-            components.card("Of another behaviour", components.copied(command), note="Any selection of records."),
+            components.card(
+                "Of another behaviour", components.copied(command(path, language)), note="Any selection of records."
+            ),
         ]
     if language or record_jobs.parsed(record) is None:
         what = "One computed before" if language else "A record above"
-        return components.empty("Choose a behaviour", f"{what}, or any selection of records by this command.", command)
+        said = f"{what}, or any selection of records by this command."
+        return components.empty("Choose a behaviour", said, command(path, language))
     found = next((one for one in kept.values() if one.get("found") == 1 and _record_of(one) == record), None)
     if found is not None:
         return _shown(context, address, found)
-    command = shlex.join(["rollsight", "culprits", str(path), "--record", record])
+    of_record = shlex.join(["rollsight", "culprits", str(path), "--record", record])
     what = "Scores all records of every round with a snapshot, and replays some without the culprits."
-    doing = "Step {done} of {total}: rounds are scored, then replayed"
-    return record_jobs.offer("culprits", _jobs.progress(_key(path, record)), what, doing, command)
+    doing = "{done} of {total} steps are done: rounds are scored, then replayed"
+    return record_jobs.offer("culprits", _jobs.progress(_key(path, record)), what, doing, of_record)
 
 
 def _chosen(address: Address, kept: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rollsight import runs
 from rollsight.escaping import plain_html
 from rollsight.explorer.figures.culprits import influence, shares
-from rollsight.explorer.pages.culprits import name_of, noun
+from rollsight.explorer.pages.culprits import command, name_of, noun
 from rollsight.explorer.report.document import Figures, Section, table
 from rollsight.explorer.theme import number, percent
 
@@ -24,10 +23,7 @@ def section(path: Path, language: bool, figures: Figures) -> Section:
     """What is kept of the run's behaviours; nothing is computed here."""
     kept = runs.stored_results(path, "culprits")
     if not kept:
-        query = "select round, episode from records where contains(completion, '!')"
-        query = query if language else "select round, env, step from records where action = 1"
-        command = shlex.join(["rollsight", "culprits", str(path), "--behaviour", query])
-        return Section(_TITLE, f"<p>Not computed yet: <code>{plain_html(command)}</code></p>")
+        return Section(_TITLE, f"<p>Not computed yet: <code>{plain_html(command(path, language))}</code></p>")
     folder = runs.results_folder(path, "culprits", "")
     newest = sorted(kept, key=lambda key: (folder / key / "result.json").stat().st_mtime)[-_MOST:]
     return Section(_TITLE, "\n".join(_behaviour(kept[key], figures) for key in reversed(newest)))
