@@ -10,10 +10,11 @@ import pytest
 
 from rollsight import runs
 from rollsight.errors import RollsightError
-from rollsight.explorer import Reading, create_app, drawing
+from rollsight.explorer import Reading, create_app, drawing, record_jobs
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.figures.episode import score_curve
+from rollsight.explorer.jobs import Progress
 from rollsight.explorer.pages import PAGES
 from rollsight.explorer.pages.record import advantage, after, facts, film
 from rollsight.explorer.rounds import round_of
@@ -199,7 +200,9 @@ def test_the_action_after_the_update_is_what_the_next_round_begins_with(context,
     assert "Load the snapshot and replay" in str(
         after.layout(context, Address("record", "poles", 1, 3), at(context), 3)
     )
-    after.replay(str(path), 1, str(kept), lambda done, total: None)
+    said = []
+    after.replay(str(path), 1, str(kept), lambda *counts: said.append(counts))
+    assert said, "without a step it is told as loading to its end"
     log_prob = json.loads((kept / "result.json").read_text())["log_prob"]
     from rollsight.snapshot import Snapshot
 
@@ -227,6 +230,13 @@ def test_the_monte_carlo_advantage_is_shown_where_it_was_computed_of_this_run(co
     assert advantage.kept(path, at(context), 3)[0]["a_bar"] == 7.25
     runs.keep_result(results_folder(path, "diagnosis", "round-1"), {**more, "records": [{**one, "a_hat": 9.0}]})
     assert advantage.kept(path, at(context), 3)[0]["a_bar"] == one["a_bar"]
+
+
+def test_the_progress_of_a_computation_counts_what_is_over():
+    running = Progress("running", 200, 200)
+    assert "'200 of 200 episodes are over'" in str(
+        record_jobs.offer("x", running, "", "{done} of {total} episodes are over")
+    )
 
 
 def at(context):

@@ -70,11 +70,12 @@ def offer(
 ) -> Any:
     """How far the computation is, or the offer to begin it.
 
-    what: what it does, in sentences. doing: what is being done, with {done} and {total}. command: the same in a
+    what: what it does, in sentences. doing: what is being done, with {done} and {total}, the steps that are done
+    and all. command: the same in a
     terminal. title: of the card; by default whether it is computed.
     """
     if progress.state == "running":
-        said = doing.format(done=progress.done + 1, total=progress.total) if progress.total else "Loading"
+        said = doing.format(done=progress.done, total=progress.total) if progress.total else "Loading"
         share = 100 * progress.done / progress.total if progress.total else 100
         return components.card(
             title or "Computing",

@@ -61,7 +61,7 @@ def result(context: Context, address: Address) -> Any:
         command = shlex.join(["rollsight", "phases", str(path), "--record", record, "--out", str(folder)])
         what = "Scores all records of every round with a snapshot."
         progress = _jobs.progress(_key(path, record))
-        return record_jobs.offer("behaviour", progress, what, "Scoring round {done} of {total}", command)
+        return record_jobs.offer("behaviour", progress, what, "{done} of {total} rounds are scored", command)
     rounds = kept["rounds"]
     return [
         components.card(

@@ -55,7 +55,7 @@ def _shown(context: Context, address: Address, round: Round, record: int) -> Any
     )  # fmt: skip
 
 
-def replay(path: str, round: int, folder: str, _: Report) -> None:
+def replay(path: str, round: int, folder: str, report: Report) -> None:
     """Replay a round's update and keep the log-probability of every record's action after it; for a process of its own.
 
     Raises:
@@ -66,6 +66,7 @@ def replay(path: str, round: int, folder: str, _: Report) -> None:
     from rollsight.snapshot import Snapshot
 
     snapshot = Snapshot.load(runs.open(path).snapshot_path(round))
+    report(1, 2)  # loaded
     policy = snapshot.replay().policy
     with torch.no_grad():
         after = policy(snapshot.records).log_prob
