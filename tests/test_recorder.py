@@ -199,7 +199,7 @@ def test_evaluations_are_those_of_any_host(tmp_path):
     _, records, _ = policy_and_records()
     with rs.runs.Recorder(tmp_path / "run") as recorder:
         recorder.evaluation([1.0, 2.0], [10, 20], round=0)
-        recorder.evaluation(torch.tensor([3.0, 6.0]), [30, 60], columns={"prompt": ["a", "b"]})
+        recorder.evaluation(torch.tensor([3.0, 6.0]), [30, 60], columns={"prompt": ["a", "b"], "kl": torch.ones(2)})
         recorder.round(records)
         recorder.round(records)
         with pytest.warns(UserWarning, match="written already"):

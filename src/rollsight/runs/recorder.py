@@ -149,7 +149,8 @@ class Recorder:
         number = self._number if round is None else round
 
         def write() -> None:
-            self._writer.write_evaluation(number, _plain(returns), _plain(lengths), columns)
+            more = {name: _plain(column) for name, column in (columns or {}).items()}
+            self._writer.write_evaluation(number, _plain(returns), _plain(lengths), more)
             if number == self._number:
                 self._evaluated = {"evaluation_return": float(np.mean(_plain(returns)))}
 
