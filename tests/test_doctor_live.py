@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rollsight import runs
+from rollsight.adapters import findings
 from rollsight.doctor import examination, live
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
@@ -134,6 +135,23 @@ def test_findings_go_to_the_logger_of_stable_baselines3_where_it_takes_texts(tmp
     assert text.count("the doctor finds rate_too_high") == 1
     _, said = told(train_sb3, tmp_path / "numbers", True, configure(str(tmp_path / "csv"), ["csv"]))
     assert sum("the doctor finds rate_too_high" in one for one in said) == 1
+
+
+def test_a_round_that_was_not_looked_at_has_no_check_that_failed(monkeypatch):
+    broken = next(one for one in examination.CHECKS if one.name == "not_finite")
+    monkeypatch.setitem(vars(broken), "measure", lambda seen: {}["nothing"])
+    now = [0.0]
+    doctor = live.LiveDoctor({"host": "own"}, clock=lambda: now[0])
+    now[0] = 1e6
+    doctor.look(1, {})
+    assert "not_finite" in {one.check for one in doctor.failed}
+    doctor.spent = 1e6
+    doctor.look(2, {})
+    assert doctor.failed == ()
+
+
+def test_a_logger_without_outputs_takes_no_texts():
+    assert findings.text_log(object()) is None
 
 
 def test_a_finding_is_told_where_the_hosts_logger_fails(tmp_path):

@@ -36,5 +36,5 @@ def report(
 
 def text_log(logger: Any) -> Callable[[str], None] | None:
     """What writes a warning with Stable-Baselines3's logger; None where it has no output that takes texts."""
-    takes_texts = any(hasattr(one, "write_sequence") for one in logger.output_formats)
+    takes_texts = any(hasattr(one, "write_sequence") for one in getattr(logger, "output_formats", ()))
     return logger.warn if takes_texts else None

@@ -29,7 +29,7 @@ class LiveDoctor:
 
     metadata: of the run, as `run.json` has it; run: its folder, where it has one. A look is left out where it would
     take the checks beyond a hundredth of the time since the start; `spent` is what all looks took, in seconds, and
-    `failed` are the checks that raised in the last look.
+    `failed` are the checks that raised in the last round, where it was looked at.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LiveDoctor:
     def look(self, round: int, summary: Mapping[str, Any]) -> list[Finding]:
         """What was not found before, now that the round is over; nothing where a look would cost too much."""
         self._summaries.append({"round": round, **summary})
-        now = self._clock()
+        now, self.failed = self._clock(), ()
         if self.spent + self._last > _SHARE * (now - self._started):
             return []
         rows = self._summaries
