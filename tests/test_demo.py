@@ -22,6 +22,7 @@ def test_the_story_is_told_once_and_shown(tmp_path, monkeypatch, capsys):
     assert all(
         command in said for command in ("rollsight doctor", "rollsight culprits", "rollsight view", "rollsight top")
     )
+    assert "--by env --rounds 8 --draws 2" in said
     assert "environment 5 has" in said
     assert "counterfactual: replay" in said
     faulty, healthy, without, random, texts = map(runs.open, paths)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rollsight.studies.demo.cart import Run
 
 _ROUNDS, _LANGUAGE_ROUNDS = 16, 12
+_REPLAYED, _DRAWS = 8, 2  # of the checks of culprits: rounds, and random records in each
 _WORDS = {
     "all records": "with the fault",
     "healthy": "no fault",
@@ -136,10 +137,12 @@ def _culprit(console: Console, folder: Path, first: Path) -> int:
 
     run = runs.open(folder)
     query = behaviour(run)
-    result = _culprits(console, run, query, Settings(by=("env",), rounds=8, draws=2, check=folder == first))
+    result = _culprits(
+        console, run, query, Settings(by=("env",), rounds=_REPLAYED, draws=_DRAWS, check=folder == first)
+    )
     if folder == first:
-        words = ("culprits", folder, "--behaviour", query, "--by", "env")
-        _say(console, "Every record is scored for the behaviour; the check replays rounds without the culprits", *words)
+        what = "Every record is scored for the behaviour; the check replays rounds without the culprits"
+        _say(console, what, *_asked(folder, query, "env"))
         _show_groups(console, result, "env")
         rows = [[f"{one['round']}:{one['env']}:{one['step']}", one["reward"], one["influence"]] for one in
                 result.records[:5]]  # fmt: skip
@@ -162,6 +165,12 @@ def _culprits(console: Console, run: runs.Run, query: str, settings: Settings) -
         return culprits_of(
             run, of_query(run, query), settings, lambda done, total: progress.update(task, completed=done, total=total)
         )
+
+
+def _asked(folder: Path, query: str, by: str) -> list[str | Path]:
+    """The command that gives the same."""
+    replays = ("--rounds", str(_REPLAYED), "--draws", str(_DRAWS))
+    return ["culprits", folder, "--behaviour", query, "--by", by, *replays]
 
 
 def _show_groups(console: Console, result: Culprits, by: str) -> None:
@@ -225,8 +234,10 @@ def _tell_of_the_words(console: Console, folder: Path) -> bool:
     _say(console, "The doctor", "doctor", folder)
     show(folder.name, examine_fully(run), console, all=False)
     query = language.behaviour(run)
-    _say(console, "Which completions taught it?", "culprits", folder, "--behaviour", query, "--by", "prompt")
-    _show_groups(console, _culprits(console, run, query, Settings(by=("prompt",), rounds=8, draws=2)), "prompt")
+    _say(console, "Which completions taught it?", *_asked(folder, query, "prompt"))
+    _show_groups(
+        console, _culprits(console, run, query, Settings(by=("prompt",), rounds=_REPLAYED, draws=_DRAWS)), "prompt"
+    )
     _say(console, "The completions that pushed the policy most", "top", folder)
     return True
 
