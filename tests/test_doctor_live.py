@@ -141,6 +141,7 @@ def test_a_round_that_was_not_looked_at_has_no_check_that_failed(monkeypatch):
     broken = next(one for one in examination.CHECKS if one.name == "not_finite")
     monkeypatch.setitem(vars(broken), "measure", lambda seen: {}["nothing"])
     now = [0.0]
+    monkeypatch.setattr(live, "_SHARE", 0.01)
     doctor = live.LiveDoctor({"host": "own"}, clock=lambda: now[0])
     now[0] = 1e6
     doctor.look(1, {})
