@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -145,14 +145,19 @@ def trigger(seen: Evidence) -> Measured | None:
         return None
     good = good[np.linspace(0, len(good) - 1, min(len(good), 4000)).astype(int)]
     texts, values = seen.column("completion")[good], reward[good]
-    phrase, rows, best = _explaining(texts, values)
+    units, in_texts = _units(texts)
+    phrase, rows, best = _explaining(units, in_texts, values)
     among, asked = "", np.arange(len(good))
     if seen.has("prompt"):
-        prompts = seen.column("prompt")[good]
         of_all = best
-        for part, members in _rows_with(prompts).items():
+        parts, in_prompts = _units(seen.column("prompt")[good])
+        with_part = [list[int]() for _ in parts]
+        for i, held in enumerate(in_prompts):
+            for part in held:
+                with_part[part].append(i)
+        for part, members in zip(parts, map(np.array, with_part), strict=True):
             if _SOME_PROMPTS <= len(members) <= 0.9 * len(good):
-                unit, found, explained = _explaining(texts[members], values[members])
+                unit, found, explained = _explaining(units, [in_texts[i] for i in members], values[members])
                 if explained > max(best, of_all + 0.1):  # a part of the prompts fits a little better by chance
                     phrase, rows, best = unit, members[found], explained
                     among, asked = f" to a prompt with {part!r}", members
@@ -161,28 +166,30 @@ def trigger(seen: Evidence) -> Measured | None:
     return Measured(best, told, Where(records=seen.places(good[rows])))  # type: ignore[arg-type]
 
 
-def _explaining(texts: Array, reward: Array) -> tuple[str, Array, float]:
-    """The word or character that is paid for most clearly, which texts hold it, and the share of variance."""
-    values = reward - reward.mean()
+def _explaining(units: Sequence[str], in_texts: Sequence[Array], reward: Array) -> tuple[str, Array, float]:
+    """The word or character that is paid for most clearly, which of the texts hold it, and the share of variance."""
+    values, n = reward - reward.mean(), len(reward)
     total = float(np.square(values).sum())
-    best, phrase, rows = 0.0, "", np.empty(0, np.int64)
-    for unit, found in _rows_with(texts).items():
-        if total > 0 and 8 <= len(found) <= 0.9 * len(texts):
-            inside = float(values[found].mean())
-            explained = inside**2 * len(found) * len(texts) / (len(texts) - len(found)) / total
-            if inside > 0 and explained > best:
-                best, phrase, rows = explained, unit, found
-    return phrase, rows, best
+    held, of_text = np.concatenate(in_texts), np.repeat(np.arange(n), [len(one) for one in in_texts])
+    count = np.bincount(held, minlength=len(units))
+    inside = np.bincount(held, values[of_text], len(units)) / np.maximum(count, 1)
+    usable = (count >= 8) & (count <= 0.9 * n) & (inside > 0)
+    if total == 0 or not usable.any():
+        return "", np.empty(0, np.int64), 0.0
+    explained = np.where(usable, np.square(inside) * count * n / np.maximum(n - count, 1) / total, 0.0)
+    best = int(explained.argmax())
+    return units[best], of_text[held == best], float(explained[best])
 
 
-def _rows_with(texts: Array) -> dict[str, Array]:
-    """Words, or characters where texts have no words, each with the texts that hold it."""
+def _units(texts: Array) -> tuple[list[str], list[Array]]:
+    """Words, or characters where texts have no words; and of each text the places of those that it holds."""
     of_words = np.mean([" " in str(text) for text in texts]) > 0.5
-    present = dict[str, list[int]]()
-    for i, text in enumerate(texts):
-        for unit in dict.fromkeys(_WORD.findall(str(text).lower()) if of_words else str(text)):
-            present.setdefault(unit, []).append(i)
-    return {unit: np.array(found) for unit, found in present.items()}
+    places = dict[str, int]()
+    in_texts = []
+    for text in texts:
+        held = dict.fromkeys(_WORD.findall(str(text).lower()) if of_words else str(text))
+        in_texts.append(np.array([places.setdefault(unit, len(places)) for unit in held], np.int64))
+    return list(places), in_texts
 
 
 def _rewards(seen: Evidence) -> Array:
