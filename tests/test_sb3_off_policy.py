@@ -420,8 +420,29 @@ def test_a_model_goes_on_in_its_run(tmp_path):
     with pytest.raises(OptionError, match=r"the run .* exists already"):
         make_model().learn(40, callback=watching("DQN", run=path))
     other = make_model(seed=8).learn(40)
-    with pytest.raises(OptionError, match=r"another model's \(seed differs\)"):
+    with pytest.raises(OptionError, match=r"another model's \(seed 7, this one's is 8\)"):
         other.learn(40, callback=watching("DQN", run=path), reset_num_timesteps=False)
+
+
+def test_a_model_of_an_earlier_round_replaces_the_later_ones(tmp_path):
+    path = tmp_path / "run"
+    model = make_model().learn(60, callback=watching("DQN", run=path))
+    model.save(tmp_path / "earlier")
+    done = rs.runs.open(path).rounds
+    model.learn(60, callback=watching("DQN", run=path), reset_num_timesteps=False)
+    later = rs.runs.open(path).rounds[len(done) :]
+    earlier = type(model).load(tmp_path / "earlier", env=model.get_env(), learning_rate=0.02)
+    seen = watching("DQN", run=path)
+    with pytest.warns(UserWarning, match="are replaced") as warned:
+        earlier.learn(60, callback=seen, reset_num_timesteps=False)
+    told = [str(one.message) for one in warned]
+    assert any(f"rounds {rs.runs.spell(later)} of {path} are replaced" in one for one in told)
+    assert any("is continued with another learning_rate than it began with" in one for one in told)
+    run = rs.runs.open(path)
+    assert run.rounds == list(range(1, seen.round + 1))
+    assert run.metadata["continued"][-1]["changed"]["learning_rate"] == {"was": 0.01, "is": 0.02}
+    steps = run.rows("rounds", ["timesteps"])["timesteps"].to_pylist()
+    assert steps == sorted(steps)
 
 
 # --- what is refused, and what is not allowed to stop training

@@ -14,13 +14,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rollsight import runs, targets
 from rollsight.adapters import options
+from rollsight.adapters.sb3 import continuing
 from rollsight.adapters.sb3.streams import restored_after_failure
 from rollsight.adapters.sb3_off_policy import held_out, scoring
 from rollsight.adapters.sb3_off_policy.actors import actor_problem, check_actor
 from rollsight.adapters.sb3_off_policy.columns import round_columns
 from rollsight.adapters.sb3_off_policy.critics import Critic, critic_of
-from rollsight.adapters.sb3_off_policy.folder import describe, open_run
 from rollsight.adapters.sb3_off_policy.held_out import HeldOut
+from rollsight.adapters.sb3_off_policy.metadata import describe
 from rollsight.adapters.sb3_off_policy.transitions import Transitions
 from rollsight.adapters.sb3_off_policy.translate import Replay, check_buffer, translate
 from rollsight.adapters.sb3_off_policy.weighted_buffer import WeightedReplayBuffer
@@ -133,7 +134,8 @@ class ReplayInfluenceCallback(BaseCallback):
         if self.run_path is not None:
             names = [scoring.name_of(target) for target in self.targets]
             described = describe(model, targets=names, every=self.every, rule=self.rule)
-            self._writer, self.round = open_run(self.run_path, model, described, self.metadata, self.overwrite)
+            opened = continuing.open_run(self.run_path, model, described, self.metadata, self.overwrite, {})
+            self._writer, self.round = opened.writer, opened.round
         self._watch.begin(self.round + 1)
 
     def _on_training_end(self) -> None:
