@@ -459,6 +459,10 @@ def test_what_does_not_fit_is_refused_before_training():
         make_model().learn(20, callback=watching("DQN", selection=RankWeights()))
     with pytest.raises(OptionError, match=r"this one cannot be made again .*make_env"):
         make_model().learn(20, callback=ReplayInfluenceCallback())
+    with pytest.raises(RollsightError, match="stores arrays, and these observations are dictionaries"):
+        make_model(obs="dict", replay_buffer_class=WeightedReplayBuffer)
+    with pytest.raises(RollsightError, match="leave out optimize_memory_usage=True"):
+        make_model(replay_buffer_class=WeightedReplayBuffer, **CASES["DQN, shared memory"])
     with pytest.raises(RollsightError, match="NStepReplayBuffer makes others of them"):
         make_model(n_steps=3).learn(20, callback=watching("DQN"))
 
