@@ -62,6 +62,12 @@ def test_a_replay_without_trl_ends_where_trl_did(tmp_path: Path, adapted: bool, 
     assert missed < 0.05 * moved
 
 
+def test_every_replay_of_a_round_begins_where_the_round_did(tmp_path: Path) -> None:
+    opened = culprits.of_query(run_of(tmp_path), DIGITS).rounds.open(2)
+    ends = [torch.cat([p.detach().flatten() for p in opened.after(None).trainable().values()]) for _ in range(2)]
+    assert torch.equal(*ends)
+
+
 def test_culprits_of_a_trl_run_are_scored_and_checked(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     behaviour = culprits.of_query(run, DIGITS)

@@ -41,7 +41,6 @@ class TRLHost:
                 f"the base model of {run.path} is needed, and {error}; name it with {{model}}", model=model or "FOLDER"
             ) from error
         self._model, self._tokenizer = _with_adapter(loaded.model, update), loaded.tokenizer
-        self._optimizer: torch.optim.Optimizer | None = None
         self.policy = Policy(self._model, Completions(update["temperature"], count_padding=True))
         self.objective = _objective(update, on_policy=True)
         self.pad_token = int(self._tokenizer.pad_token_id)
@@ -63,25 +62,15 @@ class TRLHost:
     def put_back(self, frozen: LanguageRound) -> None:
         """Set the policy to that of the round's start."""
         named = dict(self._model.named_parameters())
-        mine = {name: p for name, p in named.items() if name in frozen.trainable}
+        mine = {name: named[name] for name in frozen.trainable if name in named}
         for name, p in named.items():
             p.requires_grad_(name in mine)
-        frozen.put_into({name: mine[name] for name in frozen.trainable if name in mine})
-        update = frozen.update
-        kind = _OPTIMIZERS.get(update["optimizer"])
-        if kind is None:
-            raise RollsightError(
-                f"round {frozen.round} was trained with the optimiser {update['optimizer']}, which is not replayed: "
-                f"train with one of {', '.join(_OPTIMIZERS)}"
-            )
-        groups = [{"params": [mine[name] for name in group]} for group in update["groups"]]
-        self._optimizer = kind(groups, lr=1e-3)
-        self._optimizer.load_state_dict(dict(frozen.optimizer))
+        frozen.put_into(mine)
 
     def train_again(self, frozen: LanguageRound, weights: Tensor) -> None:
         """Set the policy to that after the round's update with these weights (N,)."""
         self.put_back(frozen)
-        assert self._optimizer is not None
+        optimizer = self._optimizer(frozen)
         update, device = frozen.update, self.policy.device
         kept = torch.nonzero(weights > 0).flatten()
         if not len(kept):
@@ -106,8 +95,21 @@ class TRLHost:
                         (-objective.terms(self.policy(part), part).sum() / max(divisor, 1.0)).backward()
                 if update["max_grad_norm"] > 0:
                     nn.utils.clip_grad_norm_(trained, update["max_grad_norm"])
-                self._optimizer.step()
-                self._optimizer.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def _optimizer(self, frozen: LanguageRound) -> torch.optim.Optimizer:
+        """Over the model's parameters, as it was at the round's start."""
+        update, named = frozen.update, dict(self._model.named_parameters())
+        kind = _OPTIMIZERS.get(update["optimizer"])
+        if kind is None:
+            raise RollsightError(
+                f"round {frozen.round} was trained with the optimiser {update['optimizer']}, which is not replayed: "
+                f"train with one of {', '.join(_OPTIMIZERS)}"
+            )
+        optimizer = kind([{"params": [named[name] for name in group]} for group in update["groups"]], lr=1e-3)
+        frozen.put_into_optimizer(optimizer)
+        return optimizer
 
 
 def _parts(records: Records) -> Iterator[Records]:
