@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rollsight import objectives
-from rollsight.analysis.culprits.language_rounds import as_messages
+from rollsight.analysis.culprits.language_rounds import as_messages, tokens_of
 from rollsight.errors import OptionError, RollsightError
 from rollsight.language import Completions
 from rollsight.policy import Policy
@@ -18,7 +18,7 @@ from rollsight.records import Records
 from rollsight.runs import Run
 from rollsight.snapshot import LanguageRound
 from rollsight.streams import Purpose, stream
-from rollsight.training.language import models, prompts
+from rollsight.training.language import models
 
 _ROWS = 32  # completions of one forward
 _OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
@@ -48,10 +48,7 @@ class TRLHost:
 
     def prompt_tokens(self, prompt: Any) -> list[int]:
         """The tokens of a prompt; messages through the model's chat template."""
-        asked = as_messages(prompt)
-        given = prompts.Prompt(asked) if isinstance(asked, str) else prompts.Prompt("", asked)
-        templated = prompts.through_template([given], self._tokenizer, chat=False, system=None)
-        return list(prompts.token_ids(templated, self._tokenizer)[0])
+        return tokens_of(prompt, self._tokenizer)
 
     def completion_tokens(self, text: str) -> list[int]:
         """The tokens of a completion; of messages, the last one's."""
