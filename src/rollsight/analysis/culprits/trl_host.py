@@ -104,7 +104,8 @@ class TRLHost:
                 f"round {frozen.round} was trained with the optimiser {update['optimizer']}, which is not replayed: "
                 f"train with one of {', '.join(_OPTIMIZERS)}"
             )
-        optimizer = kind([{"params": [named[name] for name in group]} for group in update["groups"]], lr=1e-3)
+        groups = [{"params": [named[name] for name in group]} for group in update["groups"]]
+        optimizer: torch.optim.Optimizer = kind(groups, lr=1e-3)
         frozen.put_into_optimizer(optimizer)
         return optimizer
 
