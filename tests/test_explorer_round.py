@@ -348,3 +348,11 @@ def test_columns_that_are_called_like_ours_keep_their_values(tmp_path):
     assert asked["record"].to_pylist() == [0, 2]
     assert asked["stored_record"].to_pylist() == [9, 7]
     assert asked["stored_search"].to_pylist() == [[1], [3]]
+
+
+@pytest.mark.parametrize("largest", [0.0007, 0.013, 0.09, 0.37, 0.41, 0.48, 1.0])
+def test_shares_have_a_tick_on_either_side_of_0(largest):
+    figure = figures.split_mass(["one"], np.array([largest / 2]), np.array([largest]), np.array([3]))
+    ticks = list(figure.layout.xaxis.tickvals)
+    assert len(ticks) in (3, 5)
+    assert max(ticks) <= figure.layout.xaxis.range[1]

@@ -11,6 +11,8 @@ pytest.importorskip("stable_baselines3")
 import torch
 from off_policy_zoo import ALGORITHMS, Labelled, fingerprint, labelled, make_model, toy
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.nn import functional as F
 from zoo import relative_error
@@ -21,6 +23,7 @@ from rollsight.adapters.sb3_off_policy import callback as callback_module
 from rollsight.adapters.sb3_off_policy.actors import actor_problem
 from rollsight.adapters.sb3_off_policy.critics import Critic, critic_of
 from rollsight.adapters.sb3_off_policy.held_out import play
+from rollsight.adapters.sb3_off_policy.transitions import Transitions
 from rollsight.cli import main
 from rollsight.environments.trained import TrainedEnvironment
 from rollsight.errors import OptionError, RollsightError
@@ -28,7 +31,7 @@ from rollsight.explorer import Reading
 from rollsight.explorer.addresses import Address
 from rollsight.explorer.context import Context
 from rollsight.explorer.pages import PAGES
-from rollsight.selection import RankWeights
+from rollsight.selection import RankWeights, Selection
 
 CASES = {
     "DQN": {},
@@ -111,6 +114,44 @@ def test_transitions_that_others_stored_have_no_identity(tmp_path):
     PAGES["round"].layout(Context(Reading([tmp_path])), Address("round", "run", seen.round))
     assert 0 < sum(followed) < len(followed)
     assert all(step is None or step == obs[1] for step, obs in zip(last["step"], last["obs"], strict=True))
+
+
+def test_a_step_that_a_callback_stopped_at_has_no_transition():
+    def stops(_locals, _globals):
+        return model.num_timesteps < 100
+
+    model = make_model(env=labelled(1))
+    seen = ReplayInfluenceCallback(every=10, episodes=2, make_env=Labelled)
+    model.learn(200, callback=[seen, ConvertCallback(stops)])
+    assert model.num_timesteps == 100
+    ids, obs = seen.replay.records.ids, seen.replay.records.obs
+    known = ids["step"] >= 0
+    assert int(known.sum()) == len(known) - 1 == 59
+    assert torch.equal(ids["step"][known], obs[known, 1].long())
+
+
+class Normalizing(BaseFeaturesExtractor):
+    """A layer that evaluation leaves as it is, and training does not."""
+
+    def __init__(self, space):
+        super().__init__(space, space.shape[0])
+        self.norm = torch.nn.BatchNorm1d(space.shape[0])
+
+    def forward(self, obs):
+        return self.norm(obs)
+
+
+def test_running_statistics_of_the_networks_are_the_hosts():
+    def model():
+        return make_model(policy_kwargs={"net_arch": [8], "features_extractor_class": Normalizing})
+
+    rounds = []
+    plain, watched = model().learn(110), model().learn(110, callback=watching("DQN", on_round=rounds.append))
+    assert [one["warnings"] for one in rounds] == [None] * len(rounds)
+    assert all(one["scored"] for one in rounds)
+    expected = plain.policy.state_dict()
+    assert all(torch.equal(column, expected[name]) for name, column in watched.policy.state_dict().items())
+    assert [part.training for part in watched.policy.modules()] == [part.training for part in plain.policy.modules()]
 
 
 def by_hand(model, records, held):
@@ -307,6 +348,33 @@ def test_a_rule_decides_how_often_transitions_are_drawn(tmp_path):
     assert fingerprint(model)["parameters"] != fingerprint(make_model().learn(100))["parameters"]
 
 
+def test_where_a_rule_fails_draws_are_the_hosts():
+    def first_alone(scores):
+        if seen.round > 1:
+            raise ValueError("no idea")
+        weights = torch.zeros(len(scores))
+        weights[0] = 1
+        return Selection(weights, torch.arange(1, len(scores)), 0, 0)
+
+    model = make_model(env=labelled(1), replay_buffer_class=WeightedReplayBuffer)
+    seen = ReplayInfluenceCallback(every=10, episodes=2, make_env=Labelled, selection=first_alone)
+    with pytest.warns(UserWarning, match=r"round 2: no weights \(ValueError: no idea\)"):
+        model.learn(60, callback=seen)
+    assert seen.selection is None
+    np.random.seed(0)
+    assert len(np.unique(model.replay_buffer.sample(2_000).observations[:, 1])) == model.replay_buffer.size()
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"), [([1.0], "weights has shape"), (-1.0, "at least 0"), (0.0, "not all 0"), (np.nan, "finite")]
+)
+def test_weights_that_do_not_fit_are_refused(weights, told):
+    model = make_model(replay_buffer_class=WeightedReplayBuffer).learn(30)
+    given = np.full(30, weights) if np.isscalar(weights) else np.array(weights)
+    with pytest.raises(RollsightError, match=told):
+        model.replay_buffer.weigh(given)
+
+
 # --- the run folder
 
 
@@ -352,8 +420,29 @@ def test_a_model_goes_on_in_its_run(tmp_path):
     with pytest.raises(OptionError, match=r"the run .* exists already"):
         make_model().learn(40, callback=watching("DQN", run=path))
     other = make_model(seed=8).learn(40)
-    with pytest.raises(OptionError, match=r"another model's \(seed differs\)"):
+    with pytest.raises(OptionError, match=r"another model's \(seed 7, this one's is 8\)"):
         other.learn(40, callback=watching("DQN", run=path), reset_num_timesteps=False)
+
+
+def test_a_model_of_an_earlier_round_replaces_the_later_ones(tmp_path):
+    path = tmp_path / "run"
+    model = make_model().learn(60, callback=watching("DQN", run=path))
+    model.save(tmp_path / "earlier")
+    done = rs.runs.open(path).rounds
+    model.learn(60, callback=watching("DQN", run=path), reset_num_timesteps=False)
+    later = rs.runs.open(path).rounds[len(done) :]
+    earlier = type(model).load(tmp_path / "earlier", env=model.get_env(), learning_rate=0.02)
+    seen = watching("DQN", run=path)
+    with pytest.warns(UserWarning, match="are replaced") as warned:
+        earlier.learn(60, callback=seen, reset_num_timesteps=False)
+    told = [str(one.message) for one in warned]
+    assert any(f"rounds {rs.runs.spell(later)} of {path} are replaced" in one for one in told)
+    assert any("is continued with another learning_rate than it began with" in one for one in told)
+    run = rs.runs.open(path)
+    assert run.rounds == list(range(1, seen.round + 1))
+    assert run.metadata["continued"][-1]["changed"]["learning_rate"] == {"was": 0.01, "is": 0.02}
+    steps = run.rows("rounds", ["timesteps"])["timesteps"].to_pylist()
+    assert steps == sorted(steps)
 
 
 # --- what is refused, and what is not allowed to stop training
@@ -370,6 +459,10 @@ def test_what_does_not_fit_is_refused_before_training():
         make_model().learn(20, callback=watching("DQN", selection=RankWeights()))
     with pytest.raises(OptionError, match=r"this one cannot be made again .*make_env"):
         make_model().learn(20, callback=ReplayInfluenceCallback())
+    with pytest.raises(RollsightError, match="stores arrays, and these observations are dictionaries"):
+        make_model(obs="dict", replay_buffer_class=WeightedReplayBuffer)
+    with pytest.raises(RollsightError, match="leave out optimize_memory_usage=True"):
+        make_model(replay_buffer_class=WeightedReplayBuffer, **CASES["DQN, shared memory"])
     with pytest.raises(RollsightError, match="NStepReplayBuffer makes others of them"):
         make_model(n_steps=3).learn(20, callback=watching("DQN"))
 
@@ -382,12 +475,12 @@ def test_what_does_not_fit_is_refused_before_training():
         own.learn(20, callback=ReplayInfluenceCallback())
 
 
-@pytest.mark.parametrize("part", ["play", "translate", "round_columns"])
+@pytest.mark.parametrize("part", ["play", "translate", "round_columns", "add"])
 def test_watching_never_stops_training(part, monkeypatch, tmp_path):
     def broken(*_, **__):
         raise OSError("no space left")
 
-    place = callback_module.held_out if part == "play" else callback_module
+    place = {"play": callback_module.held_out, "add": Transitions}.get(part, callback_module)
     monkeypatch.setattr(place, part, broken)
     plain = make_model().learn(100)
     with pytest.warns(UserWarning, match="no space left"):

@@ -62,6 +62,32 @@ def test_a_replay_without_trl_ends_where_trl_did(tmp_path: Path, adapted: bool, 
     assert missed < 0.05 * moved
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_influence_is_the_product_of_policy_gradients(tmp_path: Path, algorithm: str) -> None:
+    """At the policy that made the batch: of A_i log pi(completion i), and of the behaviour's mean."""
+    run = run_of(tmp_path, algorithm=algorithm)
+    behaviour = culprits.of_query(run, DIGITS)
+    (found,) = culprits.score_rounds(run, [behaviour])
+    opened = behaviour.rounds.open(2)
+    policy, records = opened.before(), opened.records
+
+    def gradient(of: Any, row: int) -> torch.Tensor:
+        one = of.take(torch.tensor([row]))
+        total = one.advantages.mean() * torch.where(one.valid, policy(one).log_prob, 0.0).sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(total, [*policy.trainable().values()])])
+
+    direction = sum(gradient(behaviour.records, row) for row in range(len(behaviour))) / len(behaviour)
+    expected = torch.stack([gradient(records, row) @ direction for row in range(len(records))]) * opened.weights
+    assert expected.abs().max() > 1e-2
+    assert found[1].values == pytest.approx(expected.double().numpy(), rel=1e-3, abs=1e-3 * float(expected.abs().max()))
+
+
+def test_every_replay_of_a_round_begins_where_the_round_did(tmp_path: Path) -> None:
+    opened = culprits.of_query(run_of(tmp_path), DIGITS).rounds.open(2)
+    ends = [torch.cat([p.detach().flatten() for p in opened.after(None).trainable().values()]) for _ in range(2)]
+    assert torch.equal(*ends)
+
+
 def test_culprits_of_a_trl_run_are_scored_and_checked(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     behaviour = culprits.of_query(run, DIGITS)

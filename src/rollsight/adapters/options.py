@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from torch import Tensor
 
 from rollsight import selection, targets
 from rollsight.errors import OptionError, RollsightError
 from rollsight.scoring import Scores
 from rollsight.scoring.score import Backend
 from rollsight.selection import DropNegative, Rule, Selection
+from rollsight.snapshot.language import SMALL, bytes_of
 
 Known = Mapping[str, Callable[[], targets.Target]]
 
@@ -83,6 +85,16 @@ def interval_of(snapshots: str) -> int:
     if kind == "every" and number.isdecimal() and int(number) > 0:
         return int(number)
     raise RollsightError(f"snapshots={snapshots!r} is unknown; write 'every:10', 'all' or 'none'.")
+
+
+def frozen_interval_of(snapshots: str, parameters: Iterable[Tensor]) -> int:
+    """The same for rounds of language models; "auto": all where one, with these trained parameters, is small."""
+    if snapshots == "auto":
+        return int(bytes_of(parameters) <= SMALL)
+    try:
+        return interval_of(snapshots)
+    except RollsightError as error:
+        raise OptionError("{snapshots} is unknown: give auto, all, every:K or none", snapshots=snapshots) from error
 
 
 def check_every(every: int) -> int:

@@ -66,8 +66,8 @@ class LanguageRound:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise RollsightError(f"{file} is not a readable round of a language model ({reason})") from error
 
-    def put_into(self, trainable: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Set parameters, and the state of an optimiser over them in this order, to those of the round.
+    def put_into(self, trainable: Mapping[str, Tensor]) -> None:
+        """Set parameters to those of the round.
 
         Raises:
             RollsightError: they are of another model or adapter.
@@ -83,8 +83,10 @@ class LanguageRound:
         with torch.no_grad():
             for name, tensor in trainable.items():
                 tensor.copy_(self.trainable[name])
-        if optimizer is not None:
-            optimizer.load_state_dict(deepcopy(dict(self.optimizer)))
+
+    def put_into_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the state of an optimiser, over the round's parameters in their order, to that of the round."""
+        optimizer.load_state_dict(deepcopy(dict(self.optimizer)))  # which takes the tensors as they are, and steps them
 
 
 def bytes_of(parameters: Iterable[Tensor]) -> int:

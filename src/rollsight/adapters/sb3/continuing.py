@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rollsight import runs
@@ -21,6 +22,7 @@ _IDENTITY = ("algo", "policy", "env", "observation_space", "action_space", "n_en
 _CIRCUMSTANCES = ("host", "timesteps_before")
 
 Row = Mapping[str, Any]
+Model: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class Opened:
 
 def open_run(
     path: Path,
-    model: OnPolicyAlgorithm,
+    model: Model,
     described: Mapping[str, Any],
     more: Mapping[str, Any],
     overwrite: bool,
@@ -63,7 +65,7 @@ def open_run(
         if not overwrite:
             raise wrong
     writer = runs.create(path, {**described, **more}, overwrite=overwrite)
-    return Opened(writer, model.num_timesteps // _buffered(model))
+    return Opened(writer, _rounds(model, model.num_timesteps))
 
 
 def _misfit(run: runs.Run, described: Mapping[str, Any]) -> RollsightError | None:
@@ -85,7 +87,7 @@ def _misfit(run: runs.Run, described: Mapping[str, Any]) -> RollsightError | Non
     return None
 
 
-def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, Any], how: Mapping[str, Any]) -> Opened:
+def _continued(run: runs.Run, model: Model, described: Mapping[str, Any], how: Mapping[str, Any]) -> Opened:
     """The run after the last round whose update the model holds.
 
     Rounds that the model has not seen are replaced. A checkpoint made while a rollout was collected, its last step
@@ -97,7 +99,7 @@ def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, 
     seen = [row for row in rows if _holds(model, row)]
     # Before its first complete round a run stands where it began.
     timesteps = min(int(run.metadata.get("timesteps_before", 0)), model.num_timesteps)
-    last: Row = seen[-1] if seen else {"round": timesteps // _buffered(model), "timesteps": timesteps, "updates": None}
+    last: Row = seen[-1] if seen else {"round": _rounds(model, timesteps), "timesteps": timesteps, "updates": None}
     missed = model.num_timesteps - last["timesteps"]
     changed = {
         name: {"was": theirs, "is": ours}
@@ -119,25 +121,26 @@ def _continued(run: runs.Run, model: OnPolicyAlgorithm, described: Mapping[str, 
 def _first_episode(run: runs.Run, last: Row) -> int:
     try:
         ((newest,),) = run.sql("select max(episode) from records").fetchall()
-        return int(newest) + 1
     except RollsightError:  # records that are lost or damaged do not keep a model from going on
-        return int(last["timesteps"])  # an episode has at least one step
+        newest = None
+    return int(last["timesteps"]) if newest is None else int(newest) + 1  # an episode has at least one step
 
 
-def _buffered(model: OnPolicyAlgorithm) -> int:
-    return model.n_steps * model.n_envs
+def _rounds(model: Model, timesteps: int) -> int:
+    """Rounds in so many time steps, where every one has as many; 0 where rounds are looks at a replay buffer."""
+    return timesteps // (model.n_steps * model.n_envs) if isinstance(model, OnPolicyAlgorithm) else 0
 
 
-def _holds(model: OnPolicyAlgorithm, row: Row) -> bool:
+def _holds(model: Model, row: Row) -> bool:
     # The time steps alone do not tell a checkpoint made at a rollout's last step from one made after the update.
     updates = row.get("updates")
     return bool(row["timesteps"] <= model.num_timesteps and (updates is None or updates <= model._n_updates))
 
 
-def _trained_since(model: OnPolicyAlgorithm, last: Row) -> bool:
+def _trained_since(model: Model, last: Row) -> bool:
     updates = last.get("updates")
     if updates is None:
-        return model.num_timesteps - int(last["timesteps"]) >= _buffered(model)
+        return _rounds(model, model.num_timesteps - int(last["timesteps"])) > 0
     return bool(updates < model._n_updates)
 
 

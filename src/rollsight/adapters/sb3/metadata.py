@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import stable_baselines3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
@@ -31,12 +33,18 @@ _SETTINGS = (
 
 def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
     """Algorithm, environment, seed and hyper-parameters, as plain values."""
+    clip = getattr(model, "clip_range", None)
+    further = {"clip_range": float(clip(1.0))} if callable(clip) else {}
+    return describe_model(model, _SETTINGS, further, optimizer=type(model.policy.optimizer).__name__, **more)
+
+
+def describe_model(
+    model: BaseAlgorithm, names: Sequence[str], further: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """The same of any algorithm. names: of its settings, where it has them; further: settings; more: other entries."""
     env = model.get_env()
     assert env is not None
-    optimizer = model.policy.optimizer
-    settings = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
-    if callable(clip := getattr(model, "clip_range", None)):
-        settings["clip_range"] = float(clip(1.0))
+    settings = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return {
         "host": f"stable-baselines3 {stable_baselines3.__version__}",
         "algo": type(model).__name__.lower(),
@@ -48,9 +56,8 @@ def describe(model: OnPolicyAlgorithm, **more: Any) -> dict[str, Any]:
         "parameters": {n: "x".join(map(str, p.shape)) or "1" for n, p in model.policy.named_parameters()},
         "timesteps_before": model.num_timesteps,
         "seed": model.seed,
-        "optimizer": type(optimizer).__name__,
         "learning_rate": float(model.lr_schedule(1.0)),
-        "settings": settings,
+        "settings": {**settings, **further},
         **{name: value if isinstance(value, (list, int, type(None))) else str(value) for name, value in more.items()},
     }
 

@@ -12,15 +12,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor, nn
 
 from rollsight.adapters.sb3.streams import streams_of_their_own
-from rollsight.adapters.sb3_off_policy.critics import Critic
+from rollsight.adapters.sb3_off_policy.critics import Critic, entropy_coefficient, in_parts
 from rollsight.adapters.sb3_off_policy.held_out import HeldOut
 from rollsight.adapters.sb3_off_policy.translate import Replay
 from rollsight.errors import OptionError
 from rollsight.policy import Evaluation, Policy
-from rollsight.records import Records, Rows, take_rows
+from rollsight.records import Records, Rows
 from rollsight.streams import Purpose
 
-_AT_ONCE = 16384
 _NOISE = "noise"
 
 
@@ -57,11 +56,8 @@ def actor_problem(
     assert played.returns is not None
     with streams_of_their_own(*key, Purpose.ACTOR_NOISE), torch.no_grad():
         noise, other = (torch.randn_like(part.actions) for part in (records, played))  # type: ignore[arg-type]
-        parts = [
-            critic.next_values(take_rows(played.obs, slice(start, start + _AT_ONCE)))
-            for start in range(0, len(played), _AT_ONCE)
-        ]
-    advantages = played.returns - torch.cat(parts)
+        values = in_parts(lambda part: critic.next_values(part.obs), played)
+    advantages = played.returns - values
     return ActorProblem(
         Policy(model.actor, _evaluate(model)),
         replace(records, obs=_with(records.obs, noise)),
@@ -70,7 +66,7 @@ def actor_problem(
 
 
 def _evaluate(model: SAC) -> Callable[[nn.Module, Any, Any], Evaluation]:
-    coefficient = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+    coefficient = entropy_coefficient(model)
 
     def evaluate(module: nn.Module, obs: Any, actions: Any) -> Evaluation:
         """log pi of the actions, and of an action that is drawn with the noise min Q - alpha log pi."""

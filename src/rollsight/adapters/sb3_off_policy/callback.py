@@ -14,13 +14,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rollsight import runs, targets
 from rollsight.adapters import options
+from rollsight.adapters.sb3 import continuing
 from rollsight.adapters.sb3.streams import restored_after_failure
 from rollsight.adapters.sb3_off_policy import held_out, scoring
 from rollsight.adapters.sb3_off_policy.actors import actor_problem, check_actor
 from rollsight.adapters.sb3_off_policy.columns import round_columns
 from rollsight.adapters.sb3_off_policy.critics import Critic, critic_of
-from rollsight.adapters.sb3_off_policy.folder import describe, open_run
 from rollsight.adapters.sb3_off_policy.held_out import HeldOut
+from rollsight.adapters.sb3_off_policy.metadata import describe
 from rollsight.adapters.sb3_off_policy.transitions import Transitions
 from rollsight.adapters.sb3_off_policy.translate import Replay, check_buffer, translate
 from rollsight.adapters.sb3_off_policy.weighted_buffer import WeightedReplayBuffer
@@ -133,11 +134,20 @@ class ReplayInfluenceCallback(BaseCallback):
         if self.run_path is not None:
             names = [scoring.name_of(target) for target in self.targets]
             described = describe(model, targets=names, every=self.every, rule=self.rule)
-            self._writer, self.round = open_run(self.run_path, model, described, self.metadata, self.overwrite)
+            opened = continuing.open_run(self.run_path, model, described, self.metadata, self.overwrite, {})
+            self._writer, self.round = opened.writer, opened.round
+        self._watch.begin(self.round + 1)
 
     def _on_training_end(self) -> None:
-        if self._model._n_updates > self._updates:
+        model = self._model
+        assert self.transitions is not None
+        assert model.replay_buffer is not None
+        self.transitions.end(model.replay_buffer.pos)
+        if model._n_updates > self._updates:
+            training = model.policy.training  # as the update left it; rollouts begin with evaluation mode
+            model.policy.set_training_mode(False)
             self._look()
+            model.policy.set_training_mode(training)
         self.close()
 
     def _on_rollout_start(self) -> None:
@@ -146,7 +156,8 @@ class ReplayInfluenceCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         # Before the host stores the step; `rewards`, `dones` and `infos` are its own.
-        self._watch.attempt("identities of transitions", self._follow, **{k: self.locals[k] for k in _OF_STEP})
+        step = self.locals
+        self._watch.attempt("identities of transitions", self._follow, step["rewards"], step["dones"], step["infos"])
         return True
 
     def _follow(self, rewards: Any, dones: Any, infos: Any) -> None:
@@ -186,8 +197,9 @@ class ReplayInfluenceCallback(BaseCallback):
         model, clock = self._model, summary.Clock(time.perf_counter())
         self.round += 1
         self._updates = model._n_updates
-        self._watch.begin(self.round)
         self.scores, self.selection, self.replay, self.held_out = {}, None, None, None
+        if self.rule is not None:
+            self._weighted.weigh(None)  # where this round makes no weights, those of an earlier one do not stay
         assert self.transitions is not None
         found: summary.Summary = {"timesteps": model.num_timesteps, "updates": model._n_updates, "scored": False}
         found |= self.transitions.take_ended().numbers()
@@ -206,6 +218,7 @@ class ReplayInfluenceCallback(BaseCallback):
         self._watch.attempt("scalars in the logger", self._log, found)
         if self.on_round is not None:
             self._watch.attempt("call of on_round", self._show, {"round": self.round, **found})
+        self._watch.begin(self.round + 1)
 
     def _scored(self, replay: Replay, clock: summary.Clock) -> summary.Summary:
         found: summary.Summary = {}
@@ -262,11 +275,15 @@ class ReplayInfluenceCallback(BaseCallback):
     def _weigh(self, leading: Scores) -> Selection:
         assert self.rule is not None
         with restored_after_failure():
-            chosen = scoring.weigh(self.rule, leading)
+            chosen = self.rule(leading)
+        self._weighted.weigh(chosen.weights.double().cpu().numpy())
+        return chosen
+
+    @property
+    def _weighted(self) -> WeightedReplayBuffer:
         buffer = self._model.replay_buffer
         assert isinstance(buffer, WeightedReplayBuffer)
-        buffer.weigh(chosen.weights.double().cpu().numpy())
-        return chosen
+        return buffer
 
     def _write_records(self, writer: runs.RunWriter, replay: Replay) -> None:
         assert self.transitions is not None
@@ -287,6 +304,3 @@ class ReplayInfluenceCallback(BaseCallback):
         for name in (*summary.LOGGED, "value_bias", "value_rmse"):
             if isinstance(value := found.get(name), (int, float)):
                 self.logger.record(f"influence/{name.removeprefix('score_')}", value)
-
-
-_OF_STEP = ("rewards", "dones", "infos")

@@ -40,7 +40,7 @@ def round_columns(
     part = torch.from_numpy(rows)
     records = replay.records.take(part.to(replay.records.log_probs.device))
     some = {name: _taken(one, part) for name, one in scores.items()}
-    chosen = None if selection is None else replace(selection, weights=selection.weights.cpu()[part], reason="")
+    chosen = None if selection is None else _chosen(selection, part)
     places = np.divmod(rows, transitions.step.shape[1])
     returns = transitions.episode_return(transitions.episode[places])
     more = {
@@ -75,6 +75,12 @@ def _rows(count: int, leading: Scores | None, key: tuple[int, ...]) -> tuple[Int
 
 def _taken(scores: Scores, rows: Tensor) -> Scores:
     return replace(scores, values=scores.values.cpu()[rows], valid=scores.valid.cpu()[rows], ids={})
+
+
+def _chosen(selection: Selection, rows: Tensor) -> Selection:
+    given = selection.reason
+    reason = given if isinstance(given, str) else [given[row] for row in rows.tolist()]
+    return replace(selection, weights=selection.weights.cpu()[rows], reason=reason)
 
 
 def _known(column: Ints) -> list[int | None]:

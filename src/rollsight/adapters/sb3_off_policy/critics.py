@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from rollsight import objectives
 from rollsight.errors import RollsightError
 from rollsight.policy import Evaluation, Policy
+from rollsight.records import Records
+from rollsight.scoring.problem import default_chunk_size
 
 Acted = tuple[Tensor, Tensor]
 """Actions (n, ...) as the buffer holds them, and (n,) what the value of acting so is lowered by: SAC's entropy term."""
@@ -34,6 +36,16 @@ class Critic:
     objective: objectives.TD
     next_values: Callable[[Any], Tensor]
     act: Callable[[Any], Acted]
+
+    def values(self, records: Records) -> Tensor:
+        """(N,) Q(s, a), the mean over critics."""
+
+        def mean(part: Records) -> Tensor:
+            q_values = self.policy(part).q_values
+            assert q_values is not None
+            return q_values.mean(1)
+
+        return in_parts(mean, records)
 
 
 def critic_of(model: OffPolicyAlgorithm) -> Critic:
@@ -65,6 +77,17 @@ def evaluate_continuous(module: nn.Module, obs: Any, actions: Any) -> Evaluation
     return Evaluation.of_critics(*module(obs, actions))
 
 
+def entropy_coefficient(model: SAC) -> Tensor:
+    """SAC's alpha, as it is now."""
+    return model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
+
+
+def in_parts(call: Callable[[Records], Tensor], records: Records) -> Tensor:
+    """What `call` gives for as many of the records at a time as are evaluated at once, joined."""
+    size = default_chunk_size(records)
+    return torch.cat([call(records.take(slice(start, start + size))) for start in range(0, len(records), size)])
+
+
 def _of_dqn(model: DQN) -> Critic:
     def act(obs: Any) -> Acted:
         actions = model.q_net(obs).argmax(1)
@@ -79,12 +102,9 @@ def _of_dqn(model: DQN) -> Critic:
 
 
 def _of_sac(model: SAC) -> Critic:
-    def entropy_coefficient() -> Tensor:
-        return model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
-
     def act(obs: Any) -> Acted:
         actions, log_prob = model.actor.action_log_prob(obs)
-        return actions, entropy_coefficient() * log_prob.flatten()
+        return actions, entropy_coefficient(model) * log_prob.flatten()
 
     def next_values(obs: Any) -> Tensor:
         actions, entropy = act(obs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,17 +160,15 @@ def _held_out(
         obs = column([step[0] for step in steps])
     actions = column([step[1] for step in steps])
     held = returns.T.reshape(-1)[rows].float().to(model.device)
-    evaluation = critic.policy.evaluate(critic.policy.module, obs, actions)
-    assert evaluation.q_values is not None
     records = Records(
         obs,
         actions,
         torch.zeros_like(held),
         torch.zeros_like(held),
         returns=held,
-        values=evaluation.q_values.mean(1),
         ids={"episode": torch.arange(count).repeat_interleave(torch.from_numpy(length))},
     )
+    records = replace(records, values=critic.values(records))
     return HeldOut(records, total, length, float(weight.T.reshape(-1)[rows].mean()))
 
 

@@ -1,11 +1,10 @@
-"""Scores of all transitions in a buffer, how far they can be believed, and what a rule makes of them."""
+"""Scores of all transitions in a buffer, and how far they can be believed."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,14 +13,13 @@ from rollsight.adapters.sb3_off_policy.actors import ActorProblem
 from rollsight.adapters.sb3_off_policy.critics import Critic
 from rollsight.adapters.sb3_off_policy.held_out import HeldOut
 from rollsight.adapters.sb3_off_policy.translate import Replay, newest
-from rollsight.errors import OptionError, RollsightError
+from rollsight.errors import OptionError
 from rollsight.objectives import ActorValue
 from rollsight.records import Records
 from rollsight.scoring import Scores, score_records
 from rollsight.scoring.halves import split_halves
 from rollsight.scoring.ranks import spearman
 from rollsight.scoring.score import Backend
-from rollsight.selection import Rule, Selection
 from rollsight.streams import Purpose, stream
 
 NAMES = ("calibration", "bellman", "improvement")
@@ -102,21 +100,3 @@ def score_actor(actor: ActorProblem, backend: Backend) -> Scores:
     """One score a transition: what the actor's own loss on its state does to the policy improvement."""
     target = targets.Return(actor.held_out, name="improvement")
     return score_records(actor.policy, actor.records, target, ActorValue(), backend)
-
-
-def weigh(rule: Rule, scores: Scores) -> Selection:
-    """What the rule makes of the scores.
-
-    Raises:
-        RollsightError: it has not one weight a transition, or some are negative, or all are 0.
-    """
-    chosen = rule(scores)
-    weights = chosen.weights
-    if weights.shape != scores.values.shape:
-        raise RollsightError(
-            f"The selection has weights of shape {tuple(weights.shape)} for {len(scores)} transitions; give one each."
-        )
-    numbers = weights.double().cpu().numpy()
-    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.any()):
-        raise RollsightError("The selection has weights that are negative, not finite, or all 0; weigh some above 0.")
-    return chosen

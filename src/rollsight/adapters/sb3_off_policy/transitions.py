@@ -83,6 +83,13 @@ class Transitions:
         if dones.any():
             self._end(np.flatnonzero(dones), truncated)
 
+    def end(self, position: int) -> None:
+        """Training ends. position: of the next transition; what was noted there was not stored: a callback stopped
+        training at that step."""
+        if self._next == (position + 1) % len(self.step):
+            self.step[position] = self.episode[position] = self.episode_step[position] = UNKNOWN
+            self._next = position
+
     def episode_return(self, episode: Array) -> Array:
         """The returns of the episodes of these numbers; nan of those that go on or whose beginning was not seen."""
         returns = np.array([*self._returns, np.nan])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,9 @@ from rollsight.adapters.sb3_off_policy.critics import Critic
 from rollsight.adapters.sb3_off_policy.transitions import Transitions
 from rollsight.arrays import Array, Bools
 from rollsight.errors import RollsightError
-from rollsight.records import Records, Rows, take_rows
+from rollsight.records import Records, Rows
+from rollsight.scoring.problem import default_chunk_size
 from rollsight.streams import Purpose
-
-_AT_ONCE = 16384  # transitions
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +64,17 @@ def translate(model: OffPolicyAlgorithm, critic: Critic, transitions: Transition
     rewards = torch.as_tensor(buffer._normalize_reward(stored_rewards, model.get_vec_normalize_env())).flatten()
     rewards = rewards.to(model.device, torch.float32)
     terminated = ((buffer.dones * (1 - buffer.timeouts))[:size] > 0).reshape(-1)
+    records = Records(
+        obs,
+        actions,
+        torch.zeros_like(rewards),
+        torch.zeros_like(rewards),
+        rewards=torch.from_numpy(stored_rewards.flatten()).to(model.device),
+    )
     with streams_of_their_own(*key, Purpose.TD_TARGETS), torch.no_grad():
-        values, returns = _values(model, critic, obs, actions, rewards, torch.from_numpy(terminated), size)
+        values = critic.values(records)
+        following = _next_values(model, critic, size, default_chunk_size(records))
+    returns = rewards + torch.from_numpy(~terminated).to(rewards) * model.gamma * following
     valid = torch.isfinite(values) & torch.isfinite(returns)
     if buffer.optimize_memory_usage and buffer.full:
         valid.view(size, envs)[buffer.pos] = False  # its next observation was written over its observation
@@ -76,14 +84,11 @@ def translate(model: OffPolicyAlgorithm, critic: Critic, transitions: Transition
         "step": torch.from_numpy(transitions.step[:size].reshape(-1)),
         "episode": torch.from_numpy(transitions.episode[:size].reshape(-1)),
     }
-    records = Records(
-        obs,
-        actions,
-        torch.zeros_like(values),
-        returns - values,
+    records = replace(
+        records,
+        advantages=returns - values,
         returns=returns,
         values=values,
-        rewards=torch.from_numpy(stored_rewards.flatten()).to(model.device),
         ids={name: column.to(model.device) for name, column in ids.items()},
         valid=valid,
     )
@@ -91,29 +96,13 @@ def translate(model: OffPolicyAlgorithm, critic: Critic, transitions: Transition
     return Replay(records, terminated, age)
 
 
-def _values(
-    model: OffPolicyAlgorithm,
-    critic: Critic,
-    obs: Rows,
-    actions: Tensor,
-    rewards: Tensor,
-    terminated: Tensor,
-    size: int,
-) -> tuple[Tensor, Tensor]:
-    """(N,) Q(s, a), the mean over critics, and (N,) y = r + (1 - terminated) * gamma * V(s')."""
+def _next_values(model: OffPolicyAlgorithm, critic: Critic, size: int, at_once: int) -> Tensor:
+    """(N,) V(s')."""
     buffer: Any = model.replay_buffer
-    step = max(1, _AT_ONCE // buffer.n_envs)
-    values, returns = torch.empty_like(rewards), torch.empty_like(rewards)
-    goes_on = (~terminated).to(rewards)
-    for start in range(0, size, step):
-        positions = slice(start, min(start + step, size))
-        rows = slice(positions.start * buffer.n_envs, positions.stop * buffer.n_envs)
-        following = critic.next_values(_next_observations(model, positions))
-        returns[rows] = rewards[rows] + goes_on[rows] * model.gamma * following
-        evaluation = critic.policy.evaluate(critic.policy.module, take_rows(obs, rows), actions[rows])
-        assert evaluation.q_values is not None
-        values[rows] = evaluation.q_values.mean(1)
-    return values, returns
+    step = max(1, at_once // buffer.n_envs)
+    starts = range(0, size, step)
+    parts = (_next_observations(model, slice(start, min(start + step, size))) for start in starts)
+    return torch.cat([critic.next_values(part) for part in parts])
 
 
 def _next_observations(model: OffPolicyAlgorithm, positions: slice) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -22,8 +23,10 @@ class WeightedReplayBuffer(ReplayBuffer):
     stored later weigh 1, the mean of all. Draws are of NumPy's global stream, as the host's.
     """
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
+    def __init__(self, buffer_size: int, observation_space: spaces.Space[Any], *args: Any, **keywords: Any) -> None:
+        if isinstance(observation_space, spaces.Dict):
+            raise RollsightError("WeightedReplayBuffer stores arrays, and these observations are dictionaries.")
+        super().__init__(buffer_size, observation_space, *args, **keywords)
         if self.optimize_memory_usage:
             raise RollsightError("WeightedReplayBuffer stores next observations; leave out optimize_memory_usage=True.")
         self._cumulative: Floats | None = None  # over flat places, the oldest first, one more entry than places

@@ -19,7 +19,7 @@ from rollsight.adapters.trl import in_backward, start, table
 from rollsight.adapters.trl.batch import Seen, own_records, seen
 from rollsight.adapters.trl.checks import check_scoring, check_trainer, loss_of
 from rollsight.adapters.trl.folder import check_metadata, in_main_process, open_writer
-from rollsight.adapters.trl.freezing import frozen_round, rounds_between
+from rollsight.adapters.trl.freezing import frozen_round, trained
 from rollsight.adapters.trl.in_backward import ROWS, Way, Window
 from rollsight.adapters.trl.loss import KEPT, Batch, EmptySteps, leave_out, loss_mask, loss_of_kept
 from rollsight.adapters.trl.private_api import algorithm_of
@@ -122,7 +122,7 @@ def attach(
     }
     check_metadata(metadata or {}, {**table.describe(trainer, algorithm), **described})
     folder = options.run_folder(run)
-    between = rounds_between(snapshots, trainer.model)
+    between = options.frozen_interval_of(snapshots, trained(trainer.model).values())
     between = 0 if trainer.accelerator.num_processes > 1 else between
     check_scoring(trainer, how)
     captured = in_backward.chosen(scoring, trainer, how, gradient_bytes)

@@ -8,26 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rollsight.adapters.options import interval_of
 from rollsight.adapters.trl.loss import ROW_MEANS
-from rollsight.errors import OptionError, RollsightError
 from rollsight.records import Records
 from rollsight.runs import jsonable
-from rollsight.snapshot.language import SMALL, LanguageRound, bytes_of
-
-
-def rounds_between(snapshots: str, model: nn.Module) -> int:
-    """Rounds from one frozen round to the next, 0 for none; "auto": all where one takes at most 16 MiB.
-
-    Raises:
-        RollsightError: the setting is unknown.
-    """
-    if snapshots == "auto":
-        return int(bytes_of(trained(model).values()) <= SMALL)
-    try:
-        return interval_of(snapshots)
-    except RollsightError as error:
-        raise OptionError("{snapshots} is unknown: give auto, all, every:K or none", snapshots=snapshots) from error
+from rollsight.snapshot.language import LanguageRound
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rollsight.analysis.culprits.frozen import SnapshotRounds, check_has_rounds, joined
+from rollsight.analysis.culprits.frozen import SnapshotRounds, check_has_rounds, drawn, joined, key_of
 from rollsight.arrays import Ints
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records, Rows, rows_of, take_rows
 from rollsight.runs import Run
 from rollsight.snapshot import Snapshot
-from rollsight.streams import Purpose, stream
 from rollsight.targets import Action
 
 MOST_PAIRS = 1000  # a gradient of a mean over more says the same and costs more
@@ -62,12 +59,6 @@ class Behaviour:
             return float(target.terms(policy(measured), measured).mean())
 
 
-def key_of(run: Run, places: Iterable[tuple[int, int, int]], most: int = MOST_PAIRS) -> str:
-    """The key of the behaviour of these records, which needs no snapshot."""
-    what = [run.metadata.get("created"), most, sorted(places)]
-    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
-
-
 def of_step_query(run: Run, query: str, *, most: int = MOST_PAIRS, name: str | None = None) -> Behaviour:
     """The behaviour of the records that a query over the run selects; it gives the columns round, env and step, or
     whole rows with them.
@@ -108,10 +99,7 @@ def of_records(run: Run, listed: Listed, *, most: int = MOST_PAIRS, name: str | 
     if not every:
         raise RollsightError("a behaviour needs at least one record")
     check_has_rounds(run)
-    chosen = every
-    if len(every) > most:
-        drawn = stream(0, Purpose.BEHAVIOUR_PAIRS, len(every), most).permutation(len(every))[:most]
-        chosen = [every[index] for index in sorted(drawn.tolist())]
+    chosen = [every[index] for index in drawn(len(every), most)]
     parts: list[tuple[Rows, Rows]] = []
     places: list[tuple[int, int, int]] = []
     for round in sorted({one[0] for one in chosen}):
@@ -123,7 +111,7 @@ def of_records(run: Run, listed: Listed, *, most: int = MOST_PAIRS, name: str | 
     if rows_of(obs) == 0:
         raise RollsightError(f"none of the {len(every)} records is valid (a reset row shows no action): choose others")
     spelled = ":".join(map(str, every[0])) if len(every) == 1 else f"{len(every)} records"
-    key = key_of(run, every, most)
+    key = key_of(run, most, every)
     return Behaviour(name or spelled, key, obs, actions, places, len(every), SnapshotRounds(run))
 
 

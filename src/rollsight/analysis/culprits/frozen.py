@@ -3,6 +3,8 @@ share with them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +19,7 @@ from rollsight.records import Records, Rows
 from rollsight.runs import Run, is_language
 from rollsight.scoring import score_records
 from rollsight.snapshot import Snapshot
+from rollsight.streams import Purpose, stream
 from rollsight.targets import Action
 
 if TYPE_CHECKING:
@@ -142,6 +145,18 @@ def check_has_rounds(run: Run) -> None:
         raise RollsightError(
             f"{run.path} has no snapshots, which the scores need: train with --snapshots all (SB3: snapshots='all')"
         )
+
+
+def drawn(count: int, most: int) -> list[int]:
+    """At most so many of the places from 0 to count, in order: a behaviour's, of those that show it."""
+    if count <= most:
+        return list(range(count))
+    return sorted(stream(0, Purpose.BEHAVIOUR_PAIRS, count, most).permutation(count)[:most].tolist())
+
+
+def key_of(run: Run, *what: Any) -> str:
+    """The key of a behaviour of the run that is made of these plain values."""
+    return hashlib.sha256(json.dumps([run.metadata.get("created"), *what], default=str).encode()).hexdigest()[:16]
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor
 
 from rollsight import language
-from rollsight.analysis.culprits.frozen import check_has_rounds
+from rollsight.analysis.culprits.frozen import check_has_rounds, drawn, key_of
 from rollsight.analysis.culprits.language_rounds import LanguageRounds, rounds_of
 from rollsight.errors import RollsightError
 from rollsight.policy import Policy
 from rollsight.records import Records
 from rollsight.runs import Run
 from rollsight.snapshot import LanguageRound
-from rollsight.streams import Purpose, stream
 from rollsight.targets import Sequence as SequenceTarget
 from rollsight.training.language.padding import stack, trimmed
 
@@ -111,7 +109,7 @@ def of_pairs(
     if not every:
         raise RollsightError("a behaviour needs at least one prompt with a completion")
     check_has_rounds(run)
-    key = _key(run, most, [[prompt, completion] for prompt, completion in every])
+    key = key_of(run, "completions", most, every)
     chosen = [every[index] for index in drawn(len(every), most)]
     rounds = rounds_of(run, model)
     tokens = [(rounds.host.prompt_tokens(prompt), rounds.host.completion_tokens(text)) for prompt, text in chosen]
@@ -159,7 +157,7 @@ def of_completions(
     if not tokens:
         raise RollsightError(f"none of the {len(every)} records says anything: choose others")
     spelled = ":".join(map(str, every[0])) if len(every) == 1 else f"{len(every)} completions"
-    key = _key(run, most, [list(one) for one in every])
+    key = key_of(run, "completions", most, every)
     return Completions(name or spelled, key, _records(tokens, rounds), places, len(every), rounds)
 
 
@@ -190,18 +188,6 @@ def of_language_query(
     if by_place:
         return of_completions(run, rows, most=most, name=name or query, model=model)
     return of_pairs(run, rows, most=most, name=name or query, model=model)
-
-
-def drawn(count: int, most: int) -> list[int]:
-    """At most so many of the places from 0 to count, in order."""
-    if count <= most:
-        return list(range(count))
-    return sorted(stream(0, Purpose.BEHAVIOUR_PAIRS, count, most).permutation(count)[:most].tolist())
-
-
-def _key(run: Run, most: int, pairs: list[Any]) -> str:
-    what = [run.metadata.get("created"), "completions", most, pairs]
-    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
 
 def _tokens_of(records: Records, row: int) -> Tokens:

@@ -16,6 +16,7 @@ from rollsight.records import Records
 from rollsight.runs import Run
 from rollsight.scoring import score_records
 from rollsight.snapshot import LanguageRound
+from rollsight.training.language import prompts
 from rollsight.training.language.padding import trimmed
 
 if TYPE_CHECKING:
@@ -145,6 +146,13 @@ def rounds_of(run: Run, model: str | None = None) -> LanguageRounds:
         RollsightError: the model cannot be loaded.
     """
     return LanguageRounds(run, _host(str(run.path.resolve()), str(run.metadata.get("created")), model))
+
+
+def tokens_of(prompt: Any, tokenizer: Any, chat: bool = False, system: str | None = None) -> list[int]:
+    """The tokens of a prompt; messages, and with `chat` texts too, through the chat template."""
+    asked = as_messages(prompt)
+    given = prompts.Prompt(asked) if isinstance(asked, str) else prompts.Prompt("", asked)
+    return list(prompts.token_ids(prompts.through_template([given], tokenizer, chat, system), tokenizer)[0])
 
 
 def as_messages(prompt: Any) -> Any:

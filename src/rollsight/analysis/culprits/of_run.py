@@ -136,9 +136,9 @@ def culprits_of(
 
     (influences,) = score_rounds(run, [behaviour], scoring)
     groups = {name: gather(run, influences, name, settings.top) for name in by if name != "record"}
-    chosen, words = _left_out(run, influences, settings)
     checked, note = None, ""
     if settings.check:
+        chosen, words = _left_out(run, influences, settings)
         try:
             checked = check(
                 run, behaviour, chosen, draws=settings.draws, seed=settings.seed, left_out=words, report=replaying

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from rollsight import objectives
-from rollsight.analysis.culprits.language_rounds import as_messages
+from rollsight.analysis.culprits.language_rounds import tokens_of
 from rollsight.runs import Run
 from rollsight.snapshot import LanguageRound
-from rollsight.training.language import prompts, replaying
+from rollsight.training.language import replaying
 from rollsight.training.language.run import settings_of
 
 
@@ -28,10 +28,7 @@ class RLHFHost:
 
     def prompt_tokens(self, prompt: Any) -> list[int]:
         """The tokens of a prompt, through the chat template where the run's prompts went through it."""
-        asked = as_messages(prompt)
-        given = prompts.Prompt(asked) if isinstance(asked, str) else prompts.Prompt("", asked)
-        templated = prompts.through_template([given], self._tokenizer, self._settings.chat, self._settings.system)
-        return list(prompts.token_ids(templated, self._tokenizer)[0])
+        return tokens_of(prompt, self._tokenizer, self._settings.chat, self._settings.system)
 
     def completion_tokens(self, text: str) -> list[int]:
         """The tokens of a completion."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rollsight import objectives
-from rollsight.analysis.culprits.language_rounds import as_messages
+from rollsight.analysis.culprits.language_rounds import as_messages, tokens_of
 from rollsight.errors import OptionError, RollsightError
 from rollsight.language import Completions
 from rollsight.policy import Policy
@@ -18,7 +18,7 @@ from rollsight.records import Records
 from rollsight.runs import Run
 from rollsight.snapshot import LanguageRound
 from rollsight.streams import Purpose, stream
-from rollsight.training.language import models, prompts
+from rollsight.training.language import models
 
 _ROWS = 32  # completions of one forward
 _OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
@@ -41,7 +41,6 @@ class TRLHost:
                 f"the base model of {run.path} is needed, and {error}; name it with {{model}}", model=model or "FOLDER"
             ) from error
         self._model, self._tokenizer = _with_adapter(loaded.model, update), loaded.tokenizer
-        self._optimizer: torch.optim.Optimizer | None = None
         self.policy = Policy(self._model, Completions(update["temperature"], count_padding=True))
         self.objective = _objective(update, on_policy=True)
         self.pad_token = int(self._tokenizer.pad_token_id)
@@ -49,10 +48,7 @@ class TRLHost:
 
     def prompt_tokens(self, prompt: Any) -> list[int]:
         """The tokens of a prompt; messages through the model's chat template."""
-        asked = as_messages(prompt)
-        given = prompts.Prompt(asked) if isinstance(asked, str) else prompts.Prompt("", asked)
-        templated = prompts.through_template([given], self._tokenizer, chat=False, system=None)
-        return list(prompts.token_ids(templated, self._tokenizer)[0])
+        return tokens_of(prompt, self._tokenizer)
 
     def completion_tokens(self, text: str) -> list[int]:
         """The tokens of a completion; of messages, the last one's."""
@@ -63,25 +59,15 @@ class TRLHost:
     def put_back(self, frozen: LanguageRound) -> None:
         """Set the policy to that of the round's start."""
         named = dict(self._model.named_parameters())
-        mine = {name: p for name, p in named.items() if name in frozen.trainable}
+        mine = {name: named[name] for name in frozen.trainable if name in named}
         for name, p in named.items():
             p.requires_grad_(name in mine)
-        frozen.put_into({name: mine[name] for name in frozen.trainable if name in mine})
-        update = frozen.update
-        kind = _OPTIMIZERS.get(update["optimizer"])
-        if kind is None:
-            raise RollsightError(
-                f"round {frozen.round} was trained with the optimiser {update['optimizer']}, which is not replayed: "
-                f"train with one of {', '.join(_OPTIMIZERS)}"
-            )
-        groups = [{"params": [mine[name] for name in group]} for group in update["groups"]]
-        self._optimizer = kind(groups, lr=1e-3)
-        self._optimizer.load_state_dict(dict(frozen.optimizer))
+        frozen.put_into(mine)
 
     def train_again(self, frozen: LanguageRound, weights: Tensor) -> None:
         """Set the policy to that after the round's update with these weights (N,)."""
         self.put_back(frozen)
-        assert self._optimizer is not None
+        optimizer = self._optimizer(frozen)
         update, device = frozen.update, self.policy.device
         kept = torch.nonzero(weights > 0).flatten()
         if not len(kept):
@@ -106,8 +92,22 @@ class TRLHost:
                         (-objective.terms(self.policy(part), part).sum() / max(divisor, 1.0)).backward()
                 if update["max_grad_norm"] > 0:
                     nn.utils.clip_grad_norm_(trained, update["max_grad_norm"])
-                self._optimizer.step()
-                self._optimizer.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def _optimizer(self, frozen: LanguageRound) -> torch.optim.Optimizer:
+        """Over the model's parameters, as it was at the round's start."""
+        update, named = frozen.update, dict(self._model.named_parameters())
+        kind = _OPTIMIZERS.get(update["optimizer"])
+        if kind is None:
+            raise RollsightError(
+                f"round {frozen.round} was trained with the optimiser {update['optimizer']}, which is not replayed: "
+                f"train with one of {', '.join(_OPTIMIZERS)}"
+            )
+        groups = [{"params": [named[name] for name in group]} for group in update["groups"]]
+        optimizer: torch.optim.Optimizer = kind(groups, lr=1e-3)
+        frozen.put_into_optimizer(optimizer)
+        return optimizer
 
 
 def _parts(records: Records) -> Iterator[Records]:

@@ -136,7 +136,7 @@ def split_mass(
             text=None, hovertemplate="%{customdata[1]:.2%} " + name + ", %{customdata[2]} records<extra></extra>",
         )  # fmt: skip
     limit = float(max(hurt.max(initial=0), helped.max(initial=0), 1e-9)) * 1.08
-    step = next(one for one in _STEPS if 2 * one >= limit or one == _STEPS[-1])
+    step = max((one for one in _STEPS if one <= limit), default=_STEPS[0])  # one or two ticks on either side of 0
     ticks = np.arange(-np.floor(limit / step), np.floor(limit / step) + 1) * step
     further = f"; {left_out:,} with less harm left out" if left_out else ""
     figure.update_xaxes(

@@ -23,7 +23,7 @@ _CHOSEN = 8  # runs whose curves are drawn unless others are chosen
 _NUMBER = {"type": "rightAligned", "filter": False}
 _COLUMNS: list[dict[str, Any]] = [
     {"field": "name", "headerName": "Run", "cellRenderer": "runLink", "minWidth": 170, "flex": 2, "pinned": "left"},
-    {"field": "task", "headerName": "Environment, model", "flex": 2, "minWidth": 140, "tooltipField": "task"},
+    {"field": "task", "headerName": "Task", "flex": 2, "minWidth": 140, "tooltipField": "task"},
     {"field": "algorithm", "headerName": "Algorithm", "width": 110, "filter": False},
     {"field": "arm", "headerName": "Arm", "flex": 1, "minWidth": 105, "tooltipField": "arm"},
     {"field": "seed", "headerName": "Seed", "width": 68, **_NUMBER},
@@ -38,7 +38,7 @@ _COLUMNS: list[dict[str, Any]] = [
         **_NUMBER,
     },
     {"field": "state", "headerName": "State", "width": 108, "filter": False},
-    {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 105, "tooltipField": "warnings"},
+    {"field": "warnings", "headerName": "Warnings", "flex": 1, "minWidth": 125, "tooltipField": "warnings"},
 ]
 _STATES = {"running": "training", "ended": "ended", "stopped": "stopped early"}
 _FORMATS = {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rollsight.studies.replay.models import Flipping
 
 KEYS = ("env", "arm", "seed")
+_ROUNDS = 20  # of a whole run, by every environment's settings
 _FOUND = ("auroc_influence", "auroc_influence_size", "auroc_td", "auroc_age", "auroc_reward", "flipped", "agreement")
 _COPIED = ("value_bias", "value_rmse", "td_error_mean", "trust_split_half", "trust_split_half_permuted", "neg_frac")
 
@@ -70,7 +71,7 @@ class Cell:
     @property
     def rounds(self) -> int:
         """About how many looks at the buffer there will be."""
-        return self.settings.rounds or 20
+        return self.settings.rounds or _ROUNDS
 
     def done(self, columns: Columns) -> bool:
         return True
@@ -96,7 +97,7 @@ class Cell:
             selection=self.arm.rule(lambda: watch, study.power, self.seed),
             on_round=follow,
         )
-        share = 1.0 if study.rounds is None else min(1.0, study.rounds / 20)
+        share = 1.0 if study.rounds is None else min(1.0, study.rounds / _ROUNDS)
         model.learn(int(setting.steps * share), callback=watch)
         return rows
 

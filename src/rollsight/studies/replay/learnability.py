@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rollsight.adapters.sb3_off_policy import ReplayInfluenceCallback
+from rollsight.adapters.sb3_off_policy.critics import in_parts
 from rollsight.policy import Policy
-from rollsight.scoring.problem import default_chunk_size
+from rollsight.records import Records
 
 
 def relo(watch: ReplayInfluenceCallback) -> Tensor:
@@ -21,10 +22,10 @@ def relo(watch: ReplayInfluenceCallback) -> Tensor:
     model: Any = watch.model
     target = model.q_net_target if hasattr(model, "q_net_target") else model.critic_target
     old = replace(critic, policy=Policy(target, critic.policy.evaluate))
-    size, parts = default_chunk_size(records), []
+
+    def learnable(part: Records) -> Tensor:
+        now, before = (one.objective.terms(one.policy(part), part) for one in (critic, old))
+        return before - now  # terms are losses with the other sign
+
     with torch.no_grad():
-        for start in range(0, len(records), size):
-            part = records.take(slice(start, start + size))
-            now, before = (one.objective.terms(one.policy(part), part) for one in (critic, old))
-            parts.append(before - now)  # terms are losses with the other sign
-    return torch.cat(parts)
+        return in_parts(learnable, records)

@@ -37,7 +37,8 @@ def trainer_of(run: Run, model: str | None = None) -> LanguagePPO:
 def put_back(trainer: LanguagePPO, frozen: LanguageRound) -> None:
     """Put policy and optimiser where they were when the round's update began."""
     trainer.round = frozen.round
-    frozen.put_into(trainer.policy.trainable(), trainer.optimizer)
+    frozen.put_into(trainer.policy.trainable())
+    frozen.put_into_optimizer(trainer.optimizer)
 
 
 def train_again(trainer: LanguagePPO, frozen: LanguageRound, weights: Tensor) -> None:

@@ -15,11 +15,10 @@ from accelerate import PartialState
 
 from rollsight import distributed, runs
 from rollsight.adapters import findings
-from rollsight.adapters.options import interval_of
+from rollsight.adapters.options import frozen_interval_of
 from rollsight.adapters.top_records import top_records
 from rollsight.doctor.live import LiveDoctor
-from rollsight.errors import OptionError, RollsightError
-from rollsight.snapshot.language import SMALL, bytes_of
+from rollsight.errors import RollsightError
 from rollsight.trackers import Trackers
 from rollsight.training.language import models, prompts, rewards, saving, sources
 from rollsight.training.language.columns import round_columns, round_summary
@@ -53,7 +52,7 @@ def train(
         message says which rounds are kept).
     """
     settings = _with_whole_path(settings)
-    _freezing(settings, 0)  # says whether it is known, before anything is loaded
+    frozen_interval_of(settings.snapshots, ())  # says whether it is known, before anything is loaded
     if settings.save is not None and distributed.rank() == 0:
         saving.check_folder(settings.save, overwrite)
     trainer, held_out = prepare(settings)
@@ -151,22 +150,6 @@ def prepare(settings: RunSettings) -> tuple[LanguagePPO, tuple[Prompt, ...]]:
     return LanguagePPO(policy, training, reward, settings.options, settings.seed), held_out
 
 
-def _freezing(settings: RunSettings, size: int) -> int:
-    """Rounds from one frozen round to the next, 0 for none. size: of one, in bytes.
-
-    Raises:
-        RollsightError: the setting is unknown.
-    """
-    if settings.snapshots == "auto":
-        return int(size <= SMALL)
-    try:
-        return interval_of(settings.snapshots)
-    except RollsightError as error:
-        raise OptionError(
-            "{snapshots} is unknown: give auto, all, every:K or none", snapshots=settings.snapshots
-        ) from error
-
-
 def _stored(settings: RunSettings) -> dict[str, Any]:
     """As `settings_of` reads them. A run without scores has no target."""
     stored = asdict(settings)
@@ -198,7 +181,7 @@ def _rounds(
             _evaluate(trainer, held_out, writer)
 
     if writer is not None:
-        trainer.freeze_every = _freezing(settings, bytes_of(trainer.policy.trainable().values()))
+        trainer.freeze_every = frozen_interval_of(settings.snapshots, trainer.policy.trainable().values())
     if settings.doctor and writer is not None:
         trainer.doctor = LiveDoctor({"run_settings": _stored(settings)}, writer.path)
     trackers, texts = Trackers(), TokenTexts(trainer.policy.tokenizer)
